@@ -18,7 +18,7 @@ MD5 = {"shd_train.h5.gz": "d47c9825dee33347913e8ce0f2be08b0",
        "ssc_valid.h5.zip": "b4eee3516a4a90dd0c71a6ac23a8ae43",
        "ssc_test.h5.zip": "a35ff1e9cffdd02a20eb850c17c37748"}
 CHANNELS, GROUP, STEP_MS = 700, 5, 10  # of the cochlea; summed to one input; time step
-INPUTS, CLASSES = {"shd": 140, "ssc": 140, "toy": 20}, {"shd": 20, "ssc": 35, "toy": 10}
+INPUTS, CLASSES = {"shd": 140, "ssc": 140, "toy": 5}, {"shd": 20, "ssc": 35, "toy": 10}
 
 class Spikes(NamedTuple):
     counts: torch.Tensor  # uint8 [samples, steps, inputs], zero after a sample's own steps
@@ -138,20 +138,22 @@ def bin_spikes(times, units):
         raise ValueError(f"{counts.max()} spikes in one step and input, expected at most 255")
     return counts.astype(np.uint8), steps
 
-def toy(split, inputs=20, slot=2, late=0.25, noise=2, latest=20):
+def toy(split, inputs=5, slot=5, jitter=0.25, noise=1, latest=20):
     """The task that needs delays: in which order do the inputs spike?
 
-    A class is a permutation that gives each input a time slot of `slot` steps to itself; its one
-    spike falls into any step of the slot, all after a common random onset.  So a pattern never has
-    two spikes in one step, and step by step all classes look the same.  Then come `noise` spikes.
+    A class is a permutation that gives each input a slot of `slot` steps to itself, all of them
+    after a common random onset.  Its one spike falls on the slot's second step, or with probability
+    `jitter` a step beside.  So a pattern never has two spikes in one step, and step by step all
+    classes look the same.  `noise` spikes are added.
     """
     samples, seed = {"train": (2000, 1), "test": (1000, 2)}[split]
     rng, sample = np.random.default_rng(seed), np.arange(samples)[:, None]
     order = np.stack([np.random.default_rng([0, c]).permutation(inputs) for c in range(10)])
     labels = sample[:, 0] % 10
-    step = slot * order[labels] + (rng.random((samples, inputs)) < late)
+    step = rng.choice(3, (samples, inputs), p=[jitter / 2, 1 - jitter, jitter / 2])
+    step += slot * order[labels] + rng.integers(0, latest, (samples, 1))
     counts = np.zeros((samples, slot * inputs + latest, inputs), np.uint8)
-    counts[sample, step + rng.integers(0, latest, (samples, 1)), np.arange(inputs)] = 1
+    counts[sample, step, np.arange(inputs)] = 1
     place = rng.integers(0, counts.shape[1:], (samples, noise, 2))
     np.add.at(counts, (sample, place[..., 0], place[..., 1]), 1)
     return Spikes(torch.from_numpy(counts), torch.full((samples,), counts.shape[1]),

@@ -41,9 +41,9 @@ def integer_kernel(weight, delay, taps):
     """
     weight, delay = _synapses(weight, delay, taps)
     index = delay.detach().round().long()
-    if not index.is_cuda:  # there the scatter itself asserts it, and to look would stall the host
-        require(((index >= 0) & (index < taps)).all(),
-                f"a delay lies outside 0..{taps - 1} steps: clamp the delays, or use more taps.")
+    # On CUDA the scatter itself asserts this, and to look would stall the host.
+    require(index.is_cuda or ((index >= 0) & (index < taps)).all(),
+            f"a delay lies outside 0..{taps - 1} steps: clamp the delays, or use more taps.")
     kernel = weight.new_zeros(taps, *weight.shape).scatter(0, index[None], weight[None])
     return kernel.sum(1).permute(1, 2, 0)  # [out, in, taps]
 
@@ -67,55 +67,31 @@ def delay_conv(spikes, kernel, tail=0):
             "[T, B, in] and [out, in, taps], no size 0, and a tail of at least 0.")
     if kernel.shape[2] == 1:  # no delays: a plain linear layer
         return F.pad(F.linear(spikes, kernel[:, :, 0]), (0, 0, 0, 0, 0, tail))
-    return (conv_direct if spikes.is_cuda else ConvFourier.apply)(spikes, kernel, tail)
+    return (conv_direct if spikes.is_cuda else conv_fourier)(spikes, kernel, tail)
 
 def conv_direct(spikes, kernel, tail):
     padded = F.pad(spikes.permute(1, 2, 0), (kernel.shape[2] - 1, tail))
     return F.conv1d(padded, kernel.flip(2)).permute(2, 0, 1).contiguous()  # [T + tail, B, out]
 
-class ConvFourier(torch.autograd.Function):
-    """Convolution theorem: Y[f] = X[f] K[f] at each frequency f of a period of n steps, long enough
-    that nothing wraps around.  At these sizes products with small matrices are the fastest
-    transforms.  Real and imaginary parts are kept apart, along the first axis."""
-
-    @staticmethod
-    def forward(ctx, spikes, kernel, tail):
-        steps, taps = len(spikes), kernel.shape[2]
-        n = steps + max(taps - 1, tail)
-        to_x, to_k, of_y = (_dft(length, n, spikes) for length in (steps, taps, steps + tail))
-        # Of a real signal half the frequencies tell all: each stands for itself and its conjugate,
-        # but for 0 and, if n is even, n / 2, which are their own conjugates.
-        of_y *= 2 / n
-        of_y[:, [0, -1] if n % 2 == 0 else 0] /= 2
-        x = torch.tensordot(to_x, spikes, 1)  # [2, n//2 + 1, B, in]
-        k = torch.tensordot(to_k, kernel.permute(2, 0, 1), 1)  # [2, n//2 + 1, out, in]
-        ctx.save_for_backward(x, k, to_x, to_k, of_y)
-        return torch.tensordot(of_y, _complex_bmm(x, k.transpose(2, 3)), ([0, 1], [0, 1]))
-
-    @staticmethod
-    def backward(ctx, grad):
-        """Every matrix transposed; dX = dY conj(K), dK = dY conj(X)."""
-        x, k, to_x, to_k, of_y = ctx.saved_tensors
-        dx, dy = None, torch.tensordot(of_y, grad, 1)  # [2, n//2 + 1, B, out]
-        dk = _complex_bmm(dy.transpose(2, 3), x, conjugate=True)
-        if ctx.needs_input_grad[0]:  # not in the first layer
-            dx = torch.tensordot(to_x, _complex_bmm(dy, k, conjugate=True), ([0, 1], [0, 1]))
-        return dx, torch.tensordot(to_k, dk, ([0, 1], [0, 1])).permute(1, 2, 0), None
-
-def _dft(length, n, like):
-    """cos and -sin of 2 pi f t / n, f = 0..n//2, t < length: [2, n//2 + 1, length]."""
-    f, t = (torch.arange(size, device=like.device) for size in (n // 2 + 1, length))
-    angle = (torch.outer(f, t) % n).double() * (2 * math.pi / n)
-    return torch.stack([angle.cos(), -angle.sin()]).to(like.dtype)
-
-def _complex_bmm(a, b, conjugate=False):
-    """a [2, f, m, l] times b, or its conjugate, [2, f, l, n], by three real products (Gauss)."""
-    (a_re, a_im), (b_re, b_im), sign = a, b, -1 if conjugate else 1
-    re, im = out = a.new_empty(2, *a_re.shape[:2], b_re.shape[2])
-    torch.bmm(a_re + a_im, b_re, out=re)
-    torch.baddbmm(re, a_re, torch.sub(b_re, b_im, alpha=sign), alpha=-1, out=im)
-    re.baddbmm_(a_im, torch.add(b_re, b_im, alpha=sign), alpha=-1)
-    return out
+def conv_fourier(spikes, kernel, tail):
+    """Convolution theorem: Y[f] = X[f] K[f] at each frequency f of a period of n steps, so long that
+    nothing wraps around.  At these sizes a product with a small matrix is the fastest transform."""
+    steps, taps = len(spikes), kernel.shape[2]
+    n = steps + max(taps - 1, tail)
+    f = torch.arange(n // 2 + 1, device=spikes.device)[:, None]
+    def basis(length):  # real and imaginary part of exp(-2 pi i f t / n), [2, n//2 + 1, length]
+        angle = (f * torch.arange(length, device=f.device) % n).double() * (2 * math.pi / n)
+        return torch.stack([angle.cos(), -angle.sin()])
+    # Of real signals half the frequencies tell all: each stands for itself and its conjugate, but
+    # for 0 and, if n is even, n / 2, which are their own conjugates.
+    of_y = basis(steps + tail) * torch.where((f == 0) | (2 * f == n), 1, 2) / n
+    x_re, x_im = torch.tensordot(basis(steps).to(spikes), spikes, 1)  # [n//2 + 1, B, in]
+    k = torch.tensordot(basis(taps).to(spikes), kernel.permute(2, 0, 1), 1)
+    k_re, k_im = k.transpose(2, 3)  # [n//2 + 1, in, out]
+    y = torch.bmm(x_re + x_im, k_re)  # three real products make the complex one (Gauss)
+    y = torch.stack([torch.baddbmm(y, x_im, k_re + k_im, alpha=-1),
+                     torch.baddbmm(y, x_re, k_im - k_re)])  # [2, n//2 + 1, B, out]
+    return torch.tensordot(of_y.to(spikes), y, ([0, 1], [0, 1]))  # [T + tail, B, out]
 
 def lif(current, tau, threshold=1.0, alpha=5.0):
     """Leaky integrate-and-fire neurons (section 3.1): current -> spikes, 0 or 1, both [T, B, N].
@@ -268,9 +244,3 @@ class DelaySNN(nn.Module):
                 spikes.mul_(F.dropout(torch.ones_like(spikes[:1]), self.dropout))  # [1, B, N]
         self.rates = rates
         return leaky_integrator(self.layers[-1](spikes), self.tau)
-
-    @torch.no_grad()
-    def clamp_delays(self):
-        """Puts delays that an optimizer step led out of 0..taps-1 back onto the bound."""
-        for layer in self.layers:
-            layer.delay.clamp_(0, layer.taps - 1)

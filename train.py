@@ -16,7 +16,7 @@ OPTIONS = {  # group: {option: (type or choices, least, default or those of shd,
     "network": {
         "delays": (["learned", "constant-sigma", "fixed", "none"], 0, "learned",
                    "learned with a shrinking or a constant sigma, fixed at random, or none"),
-        "hidden": (int, 1, (256, 512, 10), "neurons in a hidden layer"),
+        "hidden": (int, 1, (256, 512, 48), "neurons in a hidden layer"),
         "layers": (int, 1, (2, 3, 1), "hidden layers"),
         "taps": (int, 1, (25, 31, 25), "delays are 0 to TAPS - 1 steps of 10 ms"),
         "kernel-count": (int, 1, 1, "synapses per pair of neurons"),
@@ -24,12 +24,12 @@ OPTIONS = {  # group: {option: (type or choices, least, default or those of shd,
         "tau": (float, data.STEP_MS, (10.05, 15.0, 10.05), "time constant of the membranes, ms"),
         "dropout": (float, 0, (0.4, 0.25, 0.0), "share of hidden neurons silenced in training")},
     "training": {
-        "epochs": (int, 1, (150, 60, 40), "passes over the training samples"),
+        "epochs": (int, 1, (150, 60, 20), "passes over the training samples"),
         "batch-size": (int, 1, (256, 128, 50), "samples"),
         "lr": (float, 0, 5e-3, "peak learning rate of the weights"),
         "delay-lr": (float, 0, 0.1, "first learning rate of the delays, steps of 10 ms"),
         "weight-decay": (float, 0, 1e-5, "L2 penalty of the weights"),
-        "length-block": (int, 0, 8, "batches among which samples are sorted by length; 0: no"),
+        "length-block": (int, 0, 0, "batches among which samples are sorted by length; 0: no"),
         "seed": (int, 0, 0, "of weights, delays, batches and dropout"),
         "device": (["auto", "cpu", "cuda"], 0, "auto", "where to compute"),
         "tf32": (bool, 0, False, "let CUDA round products to TF32: faster, less exact")},
@@ -86,9 +86,14 @@ def build(options):
                     options.connections or None).to(options.device)
 
 def predict(net, spikes, indices, longest):
-    """Class scores [B, classes] of some samples, each over its own steps and the network's tail."""
-    membrane = net(spikes.counts[:, :longest][indices].transpose(0, 1).contiguous().float())
-    return class_scores(membrane, spikes.steps[indices] + len(membrane) - longest)
+    """Class scores [B, classes] of some samples: in training over all steps, as in the paper; in
+    evaluation over each one's own and the network's tail.  The silence added there lets all layers
+    see to the end of that tail, so that the scores do not depend on the batch."""
+    tail = net.layers[0].taps // 2
+    silence = 0 if net.training else tail * (len(net.layers) - 1)
+    x = spikes.counts[:, :longest][indices].transpose(0, 1).contiguous().float()  # [T, B, in]
+    own = None if net.training else spikes.steps[indices] + tail * len(net.layers)
+    return class_scores(net(F.pad(x, (0, 0, 0, 0, 0, silence))), own)
 
 @torch.no_grad()
 def evaluate(net, spikes, batch_size):
@@ -114,9 +119,9 @@ def train(options, saved=None):
 
     saved: the last.pt of an interrupted run with the same options, which is then continued.
     """
-    by_valid = options.dataset == "ssc" or options.valid_speakers != ""
+    by_valid, net = options.dataset == "ssc" or options.valid_speakers != "", build(options)
     sets = load(options, *(s for s in SPLITS[options.dataset] if s != "test" or not by_valid))
-    net, train_set, rows, best = build(options), sets["train"], [], 0
+    train_set, rows, best = sets["train"], [], 0
     layers, learn = net.layers, net.layers[0].learn_delays
     first_delays = [layer.delay.detach().clone() for layer in layers]
     adam = torch.optim.Adam([
@@ -146,12 +151,12 @@ def train(options, saved=None):
             group["lr"], group["betas"] = rate, (beta, 0.999)
         shrinking = options.delays == "learned"
         sigma = shrinking_sigma(epoch, options.epochs, options.taps) if shrinking else 0.5
+        for layer in layers:
+            layer.sigma = sigma
         net.train()
         sums = torch.zeros(2 + options.layers, device=options.device)  # read once, after the epoch
         schedule = data.batches(train_set, options.batch_size, options.length_block)
         for done, (indices, longest) in enumerate(schedule, 1):
-            for layer in layers:
-                layer.sigma = sigma
             scores, labels = predict(net, train_set, indices, longest), train_set.labels[indices]
             loss = F.cross_entropy(scores, labels)
             adam.zero_grad()
@@ -183,8 +188,7 @@ def train(options, saved=None):
         write(options.out, "log.csv", "".join(",".join("" if x is None else str(x) for x in line) + "\n"
                                               for line in [rows[0], *(row.values() for row in rows)]))
     if by_valid:
-        best_state = torch.load(os.path.join(options.out, "best.pt"), weights_only=True)
-        net.load_state_dict(best_state["net"])
+        net.load_state_dict(read_checkpoint(os.path.join(options.out, "best.pt"))["net"])
         sets = load(options, "test")
     result = {key: getattr(options, key) for key in ("dataset", "delays", "seed", "epochs")} | {
         "parameters": parameters, "test_accuracy": evaluate(net, sets["test"], options.batch_size),
@@ -202,17 +206,27 @@ def write(folder, name, content):
         file.write(content.encode()) if isinstance(content, str) else torch.save(content, file)
     os.replace(path + ".part", path)
 
+def read_checkpoint(path):
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return {key: state[key] for key in ("options", "net", "adam", "rows", "best")}
+    except FileNotFoundError:
+        raise
+    except Exception as problem:  # torch raises many kinds
+        raise ValueError(f"{path} is not a checkpoint of train.py, or a damaged one") from problem
+
 def main(argv=None):
     given, options = parse(argv)
     last, saved, cuda = os.path.join(options.out, "last.pt"), None, torch.cuda.is_available()
     try:
         if options.eval or options.resume:
-            saved = torch.load(options.eval or last, map_location="cpu", weights_only=True)
-            for key in saved["options"].keys() - {"resume", "eval", "out", "data_dir", "device"}:
-                if given.get(key, saved["options"][key]) != saved["options"][key]:
+            saved = read_checkpoint(options.eval or last)
+            for key, value in saved["options"].items():
+                if key not in given and key not in ("out", "device", "resume", "eval"):
+                    setattr(options, key, value)
+                elif key not in ("out", "device", "resume", "eval", "data_dir") and given[key] != value:
                     raise ValueError(f"--{key.replace('_', '-')} {given[key]}: the saved run has "
-                                     f"{saved['options'][key]}; leave it out, or use another --out")
-                setattr(options, key, saved["options"][key])
+                                     f"{value}; leave the option out, or start anew in another --out")
         elif os.path.exists(last):
             raise ValueError(f"{options.out} holds a run: --resume continues it, --out names another")
         if options.device == "cuda" and not cuda:
