@@ -28,7 +28,6 @@ class Spikes(NamedTuple):
 
 def batches(spikes, size, block=0, shuffle=True):
     """[(indices, longest)]: the samples of each batch of an epoch, and the most steps among them.
-
     Unshuffled, samples go by length.  Shuffled with a block, they are sorted by length within every
     `block` batches, and the batches shuffled again: still random, but with little padding.
     """
@@ -42,7 +41,6 @@ def batches(spikes, size, block=0, shuffle=True):
 
 def load(dataset, split, data_dir):
     """Spikes of a split of shd, ssc or toy; a file that is not in data_dir is fetched into it.
-
     Raises OSError with a sentence for the user.
     """
     if dataset == "toy":
@@ -65,7 +63,6 @@ def load(dataset, split, data_dir):
 
 def fetch(name, data_dir):
     """Downloads a published file, going on where a download was cut off -> its path.
-
     The file gets its name when its checksum was found right, not before.
     """
     path, problems = os.path.join(data_dir, name), []
@@ -82,8 +79,8 @@ def fetch(name, data_dir):
                     while block := reply.read(1 << 20):
                         done += part.write(block)
                         speed = (done - first) / 1e6 / (time.time() - begun)
-                        print(f"\r{name}: {done / 1e6:.1f} of {total / 1e6:.1f} MB, {speed:.1f} MB/s, "
-                              f"{done / total:.0%}", end="", file=sys.stderr, flush=True)
+                        print(f"\r{name} {done / 1e6:.1f} of {total / 1e6:.1f} MB, {speed:.1f} MB/s,"
+                              f" {done / total:.0%}", end="", file=sys.stderr, flush=True)
             print(file=sys.stderr)
             if done < total:
                 raise OSError(f"the connection ended after {done} of {total} bytes")
@@ -98,9 +95,9 @@ def fetch(name, data_dir):
             problems.append(f"{server}: {problem}")
             if getattr(problem, "code", None) == 416:  # the part has no rest: begin anew
                 os.remove(path + ".part")
-    raise OSError(f"{name} is not in {data_dir} and could not be fetched ({'; '.join(problems)}): get "
-                  f"it from {' or '.join(f'{server}/{name}' for server in SERVERS)} and put it there, "
-                  "or try --dataset toy, which needs no files")
+    raise OSError(f"{name} is not in {data_dir} and could not be fetched ({'; '.join(problems)}): "
+                  f"put it there from {' or '.join(f'{server}/{name}' for server in SERVERS)}, or "
+                  "try --dataset toy, which needs no files")
 
 def read(path, classes, chunk=128):
     """Spikes of an .h5 file, binned `chunk` samples at a time to keep memory low."""
@@ -108,7 +105,7 @@ def read(path, classes, chunk=128):
         labels, speakers = (torch.from_numpy(file[key][:].astype(np.int64))
                             for key in ("labels", "extra/speaker"))
         if not len(labels) or labels.min() < 0 or labels.max() >= classes:
-            raise ValueError(f"labels {labels.unique().tolist()}, expected some of 0..{classes - 1}")
+            raise ValueError(f"labels {labels.unique().tolist()}, expected of 0..{classes - 1}")
         parts = [bin_spikes(file["spikes/times"][i:i + chunk], file["spikes/units"][i:i + chunk])
                  for i in range(0, len(labels), chunk)]
     steps = torch.from_numpy(np.concatenate([own for _, own in parts]))
@@ -119,7 +116,7 @@ def read(path, classes, chunk=128):
     return Spikes(counts, steps, labels, speakers)
 
 def bin_spikes(times, units):
-    """Times in s and channels 0..699, an array per sample -> counts, uint8 [samples, steps, inputs],
+    """Times in s and channels 0..699, arrays by sample -> counts, uint8 [samples, steps, inputs],
     in steps of 10 ms from the sample's first spike on, and steps [samples]: how many it lasts."""
     size = np.array([len(t) for t in times])
     sample, some = np.repeat(np.arange(len(size)), size), size > 0
@@ -140,7 +137,6 @@ def bin_spikes(times, units):
 
 def toy(split, inputs=5, slot=5, jitter=0.25, noise=1, latest=20):
     """The task that needs delays: in which order do the inputs spike?
-
     A class is a permutation that gives each input a slot of `slot` steps to itself, all of them
     after a common random onset.  Its one spike falls on the slot's second step, or with probability
     `jitter` a step beside.  So a pattern never has two spikes in one step, and step by step all

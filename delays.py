@@ -21,9 +21,7 @@ def require(condition, message):
 
 def gaussian_kernel(weight, delay, sigma, taps):
     """The differentiable kernel of training (the paper, section 3.2), [out, in, taps]:
-
         k[o,i,d] = w[o,i] g[d] / (sum_d' g[d'] + 1e-7),  g[d] = exp(-((d - delay[o,i])/sigma)^2 / 2)
-
     weight, delay: [out, in], or [count, out, in] for several synapses a pair, summed over count.
     """
     weight, delay = _synapses(weight, delay, taps)
@@ -36,7 +34,6 @@ def gaussian_kernel(weight, delay, sigma, taps):
 
 def integer_kernel(weight, delay, taps):
     """The kernel of evaluation, the limit sigma -> 0: one tap, w at round(delay), [out, in, taps].
-
     The delay gets no gradient; rounded, it has to be one of 0..taps-1.
     """
     weight, delay = _synapses(weight, delay, taps)
@@ -49,15 +46,13 @@ def integer_kernel(weight, delay, taps):
 
 def _synapses(weight, delay, taps):
     require(weight.shape == delay.shape and weight.dim() in (2, 3) and taps >= 1,
-            f"weight {list(weight.shape)}, delay {list(delay.shape)}, taps {taps}: expected the first"
-            " two both [out, in] or both [count, out, in], and at least one tap.")
+            f"weight {list(weight.shape)}, delay {list(delay.shape)}, taps {taps}: expected the "
+            "first two both [out, in] or both [count, out, in], and at least one tap.")
     return (x.reshape(-1, *x.shape[-2:]) for x in (weight, delay))  # [count, out, in]
 
 def delay_conv(spikes, kernel, tail=0):
     """The delayed sum, continued for `tail` steps beyond the input:
-
         y[t,b,o] = sum_i sum_d k[o,i,d] x[t-d,b,i],  x = 0 outside of its T steps
-
     spikes [T, B, in], kernel [out, in, taps] -> [T + tail, B, out].  CUDA has cuDNN's convolution;
     on the CPU the convolution theorem is faster, as it takes a tenth of the multiplications.
     """
@@ -74,8 +69,8 @@ def conv_direct(spikes, kernel, tail):
     return F.conv1d(padded, kernel.flip(2)).permute(2, 0, 1).contiguous()  # [T + tail, B, out]
 
 def conv_fourier(spikes, kernel, tail):
-    """Convolution theorem: Y[f] = X[f] K[f] at each frequency f of a period of n steps, so long that
-    nothing wraps around.  At these sizes a product with a small matrix is the fastest transform."""
+    """Convolution theorem: Y[f] = X[f] K[f] at each frequency f of a period of n steps, long enough
+    for nothing to wrap around.  At these sizes a product with a small matrix is the fastest transform."""
     steps, taps = len(spikes), kernel.shape[2]
     n = steps + max(taps - 1, tail)
     f = torch.arange(n // 2 + 1, device=spikes.device)[:, None]
@@ -95,9 +90,7 @@ def conv_fourier(spikes, kernel, tail):
 
 def lif(current, tau, threshold=1.0, alpha=5.0):
     """Leaky integrate-and-fire neurons (section 3.1): current -> spikes, 0 or 1, both [T, B, N].
-
         h[t] = (1 - 1/tau) v[t-1] + I[t],  s[t] = 1 if h[t] >= threshold,  v[t] = h[t] (1 - s[t])
-
     tau >= 1; alpha is the steepness of the surrogate gradient.
     """
     return LIF.apply(current, _decay(current, tau), threshold, alpha)
@@ -121,7 +114,6 @@ class LIF(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_spikes):
         """dL/dI[t] = dL/dh[t] = surrogate(h[t] - threshold) dL/ds[t] + decay (1 - s[t]) dL/dh[t+1].
-
         The last term is the path through v[t], in which s[t] counts as a constant: the reset is
         detached, as in the paper, or each spike would also be blamed for its own reset.
         """
@@ -134,12 +126,11 @@ class LIF(torch.autograd.Function):
         return grad, None, None, None
 
 def atan_surrogate(x, alpha):
-    """(alpha/2) / (1 + (pi/2 alpha x)^2), the slope of the smooth step arctan(pi/2 alpha x) / pi."""
+    """(alpha/2) / (1 + (pi/2 alpha x)^2), the slope of the smooth step arctan(pi/2 alpha x) / pi"""
     return (x * (math.pi / 2 * alpha)).square_().add_(1).reciprocal_().mul_(alpha / 2)
 
 def leaky_integrator(current, tau):
     """The readout's neurons, which do not spike: current -> membrane potential, both [T, B, N].
-
         v[t] = (1 - 1/tau) v[t-1] + I[t] = sum_{s <= t} (1 - 1/tau)^(t-s) I[s],  a matrix product
     """
     decay = _decay(current, tau)
@@ -149,13 +140,12 @@ def leaky_integrator(current, tau):
 
 def _decay(current, tau):
     require(current.dim() == 3 and len(current) > 0 and tau >= 1,
-            f"current {list(current.shape)}, tau {tau}: expected [T, B, N] with T at least 1, and a "
-            "tau of at least 1 step, which is no memory.")
+            f"current {list(current.shape)}, tau {tau}: expected [T, B, N] with T at least 1, and "
+            "tau at least 1 step, which is no memory.")
     return 1 - 1 / tau
 
 def class_scores(membrane, steps=None):
     """Softmax over the classes at each step, summed over time: [T, B, classes] -> [B, classes].
-
     steps [B]: how many steps of each sample count, so that padding does not (None: all of them).
     """
     require(membrane.dim() == 3, f"membrane {list(membrane.shape)}: expected [T, B, classes].")
@@ -173,10 +163,8 @@ def shrinking_sigma(epoch, epochs, taps):
 
 class DelayedLinear(nn.Module):
     """A linear layer of delayed synapses, without bias: [T, B, in] -> [T + taps//2, B, out].
-
     taps: delays are 0..taps-1 steps.  count: synapses per pair of neurons.  learn_delays=False:
     random whole steps for good.  connections: inputs of each neuron, drawn at random (None: all).
-
     .weight, .delay: [out, in], or [count, out, in] if count > 1.  .mask: [out, in] or None.
     .sigma: the Gaussian's width in steps, a plain number, set by the training loop.
     """
@@ -214,11 +202,9 @@ class DelayedLinear(nn.Module):
 
 class DelaySNN(nn.Module):
     """Spikes [T, B, in] -> membrane of the readout [T + layers * (taps//2), B, classes].
-
     Hidden layers, of the sizes `hidden`: delayed sum -> batch norm over (T, B) -> LIF -> dropout of
     whole neurons, drawn for each sample; readout: delayed sum -> leaky integrator.  The other
     arguments as in DelayedLinear; taps=1, learn_delays=False is the network without delays.
-
     .layers: the DelayedLinear, readout last.  .rates: spikes per neuron and step, by hidden layer.
     """
 

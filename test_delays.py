@@ -647,7 +647,7 @@ def test_bad_input_gets_one_sentence_and_no_traceback(tmp_path, servers):
             (("--lr", "nan"), "--lr nan"), (("--dropout", 1), "dropout is 1.0"),
             (("--dataset", "mnist"), "invalid choice"), (("--frobnicate", 1), "unrecognized"),
             (("--data-dir", tmp_path / "broken"), "not a sound spike file"),
-            (("--data-dir", tmp_path / "labels"), "labels [20], expected some of 0..19"),
+            (("--data-dir", tmp_path / "labels"), "labels [20], expected of 0..19"),
             (("--data-dir", tmp_path / "none"), "--dataset toy, which needs no files"),
             (("--data-dir", tmp_path, "--valid-speakers", "9"), "--valid-speakers 9"),
             (("--data-dir", tmp_path, "--valid-speakers", "0,1,2"), "not all"),

@@ -11,11 +11,10 @@ SPLITS = {"shd": ["train", "test"], "ssc": ["train", "valid", "test"], "toy": ["
 OPTIONS = {  # group: {option: (type or choices, least, default or those of shd, ssc, toy; help)}
     "data": {
         "dataset": (list(SPLITS), 0, "shd", "spoken words as spikes, or a made-up task"),
-        "data-dir": (str, 0, "data", "with .h5, .h5.gz or .h5.zip files; others are fetched into it"),
+        "data-dir": (str, 0, "data", "of .h5, .h5.gz or .h5.zip files; what is missing is fetched"),
         "valid-speakers": (str, 0, "", "of shd's train, held out for validation, as in 3,6")},
     "network": {
-        "delays": (["learned", "constant-sigma", "fixed", "none"], 0, "learned",
-                   "learned with a shrinking or a constant sigma, fixed at random, or none"),
+        "delays": (["learned", "constant-sigma", "fixed", "none"], 0, "learned", "fixed: at random"),
         "hidden": (int, 1, (256, 512, 48), "neurons in a hidden layer"),
         "layers": (int, 1, (2, 3, 1), "hidden layers"),
         "taps": (int, 1, (25, 31, 25), "delays are 0 to TAPS - 1 steps of 10 ms"),
@@ -31,8 +30,7 @@ OPTIONS = {  # group: {option: (type or choices, least, default or those of shd,
         "weight-decay": (float, 0, 1e-5, "L2 penalty of the weights"),
         "length-block": (int, 0, 0, "batches among which samples are sorted by length; 0: no"),
         "seed": (int, 0, 0, "of weights, delays, batches and dropout"),
-        "device": (["auto", "cpu", "cuda"], 0, "auto", "where to compute"),
-        "tf32": (bool, 0, False, "let CUDA round products to TF32: faster, less exact")},
+        "device": (["auto", "cpu", "cuda"], 0, "auto", "where to compute")},
     "output": {
         "out": (str, 0, None, "folder of the results [runs/DATASET-DELAYS-SEED]"),
         "resume": (bool, 0, False, "continue the run in --out"),
@@ -52,38 +50,36 @@ def parse(argv=None):
             section.add_argument(f"--{name}", help=text + f" [{default}]" * bool(default), **how)
     given = vars(parser.parse_args(argv))
     which, options = list(SPLITS).index(given.get("dataset", "shd")), argparse.Namespace(**given)
-    for name, (kind, least, default, _) in {k: v for g in OPTIONS.values() for k, v in g.items()}.items():
-        key = name.replace("-", "_")
-        value = given.get(key, default[which] if isinstance(default, tuple) else default)
+    for name, (kind, least, default, _) in (item for g in OPTIONS.values() for item in g.items()):
+        key, default = name.replace("-", "_"), default if type(default) is not tuple else default[which]
+        value = given.get(key, default)
         if kind in (int, float) and not least <= value < math.inf:
             parser.error(f"--{name} {value}: expected a finite number of at least {least}")
         setattr(options, key, value)
     options.out = options.out or f"runs/{options.dataset}-{options.delays}-{options.seed}"
     return given, options
 
-def load(options, *splits):
-    """The Spikes of each split, on the training device; `valid` are the held-out speakers, if any."""
-    sets = {split: data.load(options.dataset, split, options.data_dir) for split in splits}
-    if options.valid_speakers and "train" in sets:
-        wanted, every = options.valid_speakers.split(","), sets["train"]
+def load(o, *splits):
+    """The Spikes of each split, on the training device; speakers held out of train are `valid`."""
+    sets = {split: data.load(o.dataset, split, o.data_dir) for split in splits}
+    if o.valid_speakers and "train" in sets:
+        wanted, every = o.valid_speakers.split(","), sets["train"]
         known = {str(n) for n in every.speakers.tolist()}
-        if options.dataset != "shd" or not set(wanted) < known:
-            raise ValueError(f"--valid-speakers {options.valid_speakers} of {options.dataset}: expected"
-                             f" some, but not all, of {','.join(sorted(known))} of shd")
+        if o.dataset != "shd" or not set(wanted) < known:
+            raise ValueError(f"--valid-speakers {o.valid_speakers} of {o.dataset}: expected some, but "
+                             f"not all, of {','.join(sorted(known))} of shd")
         held_out = torch.isin(every.speakers, torch.tensor([int(n) for n in wanted]))
-        for split, which in (("train", ~held_out), ("valid", held_out)):
-            sets[split] = data.Spikes(*(field[which] for field in every))
-    return {split: data.Spikes(*(field.to(options.device) for field in spikes))
-            for split, spikes in sets.items()}
+        sets["train"] = data.Spikes(*(field[~held_out] for field in every))
+        sets["valid"] = data.Spikes(*(field[held_out] for field in every))
+    return {s: data.Spikes(*(field.to(o.device) for field in sets[s])) for s in sets}
 
-def build(options):
+def build(o):
     """The network that the options and their seed describe."""
-    torch.manual_seed(options.seed)
-    return DelaySNN(data.INPUTS[options.dataset], [options.hidden] * options.layers,
-                    data.CLASSES[options.dataset], 1 if options.delays == "none" else options.taps,
-                    options.kernel_count, options.tau / data.STEP_MS, options.dropout,
-                    options.delays in ("learned", "constant-sigma"),
-                    options.connections or None).to(options.device)
+    torch.manual_seed(o.seed)
+    return DelaySNN(data.INPUTS[o.dataset], [o.hidden] * o.layers, data.CLASSES[o.dataset],
+                    1 if o.delays == "none" else o.taps, o.kernel_count, o.tau / data.STEP_MS,
+                    o.dropout, o.delays in ("learned", "constant-sigma"), o.connections or None
+                    ).to(o.device)
 
 def predict(net, spikes, indices, longest):
     """Class scores [B, classes] of some samples: in training over all steps, as in the paper; in
@@ -106,7 +102,7 @@ def evaluate(net, spikes, batch_size):
     return hits.item() / len(spikes.labels)
 
 def one_cycle(epoch, epochs, peak):
-    """Learning rate and Adam's beta1 of an epoch: peak / 25, the peak at 30 %, nearly 0 at the end."""
+    """Learning rate and Adam's beta1 of an epoch: peak / 25, peak at 30 %, nearly 0 at the end."""
     top = max(0.3 * epochs - 1, 0)
     done = epoch / top if epoch < top else (epoch - top) / max(epochs - 1 - top, 1)
     mix = (1 - math.cos(math.pi * done)) / 2  # 0 to 1 on the way up, and again on the way down
@@ -114,18 +110,17 @@ def one_cycle(epoch, epochs, peak):
         return peak / 25 + (peak - peak / 25) * mix, 0.95 - 0.1 * mix
     return peak + (peak / 25e4 - peak) * mix, 0.85 + 0.1 * mix
 
-def train(options, saved=None):
+def train(o, saved=None):
     """Trains, and writes config.json, log.csv, last.pt, best.pt and result.json -> the result.
-
     saved: the last.pt of an interrupted run with the same options, which is then continued.
     """
-    by_valid, net = options.dataset == "ssc" or options.valid_speakers != "", build(options)
-    sets = load(options, *(s for s in SPLITS[options.dataset] if s != "test" or not by_valid))
+    by_valid, net = o.dataset == "ssc" or o.valid_speakers != "", build(o)
+    sets = load(o, *(s for s in SPLITS[o.dataset] if s != "test" or not by_valid))
     train_set, rows, best = sets["train"], [], 0
     layers, learn = net.layers, net.layers[0].learn_delays
     first_delays = [layer.delay.detach().clone() for layer in layers]
     adam = torch.optim.Adam([
-        {"params": [layer.weight for layer in layers], "weight_decay": options.weight_decay},
+        {"params": [layer.weight for layer in layers], "weight_decay": o.weight_decay},
         {"params": list(net.norms.parameters())},
         {"params": [layer.delay for layer in layers] * learn}], fused=True)
     if saved:
@@ -135,27 +130,28 @@ def train(options, saved=None):
     synapses = sum(x.weight.numel() if x.mask is None else int(x.mask.expand_as(x.weight).sum())
                    for x in layers)  # a masked one has no parameters
     parameters = synapses * (1 + learn) + sum(p.numel() for p in net.norms.parameters())
-    write(options.out, "config.json", json.dumps(vars(options), indent=1))
-    print(f"data     {options.dataset}: {', '.join(f'{len(s.labels)} {n}' for n, s in sets.items())} "
-          f"samples of {train_set.steps.min()} to {train_set.steps.max()} steps of {data.STEP_MS} ms, "
-          f"{train_set.counts.sum(dtype=torch.int64) / len(train_set.labels):.0f} spikes each")
-    print(f"network  {'-'.join(str(x.weight.shape[-1]) for x in layers)}-{layers[-1].weight.shape[-2]}"
-          f", {options.delays} delays, {layers[0].taps} taps, {parameters:,} parameters")
-    print(f"device   {options.device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    for epoch in range(len(rows), options.epochs):
+    write(o.out, "config.json", json.dumps(vars(o), indent=1))
+    counts, steps = train_set.counts, train_set.steps
+    print("data    ", o.dataset, *(f"{len(s.labels)} {name}" for name, s in sets.items()), "samples,",
+          f"{steps.min()}..{steps.max()} steps of {data.STEP_MS} ms,",
+          f"{counts.sum(dtype=torch.int64) / len(steps):.0f} spikes each")
+    print("network ", "-".join(map(str, [counts.shape[2], *[o.hidden] * o.layers, data.CLASSES[o.dataset]])),
+          f"{o.delays} delays, {layers[0].taps} taps, {parameters:,} parameters")
+    print("device  ", o.device, f"{torch.get_num_threads()} threads, torch {torch.__version__}")
+    for epoch in range(len(rows), o.epochs):
         begun = time.time()
-        torch.manual_seed(options.seed + 1_000_003 * (epoch + 1))  # so no generator needs saving
-        lr, beta1 = one_cycle(epoch, options.epochs, options.lr)
-        delay_lr = options.delay_lr * (1 + math.cos(math.pi * epoch / options.epochs)) / 2
+        torch.manual_seed(o.seed + 1_000_003 * (epoch + 1))  # so no generator needs saving
+        lr, beta1 = one_cycle(epoch, o.epochs, o.lr)
+        delay_lr = o.delay_lr * (1 + math.cos(math.pi * epoch / o.epochs)) / 2
         for group, rate, beta in zip(adam.param_groups, (lr, lr, delay_lr), (beta1, beta1, 0.9)):
             group["lr"], group["betas"] = rate, (beta, 0.999)
-        shrinking = options.delays == "learned"
-        sigma = shrinking_sigma(epoch, options.epochs, options.taps) if shrinking else 0.5
+        shrinking = o.delays == "learned"
+        sigma = shrinking_sigma(epoch, o.epochs, o.taps) if shrinking else 0.5
         for layer in layers:
             layer.sigma = sigma
         net.train()
-        sums = torch.zeros(2 + options.layers, device=options.device)  # read once, after the epoch
-        schedule = data.batches(train_set, options.batch_size, options.length_block)
+        sums = torch.zeros(2 + o.layers, device=o.device)  # read once, after the epoch
+        schedule = data.batches(train_set, o.batch_size, o.length_block)
         for done, (indices, longest) in enumerate(schedule, 1):
             scores, labels = predict(net, train_set, indices, longest), train_set.labels[indices]
             loss = F.cross_entropy(scores, labels)
@@ -169,7 +165,7 @@ def train(options, saved=None):
             if sys.stderr.isatty() and time.time() - begun > 3:
                 print(f"\rbatch {done} of {len(schedule)} ", end="\r", file=sys.stderr, flush=True)
         loss, hit, *rates = (sums / len(train_set.labels)).tolist()
-        accuracy = {s: evaluate(net, sets[s], options.batch_size) for s in sets if s != "train"}
+        accuracy = {s: evaluate(net, sets[s], o.batch_size) for s in sets if s != "train"}
         moved = torch.cat([(x.delay - d).abs().flatten() for x, d in zip(layers, first_delays)])
         rows.append({"epoch": epoch + 1, "loss": loss, "train_accuracy": hit,
                      "valid_accuracy": accuracy.get("valid"), "test_accuracy": accuracy.get("test"),
@@ -179,23 +175,24 @@ def train(options, saved=None):
         if epoch % 25 == 0 or saved:
             saved = print(*(f"{name.replace('accuracy', 'acc'):>9}" for name in rows[0]))
         print(*(f"{'-' if x is None else round(x, 5):>9}" for x in rows[-1].values()), flush=True)
-        improved = by_valid and accuracy["valid"] > (rows[best - 1]["valid_accuracy"] if best else -1)
+        improved = by_valid and (not best or accuracy["valid"] > rows[best - 1]["valid_accuracy"])
         best = epoch + 1 if improved else best
-        state = {"options": vars(options), "net": net.state_dict(), "adam": adam.state_dict(),
+        state = {"options": vars(o), "net": net.state_dict(), "adam": adam.state_dict(),
                  "rows": rows, "best": best}
         for name in ["best.pt"] * improved + ["last.pt"]:
-            write(options.out, name, state)
-        write(options.out, "log.csv", "".join(",".join("" if x is None else str(x) for x in line) + "\n"
-                                              for line in [rows[0], *(row.values() for row in rows)]))
+            write(o.out, name, state)
+        table = [rows[0], *(row.values() for row in rows)]
+        write(o.out, "log.csv", "".join(
+            ",".join("" if x is None else str(x) for x in line) + "\n" for line in table))
     if by_valid:
-        net.load_state_dict(read_checkpoint(os.path.join(options.out, "best.pt"))["net"])
-        sets = load(options, "test")
-    result = {key: getattr(options, key) for key in ("dataset", "delays", "seed", "epochs")} | {
-        "parameters": parameters, "test_accuracy": evaluate(net, sets["test"], options.batch_size),
+        net.load_state_dict(read_checkpoint(os.path.join(o.out, "best.pt"))["net"])
+        sets = load(o, "test")
+    result = {key: getattr(o, key) for key in ("dataset", "delays", "seed", "epochs")} | {
+        "parameters": parameters, "test_accuracy": evaluate(net, sets["test"], o.batch_size),
         "rule": f"best on validation, epoch {best}" if by_valid else "last epoch",
         "best_on_test": None if by_valid else max(row["test_accuracy"] for row in rows),
         "seconds": sum(row["seconds"] for row in rows)}
-    write(options.out, "result.json", json.dumps(result, indent=1))
+    write(o.out, "result.json", json.dumps(result, indent=1))
     return result
 
 def write(folder, name, content):
@@ -212,46 +209,46 @@ def read_checkpoint(path):
         return {key: state[key] for key in ("options", "net", "adam", "rows", "best")}
     except FileNotFoundError:
         raise
-    except Exception as problem:  # torch raises many kinds
+    except Exception as problem:  # torch has many
         raise ValueError(f"{path} is not a checkpoint of train.py, or a damaged one") from problem
 
 def main(argv=None):
-    given, options = parse(argv)
-    last, saved, cuda = os.path.join(options.out, "last.pt"), None, torch.cuda.is_available()
+    given, o = parse(argv)
+    last, saved, cuda = os.path.join(o.out, "last.pt"), None, torch.cuda.is_available()
     try:
-        if options.eval or options.resume:
-            saved = read_checkpoint(options.eval or last)
-            for key, value in saved["options"].items():
-                if key not in given and key not in ("out", "device", "resume", "eval"):
-                    setattr(options, key, value)
-                elif key not in ("out", "device", "resume", "eval", "data_dir") and given[key] != value:
-                    raise ValueError(f"--{key.replace('_', '-')} {given[key]}: the saved run has "
-                                     f"{value}; leave the option out, or start anew in another --out")
+        if o.eval or o.resume:
+            saved = read_checkpoint(o.eval or last)
+            for key in saved["options"].keys() - {"out", "device", "resume", "eval"}:
+                value = saved["options"][key]
+                if given.get(key, value) != value and key != "data_dir":
+                    raise ValueError(f"--{key.replace('_', '-')} {given[key]}: the saved run has {value}"
+                                     "; leave the option out, or start a new run in another --out")
+                setattr(o, key, given.get(key, value))
         elif os.path.exists(last):
-            raise ValueError(f"{options.out} holds a run: --resume continues it, --out names another")
-        if options.device == "cuda" and not cuda:
-            raise ValueError("--device cuda: torch finds no CUDA card here; use cpu, or leave it out")
-        options.device = "cuda" if cuda and options.device == "auto" else options.device.replace("auto", "cpu")
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = options.tf32
+            raise ValueError(f"{o.out} holds a run: continue it with --resume, or name another --out")
+        if o.device == "cuda" and not cuda:
+            raise ValueError("--device cuda: torch finds no CUDA card here; leave it out, or use cpu")
+        o.device = "cuda" if cuda and o.device != "cpu" else "cpu"
+        torch.backends.cudnn.allow_tf32 = False  # the same numbers as on the CPU
         if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
             # glibc hands big blocks back when they are freed, and the system clears them anew for
             # the next tensor, a third of a step: M_MMAP_MAX and M_TRIM_THRESHOLD make it keep them.
             ctypes.CDLL(None).mallopt(-4, 0)
             ctypes.CDLL(None).mallopt(-1, 2**31 - 1)
-        if options.eval:
-            net = build(options)
+        if o.eval:
+            net = build(o)
             net.load_state_dict(saved["net"])
-            accuracy = evaluate(net, load(options, "test")["test"], options.batch_size)
-            print(f"test accuracy {accuracy:.2%} ({options.eval}, epoch {len(saved['rows'])})")
+            accuracy = evaluate(net, load(o, "test")["test"], o.batch_size)
+            print(f"test accuracy {accuracy:.2%} ({o.eval}, epoch {len(saved['rows'])})")
         else:
-            result = train(options, saved)
+            result = train(o, saved)
             best = result["best_on_test"]
-            print(f"test accuracy {result['test_accuracy']:.2%} ({result['rule']})",
-                  "" if best is None else f"best on test {best:.2%} (picked by the test set: no measure)")
+            print(f"test accuracy {result['test_accuracy']:.2%} ({result['rule']})" + (
+                "" if best is None else f", best on test {best:.2%} (no measure: test chose it)"))
     except (OSError, ValueError) as problem:
         sys.exit(f"train.py: {problem}")
     except KeyboardInterrupt:
-        sys.exit(f"\nstopped; to continue: python train.py --out {options.out} --resume")
+        sys.exit(f"\nstopped; to continue: python train.py --out {o.out} --resume")
 
 if __name__ == "__main__":
     main()
