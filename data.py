@@ -26,18 +26,13 @@ class Spikes(NamedTuple):
     labels: torch.Tensor
     speakers: torch.Tensor
 
-def batches(spikes, size, block=0, shuffle=True):
-    """[(indices, longest)]: the samples of each batch of an epoch, and the most steps among them.
-    Unshuffled, samples go by length.  Shuffled with a block, they are sorted by length within every
-    `block` batches, and the batches shuffled again: still random, but with little padding.
-    """
+def batches(spikes, size, shuffle=True):
+    """[(indices, longest)]: samples of each batch of an epoch, shuffled or by length, and the most
+    steps among them."""
     steps = spikes.steps.cpu()
     order = torch.randperm(len(steps)) if shuffle else steps.argsort(stable=True)
-    if shuffle and block:
-        order = torch.cat([o[steps[o].argsort(stable=True)] for o in order.split(block * size)])
     longest = [int(own.max()) for own in steps[order].split(size)]
-    pairs = list(zip(order.to(spikes.steps.device).split(size), longest))
-    return [pairs[i] for i in torch.randperm(len(pairs))] if shuffle and block else pairs
+    return list(zip(order.to(spikes.steps.device).split(size), longest))
 
 def load(dataset, split, data_dir):
     """Spikes of a split of shd, ssc or toy; a file that is not in data_dir is fetched into it.
@@ -79,8 +74,8 @@ def fetch(name, data_dir):
                     while block := reply.read(1 << 20):
                         done += part.write(block)
                         speed = (done - first) / 1e6 / (time.time() - begun)
-                        print(f"\r{name} {done / 1e6:.1f} of {total / 1e6:.1f} MB, {speed:.1f} MB/s,"
-                              f" {done / total:.0%}", end="", file=sys.stderr, flush=True)
+                        print(f"\r{name} {done / 1e6:.1f} of {total / 1e6:.1f} MB, {speed:.1f} MB/s, "
+                              f"{done / total:.0%}", end="", file=sys.stderr, flush=True)
             print(file=sys.stderr)
             if done < total:
                 raise OSError(f"the connection ended after {done} of {total} bytes")

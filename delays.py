@@ -5,7 +5,6 @@ position has no gradient; so in training the tap is a Gaussian around d, whose w
 over the epochs, and in evaluation it is the one tap at round(d).  Method: Hammouamri,
 Khalfaoui-Hassani, Masquelier, "Learning Delays in Spiking Neural Networks using Dilated
 Convolutions with Learnable Spacings", ICLR 2024, arXiv 2306.17670 (below: the paper).
-
 The first axis of every signal is time: [T, B, N] is steps, batch, neurons.  Delays, sigma and tau
 are in steps.  Arguments that do not fit raise a ValueError that says what was expected.
 """
@@ -29,8 +28,7 @@ def gaussian_kernel(weight, delay, sigma, taps):
     # In memory the taps come first, so that every operation runs along long rows.
     d = torch.arange(taps, dtype=delay.dtype, device=delay.device).view(-1, 1, 1, 1)
     bell = torch.exp(-((d - delay) / sigma).square() / 2)  # [taps, count, out, in]
-    kernel = bell * (weight / (bell.sum(0) + 1e-7))
-    return kernel.sum(1).permute(1, 2, 0)  # [out, in, taps]
+    return (bell * (weight / (bell.sum(0) + 1e-7))).sum(1).permute(1, 2, 0)  # [out, in, taps]
 
 def integer_kernel(weight, delay, taps):
     """The kernel of evaluation, the limit sigma -> 0: one tap, w at round(delay), [out, in, taps].
@@ -70,7 +68,7 @@ def conv_direct(spikes, kernel, tail):
 
 def conv_fourier(spikes, kernel, tail):
     """Convolution theorem: Y[f] = X[f] K[f] at each frequency f of a period of n steps, long enough
-    for nothing to wrap around.  At these sizes a product with a small matrix is the fastest transform."""
+    for nothing to wrap around.  A product with a small matrix is the fastest transform here."""
     steps, taps = len(spikes), kernel.shape[2]
     n = steps + max(taps - 1, tail)
     f = torch.arange(n // 2 + 1, device=spikes.device)[:, None]

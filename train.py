@@ -3,7 +3,6 @@ import argparse, ctypes, json, math, os, sys, time
 
 import torch
 from torch.nn import functional as F
-
 import data
 from delays import DelaySNN, class_scores, shrinking_sigma
 
@@ -14,7 +13,7 @@ OPTIONS = {  # group: {option: (type or choices, least, default or those of shd,
         "data-dir": (str, 0, "data", "of .h5, .h5.gz or .h5.zip files; what is missing is fetched"),
         "valid-speakers": (str, 0, "", "of shd's train, held out for validation, as in 3,6")},
     "network": {
-        "delays": (["learned", "constant-sigma", "fixed", "none"], 0, "learned", "fixed: at random"),
+        "delays": (["learned", "constant-sigma", "fixed", "none"], 0, "learned", "how they come"),
         "hidden": (int, 1, (256, 512, 48), "neurons in a hidden layer"),
         "layers": (int, 1, (2, 3, 1), "hidden layers"),
         "taps": (int, 1, (25, 31, 25), "delays are 0 to TAPS - 1 steps of 10 ms"),
@@ -28,7 +27,6 @@ OPTIONS = {  # group: {option: (type or choices, least, default or those of shd,
         "lr": (float, 0, 5e-3, "peak learning rate of the weights"),
         "delay-lr": (float, 0, 0.1, "first learning rate of the delays, steps of 10 ms"),
         "weight-decay": (float, 0, 1e-5, "L2 penalty of the weights"),
-        "length-block": (int, 0, 0, "batches among which samples are sorted by length; 0: no"),
         "seed": (int, 0, 0, "of weights, delays, batches and dropout"),
         "device": (["auto", "cpu", "cuda"], 0, "auto", "where to compute")},
     "output": {
@@ -37,7 +35,7 @@ OPTIONS = {  # group: {option: (type or choices, least, default or those of shd,
         "eval": (str, 0, None, "only print the test accuracy of this checkpoint")}}
 
 def parse(argv=None):
-    """-> the options that the command line gives, and all of them, completed with the defaults."""
+    """-> the options of the command line, and all of them, completed with the defaults."""
     parser = argparse.ArgumentParser(
         "train.py", description=f"{__doc__}  [Defaults: one, or those of shd, ssc, toy.]",
         usage="python train.py [--dataset {shd,ssc,toy}] [option ...]; -h lists the options",
@@ -51,8 +49,8 @@ def parse(argv=None):
     given = vars(parser.parse_args(argv))
     which, options = list(SPLITS).index(given.get("dataset", "shd")), argparse.Namespace(**given)
     for name, (kind, least, default, _) in (item for g in OPTIONS.values() for item in g.items()):
-        key, default = name.replace("-", "_"), default if type(default) is not tuple else default[which]
-        value = given.get(key, default)
+        key = name.replace("-", "_")
+        value = given.get(key, default[which] if isinstance(default, tuple) else default)
         if kind in (int, float) and not least <= value < math.inf:
             parser.error(f"--{name} {value}: expected a finite number of at least {least}")
         setattr(options, key, value)
@@ -66,8 +64,8 @@ def load(o, *splits):
         wanted, every = o.valid_speakers.split(","), sets["train"]
         known = {str(n) for n in every.speakers.tolist()}
         if o.dataset != "shd" or not set(wanted) < known:
-            raise ValueError(f"--valid-speakers {o.valid_speakers} of {o.dataset}: expected some, but "
-                             f"not all, of {','.join(sorted(known))} of shd")
+            raise ValueError(f"--valid-speakers {o.valid_speakers} for {o.dataset}: expected some, "
+                             f"not all, of {','.join(sorted(known))} for shd")
         held_out = torch.isin(every.speakers, torch.tensor([int(n) for n in wanted]))
         sets["train"] = data.Spikes(*(field[~held_out] for field in every))
         sets["valid"] = data.Spikes(*(field[held_out] for field in every))
@@ -82,9 +80,8 @@ def build(o):
                     ).to(o.device)
 
 def predict(net, spikes, indices, longest):
-    """Class scores [B, classes] of some samples: in training over all steps, as in the paper; in
-    evaluation over each one's own and the network's tail.  The silence added there lets all layers
-    see to the end of that tail, so that the scores do not depend on the batch."""
+    """Class scores [B, classes]: in training over all steps, as in the paper; in evaluation over a
+    sample's own steps and the network's tail, which all layers see, whatever the batch."""
     tail = net.layers[0].taps // 2
     silence = 0 if net.training else tail * (len(net.layers) - 1)
     x = spikes.counts[:, :longest][indices].transpose(0, 1).contiguous().float()  # [T, B, in]
@@ -111,9 +108,7 @@ def one_cycle(epoch, epochs, peak):
     return peak + (peak / 25e4 - peak) * mix, 0.85 + 0.1 * mix
 
 def train(o, saved=None):
-    """Trains, and writes config.json, log.csv, last.pt, best.pt and result.json -> the result.
-    saved: the last.pt of an interrupted run with the same options, which is then continued.
-    """
+    """Trains, or continues a saved run; writes config.json, log.csv, *.pt, result.json -> the result."""
     by_valid, net = o.dataset == "ssc" or o.valid_speakers != "", build(o)
     sets = load(o, *(s for s in SPLITS[o.dataset] if s != "test" or not by_valid))
     train_set, rows, best = sets["train"], [], 0
@@ -132,12 +127,12 @@ def train(o, saved=None):
     parameters = synapses * (1 + learn) + sum(p.numel() for p in net.norms.parameters())
     write(o.out, "config.json", json.dumps(vars(o), indent=1))
     counts, steps = train_set.counts, train_set.steps
-    print("data    ", o.dataset, *(f"{len(s.labels)} {name}" for name, s in sets.items()), "samples,",
-          f"{steps.min()}..{steps.max()} steps of {data.STEP_MS} ms,",
-          f"{counts.sum(dtype=torch.int64) / len(steps):.0f} spikes each")
-    print("network ", "-".join(map(str, [counts.shape[2], *[o.hidden] * o.layers, data.CLASSES[o.dataset]])),
-          f"{o.delays} delays, {layers[0].taps} taps, {parameters:,} parameters")
-    print("device  ", o.device, f"{torch.get_num_threads()} threads, torch {torch.__version__}")
+    print("data    ", o.dataset, *(f"{len(s.labels)} {n}" for n, s in sets.items()), "samples of",
+          f"{steps.min()}..{steps.max()} steps of {data.STEP_MS} ms and",
+          f"{counts.sum(dtype=torch.int64) / len(steps):.0f} spikes")
+    print("network ", *(f"{x.weight.shape[-1]}-" for x in layers), data.CLASSES[o.dataset], f" {o.delays}"
+          f" delays, {layers[0].taps} taps, {parameters:,} parameters\ndevice   {o.device}, "
+          f"{torch.get_num_threads()} threads, torch {torch.__version__}", sep="")
     for epoch in range(len(rows), o.epochs):
         begun = time.time()
         torch.manual_seed(o.seed + 1_000_003 * (epoch + 1))  # so no generator needs saving
@@ -145,13 +140,12 @@ def train(o, saved=None):
         delay_lr = o.delay_lr * (1 + math.cos(math.pi * epoch / o.epochs)) / 2
         for group, rate, beta in zip(adam.param_groups, (lr, lr, delay_lr), (beta1, beta1, 0.9)):
             group["lr"], group["betas"] = rate, (beta, 0.999)
-        shrinking = o.delays == "learned"
-        sigma = shrinking_sigma(epoch, o.epochs, o.taps) if shrinking else 0.5
+        sigma = shrinking_sigma(epoch, o.epochs, o.taps) if o.delays == "learned" else 0.5
         for layer in layers:
             layer.sigma = sigma
         net.train()
         sums = torch.zeros(2 + o.layers, device=o.device)  # read once, after the epoch
-        schedule = data.batches(train_set, o.batch_size, o.length_block)
+        schedule = data.batches(train_set, o.batch_size)
         for done, (indices, longest) in enumerate(schedule, 1):
             scores, labels = predict(net, train_set, indices, longest), train_set.labels[indices]
             loss = F.cross_entropy(scores, labels)
@@ -181,9 +175,8 @@ def train(o, saved=None):
                  "rows": rows, "best": best}
         for name in ["best.pt"] * improved + ["last.pt"]:
             write(o.out, name, state)
-        table = [rows[0], *(row.values() for row in rows)]
-        write(o.out, "log.csv", "".join(
-            ",".join("" if x is None else str(x) for x in line) + "\n" for line in table))
+        write(o.out, "log.csv", "".join(",".join("" if x is None else str(x) for x in line) + "\n"
+                                        for line in [rows[0], *(row.values() for row in rows)]))
     if by_valid:
         net.load_state_dict(read_checkpoint(os.path.join(o.out, "best.pt"))["net"])
         sets = load(o, "test")
@@ -207,10 +200,9 @@ def read_checkpoint(path):
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         return {key: state[key] for key in ("options", "net", "adam", "rows", "best")}
-    except FileNotFoundError:
-        raise
     except Exception as problem:  # torch has many
-        raise ValueError(f"{path} is not a checkpoint of train.py, or a damaged one") from problem
+        reason = "there is none" if isinstance(problem, FileNotFoundError) else "this is no sound one"
+        raise ValueError(f"{path}: expected a checkpoint of train.py, but {reason}") from problem
 
 def main(argv=None):
     given, o = parse(argv)
@@ -221,18 +213,18 @@ def main(argv=None):
             for key in saved["options"].keys() - {"out", "device", "resume", "eval"}:
                 value = saved["options"][key]
                 if given.get(key, value) != value and key != "data_dir":
-                    raise ValueError(f"--{key.replace('_', '-')} {given[key]}: the saved run has {value}"
-                                     "; leave the option out, or start a new run in another --out")
+                    raise ValueError(f"--{key.replace('_', '-')} {given[key]}: the saved run has "
+                                     f"{value}; leave it out, or start a new run in another --out")
                 setattr(o, key, given.get(key, value))
         elif os.path.exists(last):
-            raise ValueError(f"{o.out} holds a run: continue it with --resume, or name another --out")
+            raise ValueError(f"{o.out} holds a run: continue it with --resume, or choose another --out")
         if o.device == "cuda" and not cuda:
-            raise ValueError("--device cuda: torch finds no CUDA card here; leave it out, or use cpu")
+            raise ValueError("--device cuda: torch finds no CUDA card here; use cpu or auto")
         o.device = "cuda" if cuda and o.device != "cpu" else "cpu"
         torch.backends.cudnn.allow_tf32 = False  # the same numbers as on the CPU
         if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
-            # glibc hands big blocks back when they are freed, and the system clears them anew for
-            # the next tensor, a third of a step: M_MMAP_MAX and M_TRIM_THRESHOLD make it keep them.
+            # Else glibc returns big blocks to the system, which clears them anew for each tensor, a
+            # third of a step.  -4 is M_MMAP_MAX, -1 is M_TRIM_THRESHOLD.
             ctypes.CDLL(None).mallopt(-4, 0)
             ctypes.CDLL(None).mallopt(-1, 2**31 - 1)
         if o.eval:
