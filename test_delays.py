@@ -607,7 +607,7 @@ def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_learned_beats_fixed_beats_none_on_the_toy_task(tmp_path):
     accuracy = {}
     for variant in ("learned", "fixed", "none"):
-        o = options("--dataset", "toy", "--delays", variant, "--device", "cpu", "--out", tmp_path / variant)
+        o = options("--dataset", "toy", "--delays", variant, "--epochs", 8, "--device", "cpu", "--out", tmp_path / variant)
         accuracy[variant] = train.train(o)["test_accuracy"]
     assert accuracy["none"] < 0.15 < 0.3 < accuracy["fixed"] < accuracy["learned"] - 0.03, accuracy
 
