@@ -6,7 +6,6 @@ Evaluation of Spiking Neural Networks", 2020: spoken words through a model of th
 import gzip, hashlib, os, shutil, sys, tempfile, time, zlib
 from typing import NamedTuple
 from urllib.request import Request, urlopen
-
 import h5py
 import numpy as np
 import torch
@@ -35,9 +34,8 @@ def batches(spikes, size, shuffle=True):
     return list(zip(order.to(spikes.steps.device).split(size), longest))
 
 def load(dataset, split, data_dir):
-    """Spikes of a split of shd, ssc or toy; a file that is not in data_dir is fetched into it.
-    Raises OSError with a sentence for the user.
-    """
+    """Spikes of a split of shd, ssc or toy; a file that is not in data_dir is fetched into it.  An
+    OSError carries a sentence for the user."""
     if dataset == "toy":
         return toy(split)
     names = [f"{dataset}_{split}.h5{packing}" for packing in ("", ".gz", ".zip")]
@@ -57,9 +55,8 @@ def load(dataset, split, data_dir):
                       "delete it to have the published one fetched") from problem
 
 def fetch(name, data_dir):
-    """Downloads a published file, going on where a download was cut off -> its path.
-    The file gets its name when its checksum was found right, not before.
-    """
+    """Downloads a published file, from where an earlier try was cut off -> its path, which it gets
+    when its checksum was found right, not before."""
     path, problems = os.path.join(data_dir, name), []
     for server in SERVERS * 2:
         try:
@@ -74,8 +71,8 @@ def fetch(name, data_dir):
                     while block := reply.read(1 << 20):
                         done += part.write(block)
                         speed = (done - first) / 1e6 / (time.time() - begun)
-                        print(f"\r{name} {done / 1e6:.1f} of {total / 1e6:.1f} MB, {speed:.1f} MB/s, "
-                              f"{done / total:.0%}", end="", file=sys.stderr, flush=True)
+                        print(f"\r{name} {done / 1e6:.1f} of {total / 1e6:.1f} MB, {speed:.1f} MB/s"
+                              f", {done / total:.0%}", end="", file=sys.stderr, flush=True)
             print(file=sys.stderr)
             if done < total:
                 raise OSError(f"the connection ended after {done} of {total} bytes")

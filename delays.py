@@ -9,7 +9,6 @@ The first axis of every signal is time: [T, B, N] is steps, batch, neurons.  Del
 are in steps.  Arguments that do not fit raise a ValueError that says what was expected.
 """
 import math
-
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -25,7 +24,6 @@ def gaussian_kernel(weight, delay, sigma, taps):
     """
     weight, delay = _synapses(weight, delay, taps)
     require(sigma > 0, f"sigma is {sigma}: expected a positive width in steps.")
-    # In memory the taps come first, so that every operation runs along long rows.
     d = torch.arange(taps, dtype=delay.dtype, device=delay.device).view(-1, 1, 1, 1)
     bell = torch.exp(-((d - delay) / sigma).square() / 2)  # [taps, count, out, in]
     return (bell * (weight / (bell.sum(0) + 1e-7))).sum(1).permute(1, 2, 0)  # [out, in, taps]
@@ -69,8 +67,7 @@ def conv_direct(spikes, kernel, tail):
 def conv_fourier(spikes, kernel, tail):
     """Convolution theorem: Y[f] = X[f] K[f] at each frequency f of a period of n steps, long enough
     for nothing to wrap around.  A product with a small matrix is the fastest transform here."""
-    steps, taps = len(spikes), kernel.shape[2]
-    n = steps + max(taps - 1, tail)
+    steps, taps, n = len(spikes), kernel.shape[2], len(spikes) + max(kernel.shape[2] - 1, tail)
     f = torch.arange(n // 2 + 1, device=spikes.device)[:, None]
     def basis(length):  # real and imaginary part of exp(-2 pi i f t / n), [2, n//2 + 1, length]
         angle = (f * torch.arange(length, device=f.device) % n).double() * (2 * math.pi / n)
@@ -195,8 +192,7 @@ class DelayedLinear(nn.Module):
             kernel = gaussian_kernel(weight, self.delay, self.sigma, self.taps)
         else:
             kernel = integer_kernel(weight, self.delay, self.taps)
-        # Half of the longest delay longer than the input, so that late spikes still arrive.
-        return delay_conv(spikes, kernel, tail=self.taps // 2)  # [T + taps//2, B, out]
+        return delay_conv(spikes, kernel, tail=self.taps // 2)  # late spikes still arrive
 
 class DelaySNN(nn.Module):
     """Spikes [T, B, in] -> membrane of the readout [T + layers * (taps//2), B, classes].
@@ -219,10 +215,9 @@ class DelaySNN(nn.Module):
     def forward(self, spikes):
         rates = []
         for layer, norm in zip(self.layers, self.norms):
-            # The signal as one image of T x B pixels and N channels: torch's fastest batch norm.
-            image = norm(layer(spikes)[None].permute(0, 3, 1, 2))
-            spikes = lif(image.permute(0, 2, 3, 1)[0], self.tau)  # [T + taps//2, B, N]
-            del image  # memory for the next layer
+            # The norm sees one image of T x B pixels and N channels: torch's fastest way.
+            image = layer(spikes)[None].permute(0, 3, 1, 2)  # [1, N, T + taps//2, B]
+            spikes = lif(norm(image).permute(0, 2, 3, 1)[0], self.tau)
             rates.append(spikes.detach().mean())
             if self.training:
                 spikes.mul_(F.dropout(torch.ones_like(spikes[:1]), self.dropout))  # [1, B, N]

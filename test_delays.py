@@ -651,9 +651,9 @@ def test_bad_input_gets_one_sentence_and_no_traceback(tmp_path, servers):
             (("--data-dir", tmp_path, "--valid-speakers", "0,1,2"), "not all"),
             (("--dataset", "toy", "--valid-speakers", "1"), "--valid-speakers 1"),
             (("--data-dir", tmp_path, "--out", tmp_path / "r"), "holds a run"),
-            (("--resume", "--out", tmp_path / "r"), "no sound one"),
+            (("--resume", "--out", tmp_path / "r"), "is no sound checkpoint"),
             (("--resume", "--out", tmp_path / "new"), "new"), (("--eval", tmp_path / "none.pt"), "none.pt"),
-            (("--eval", tmp_path / "shd_train.h5"), "no sound one"),
+            (("--eval", tmp_path / "shd_train.h5"), "is no sound checkpoint"),
             (("--dataset", "toy", "--out", tmp_path / "file"), "file")] + [
             (("--device", "cuda"), "no CUDA card")] * (not torch.cuda.is_available()):
         with pytest.raises(SystemExit) as stop:

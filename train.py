@@ -1,6 +1,5 @@
 """Trains a spiking network with learnable delays on SHD, SSC or a toy task; prints its accuracy."""
 import argparse, ctypes, json, math, os, sys, time
-
 import torch
 from torch.nn import functional as F
 import data
@@ -64,8 +63,8 @@ def load(o, *splits):
         wanted, every = o.valid_speakers.split(","), sets["train"]
         known = {str(n) for n in every.speakers.tolist()}
         if o.dataset != "shd" or not set(wanted) < known:
-            raise ValueError(f"--valid-speakers {o.valid_speakers} for {o.dataset}: expected some, "
-                             f"not all, of {','.join(sorted(known))} for shd")
+            raise ValueError(f"--valid-speakers {o.valid_speakers} for {o.dataset}: expected some, not "
+                             f"all, of {','.join(sorted(known))} for shd")
         held_out = torch.isin(every.speakers, torch.tensor([int(n) for n in wanted]))
         sets["train"] = data.Spikes(*(field[~held_out] for field in every))
         sets["valid"] = data.Spikes(*(field[held_out] for field in every))
@@ -82,11 +81,12 @@ def build(o):
 def predict(net, spikes, indices, longest):
     """Class scores [B, classes]: in training over all steps, as in the paper; in evaluation over a
     sample's own steps and the network's tail, which all layers see, whatever the batch."""
-    tail = net.layers[0].taps // 2
-    silence = 0 if net.training else tail * (len(net.layers) - 1)
     x = spikes.counts[:, :longest][indices].transpose(0, 1).contiguous().float()  # [T, B, in]
-    own = None if net.training else spikes.steps[indices] + tail * len(net.layers)
-    return class_scores(net(F.pad(x, (0, 0, 0, 0, 0, silence))), own)
+    if net.training:
+        return class_scores(net(x))
+    layers, tail = len(net.layers), net.layers[0].taps // 2
+    silence = (0, 0, 0, 0, 0, (layers - 1) * tail)
+    return class_scores(net(F.pad(x, silence)), spikes.steps[indices] + layers * tail)
 
 @torch.no_grad()
 def evaluate(net, spikes, batch_size):
@@ -108,7 +108,7 @@ def one_cycle(epoch, epochs, peak):
     return peak + (peak / 25e4 - peak) * mix, 0.85 + 0.1 * mix
 
 def train(o, saved=None):
-    """Trains, or continues a saved run; writes config.json, log.csv, *.pt, result.json -> the result."""
+    """Trains, or continues a saved run; writes all of o.out -> what result.json holds."""
     by_valid, net = o.dataset == "ssc" or o.valid_speakers != "", build(o)
     sets = load(o, *(s for s in SPLITS[o.dataset] if s != "test" or not by_valid))
     train_set, rows, best = sets["train"], [], 0
@@ -130,9 +130,9 @@ def train(o, saved=None):
     print("data    ", o.dataset, *(f"{len(s.labels)} {n}" for n, s in sets.items()), "samples of",
           f"{steps.min()}..{steps.max()} steps of {data.STEP_MS} ms and",
           f"{counts.sum(dtype=torch.int64) / len(steps):.0f} spikes")
-    print("network ", *(f"{x.weight.shape[-1]}-" for x in layers), data.CLASSES[o.dataset], f" {o.delays}"
-          f" delays, {layers[0].taps} taps, {parameters:,} parameters\ndevice   {o.device}, "
-          f"{torch.get_num_threads()} threads, torch {torch.__version__}", sep="")
+    print("network ", *(x.weight.shape[-1] for x in layers), data.CLASSES[o.dataset], "neurons,",
+          f"{o.delays} delays, {layers[0].taps} taps, {parameters:,} parameters\ndevice  ",
+          o.device, torch.get_num_threads(), "threads, torch", torch.__version__)
     for epoch in range(len(rows), o.epochs):
         begun = time.time()
         torch.manual_seed(o.seed + 1_000_003 * (epoch + 1))  # so no generator needs saving
@@ -201,8 +201,8 @@ def read_checkpoint(path):
         state = torch.load(path, map_location="cpu", weights_only=True)
         return {key: state[key] for key in ("options", "net", "adam", "rows", "best")}
     except Exception as problem:  # torch has many
-        reason = "there is none" if isinstance(problem, FileNotFoundError) else "this is no sound one"
-        raise ValueError(f"{path}: expected a checkpoint of train.py, but {reason}") from problem
+        reason = "is no sound" if os.path.exists(path) else "does not exist, expected a"
+        raise ValueError(f"{path} {reason} checkpoint of train.py") from problem
 
 def main(argv=None):
     given, o = parse(argv)
@@ -217,7 +217,7 @@ def main(argv=None):
                                      f"{value}; leave it out, or start a new run in another --out")
                 setattr(o, key, given.get(key, value))
         elif os.path.exists(last):
-            raise ValueError(f"{o.out} holds a run: continue it with --resume, or choose another --out")
+            raise ValueError(f"{o.out} holds a run: continue it with --resume, or use another --out")
         if o.device == "cuda" and not cuda:
             raise ValueError("--device cuda: torch finds no CUDA card here; use cpu or auto")
         o.device = "cuda" if cuda and o.device != "cpu" else "cpu"
