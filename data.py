@@ -1,7 +1,6 @@
 """Spike files in the format of SHD and SSC, and a toy task: each split as one tensor of counts.
 
-SHD, SSC: Cramer, Stradmann, Schemmel, Zenke, "The Heidelberg Spiking Data Sets for the Systematic
-Evaluation of Spiking Neural Networks", 2020: spoken words through a model of the cochlea.
+SHD and SSC are spoken words, passed through a model of the cochlea (Cramer et al. 2020).
 """
 import gzip, hashlib, os, shutil, sys, tempfile, time, zlib
 from typing import NamedTuple
@@ -26,8 +25,7 @@ class Spikes(NamedTuple):
     speakers: torch.Tensor
 
 def batches(spikes, size, shuffle=True):
-    """[(indices, longest)]: samples of each batch of an epoch, shuffled or by length, and the most
-    steps among them."""
+    """[(indices of the samples, most steps among them)] by batch, shuffled or in order of length."""
     steps = spikes.steps.cpu()
     order = torch.randperm(len(steps)) if shuffle else steps.argsort(stable=True)
     longest = [int(own.max()) for own in steps[order].split(size)]
@@ -72,8 +70,7 @@ def fetch(name, data_dir):
                         done += part.write(block)
                         speed = (done - first) / 1e6 / (time.time() - begun)
                         print(f"\r{name} {done / 1e6:.1f} of {total / 1e6:.1f} MB, {speed:.1f} MB/s"
-                              f", {done / total:.0%}", end="", file=sys.stderr, flush=True)
-            print(file=sys.stderr)
+                              f", {done / total:.0%}", end="\n" * (done == total), file=sys.stderr)
             if done < total:
                 raise OSError(f"the connection ended after {done} of {total} bytes")
             with open(path + ".part", "rb") as part:
@@ -115,9 +112,8 @@ def bin_spikes(times, units):
     # The files hold float16, good for 65504 at most and, above 2048, for even numbers: convert.
     ms = np.concatenate(times).astype(np.float32) * 1000
     first, last = np.zeros((2, len(size)), np.float32)
-    if some.any():
-        begin = (np.cumsum(size) - size)[some]
-        first[some], last[some] = (end.reduceat(ms, begin) for end in (np.minimum, np.maximum))
+    begin = (np.cumsum(size) - size)[some]
+    first[some], last[some] = (end.reduceat(ms, begin) for end in (np.minimum, np.maximum))
     step = ((ms - first[sample]) / STEP_MS).astype(np.int64)
     steps = ((last - first) / STEP_MS).astype(np.int64) + 1
     shape = len(size), steps.max(), CHANNELS // GROUP
@@ -131,8 +127,7 @@ def toy(split, inputs=5, slot=5, jitter=0.25, noise=1, latest=20):
     """The task that needs delays: in which order do the inputs spike?
     A class is a permutation that gives each input a slot of `slot` steps to itself, all of them
     after a common random onset.  Its one spike falls on the slot's second step, or with probability
-    `jitter` a step beside.  So a pattern never has two spikes in one step, and step by step all
-    classes look the same.  `noise` spikes are added.
+    `jitter` a step beside: no two ever coincide, and step by step all classes look the same.
     """
     samples, seed = {"train": (2000, 1), "test": (1000, 2)}[split]
     rng, sample = np.random.default_rng(seed), np.arange(samples)[:, None]

@@ -2,9 +2,8 @@
 
 A synapse of weight w and delay d is a kernel over time with one non-zero tap, w at position d.  A
 position has no gradient; so in training the tap is a Gaussian around d, whose width sigma shrinks
-over the epochs, and in evaluation it is the one tap at round(d).  Method: Hammouamri,
-Khalfaoui-Hassani, Masquelier, "Learning Delays in Spiking Neural Networks using Dilated
-Convolutions with Learnable Spacings", ICLR 2024, arXiv 2306.17670 (below: the paper).
+over the epochs, and in evaluation the one tap at round(d).  The paper: Hammouamri et al., Learning
+Delays in SNNs using Dilated Convolutions with Learnable Spacings, ICLR 2024, arXiv 2306.17670.
 The first axis of every signal is time: [T, B, N] is steps, batch, neurons.  Delays, sigma and tau
 are in steps.  Arguments that do not fit raise a ValueError that says what was expected.
 """
@@ -72,8 +71,7 @@ def conv_fourier(spikes, kernel, tail):
     def basis(length):  # real and imaginary part of exp(-2 pi i f t / n), [2, n//2 + 1, length]
         angle = (f * torch.arange(length, device=f.device) % n).double() * (2 * math.pi / n)
         return torch.stack([angle.cos(), -angle.sin()])
-    # Of real signals half the frequencies tell all: each stands for itself and its conjugate, but
-    # for 0 and, if n is even, n / 2, which are their own conjugates.
+    # Each frequency stands for its conjugate too; 0 and, if n is even, n / 2 are their own.
     of_y = basis(steps + tail) * torch.where((f == 0) | (2 * f == n), 1, 2) / n
     x_re, x_im = torch.tensordot(basis(steps).to(spikes), spikes, 1)  # [n//2 + 1, B, in]
     k = torch.tensordot(basis(taps).to(spikes), kernel.permute(2, 0, 1), 1)
@@ -93,7 +91,6 @@ def lif(current, tau, threshold=1.0, alpha=5.0):
 class LIF(torch.autograd.Function):
     """A spike is a step function of h, whose derivative is 0: nothing would learn.  So the backward
     pass is written out, with atan_surrogate in the derivative's place."""
-
     @staticmethod
     def forward(ctx, current, decay, threshold, alpha):
         h, spikes = torch.empty_like(current), torch.empty_like(current)
@@ -163,7 +160,6 @@ class DelayedLinear(nn.Module):
     .weight, .delay: [out, in], or [count, out, in] if count > 1.  .mask: [out, in] or None.
     .sigma: the Gaussian's width in steps, a plain number, set by the training loop.
     """
-
     def __init__(self, in_features, out_features, taps, count=1, learn_delays=True,
                  connections=None):
         super().__init__()
@@ -188,27 +184,23 @@ class DelayedLinear(nn.Module):
 
     def forward(self, spikes):
         weight = self.weight if self.mask is None else self.weight * self.mask
-        if self.training and self.learn_delays:
-            kernel = gaussian_kernel(weight, self.delay, self.sigma, self.taps)
-        else:
-            kernel = integer_kernel(weight, self.delay, self.taps)
+        kernel = (gaussian_kernel(weight, self.delay, self.sigma, self.taps) if self.training
+                  and self.learn_delays else integer_kernel(weight, self.delay, self.taps))
         return delay_conv(spikes, kernel, tail=self.taps // 2)  # late spikes still arrive
 
 class DelaySNN(nn.Module):
     """Spikes [T, B, in] -> membrane of the readout [T + layers * (taps//2), B, classes].
     Hidden layers, of the sizes `hidden`: delayed sum -> batch norm over (T, B) -> LIF -> dropout of
     whole neurons, drawn for each sample; readout: delayed sum -> leaky integrator.  The other
-    arguments as in DelayedLinear; taps=1, learn_delays=False is the network without delays.
+    arguments go to DelayedLinear; taps=1, learn_delays=False is the network without delays.
     .layers: the DelayedLinear, readout last.  .rates: spikes per neuron and step, by hidden layer.
     """
-
-    def __init__(self, in_features, hidden, classes, taps=25, count=1, tau=1.005, dropout=0.4,
-                 learn_delays=True, connections=None):
+    def __init__(self, in_features, hidden, classes, taps=25, tau=1.005, dropout=0.4, **synapses):
         super().__init__()
         require(0 <= dropout < 1, f"dropout is {dropout}: expected a share from 0 to below 1.")
         sizes = [in_features, *hidden, classes]
-        self.layers = nn.ModuleList(DelayedLinear(i, o, taps, count, learn_delays, connections)
-                                    for i, o in zip(sizes, sizes[1:]))
+        self.layers = nn.ModuleList(
+            DelayedLinear(i, o, taps, **synapses) for i, o in zip(sizes, sizes[1:]))
         self.norms = nn.ModuleList(nn.BatchNorm2d(size) for size in hidden)
         self.tau, self.dropout, self.rates = tau, dropout, []
 

@@ -6,13 +6,14 @@ import data
 from delays import DelaySNN, class_scores, shrinking_sigma
 
 SPLITS = {"shd": ["train", "test"], "ssc": ["train", "valid", "test"], "toy": ["train", "test"]}
+LEARNED = ["learned", "constant-sigma"]  # the values of --delays with trained delays
 OPTIONS = {  # group: {option: (type or choices, least, default or those of shd, ssc, toy; help)}
     "data": {
         "dataset": (list(SPLITS), 0, "shd", "spoken words as spikes, or a made-up task"),
         "data-dir": (str, 0, "data", "of .h5, .h5.gz or .h5.zip files; what is missing is fetched"),
         "valid-speakers": (str, 0, "", "of shd's train, held out for validation, as in 3,6")},
     "network": {
-        "delays": (["learned", "constant-sigma", "fixed", "none"], 0, "learned", "how they come"),
+        "delays": ([*LEARNED, "fixed", "none"], 0, "learned", "fixed: random; none: plain layers"),
         "hidden": (int, 1, (256, 512, 48), "neurons in a hidden layer"),
         "layers": (int, 1, (2, 3, 1), "hidden layers"),
         "taps": (int, 1, (25, 31, 25), "delays are 0 to TAPS - 1 steps of 10 ms"),
@@ -36,9 +37,8 @@ OPTIONS = {  # group: {option: (type or choices, least, default or those of shd,
 def parse(argv=None):
     """-> the options of the command line, and all of them, completed with the defaults."""
     parser = argparse.ArgumentParser(
-        "train.py", description=f"{__doc__}  [Defaults: one, or those of shd, ssc, toy.]",
-        usage="python train.py [--dataset {shd,ssc,toy}] [option ...]; -h lists the options",
-        allow_abbrev=False, argument_default=argparse.SUPPRESS)
+        "train.py", usage="python train.py [option ...]; -h lists the options", allow_abbrev=False,
+        description=f"{__doc__}  [Defaults: one, or shd's, ssc's and toy's.]", argument_default=argparse.SUPPRESS)
     for title, group in OPTIONS.items():
         section = parser.add_argument_group(title)
         for name, (kind, _, default, text) in group.items():
@@ -63,8 +63,8 @@ def load(o, *splits):
         wanted, every = o.valid_speakers.split(","), sets["train"]
         known = {str(n) for n in every.speakers.tolist()}
         if o.dataset != "shd" or not set(wanted) < known:
-            raise ValueError(f"--valid-speakers {o.valid_speakers} for {o.dataset}: expected some, not "
-                             f"all, of {','.join(sorted(known))} for shd")
+            raise ValueError(f"--valid-speakers {o.valid_speakers} for {o.dataset}: expected some, "
+                             f"not all, of {','.join(sorted(known))} of shd")
         held_out = torch.isin(every.speakers, torch.tensor([int(n) for n in wanted]))
         sets["train"] = data.Spikes(*(field[~held_out] for field in every))
         sets["valid"] = data.Spikes(*(field[held_out] for field in every))
@@ -74,9 +74,9 @@ def build(o):
     """The network that the options and their seed describe."""
     torch.manual_seed(o.seed)
     return DelaySNN(data.INPUTS[o.dataset], [o.hidden] * o.layers, data.CLASSES[o.dataset],
-                    1 if o.delays == "none" else o.taps, o.kernel_count, o.tau / data.STEP_MS,
-                    o.dropout, o.delays in ("learned", "constant-sigma"), o.connections or None
-                    ).to(o.device)
+                    1 if o.delays == "none" else o.taps, o.tau / data.STEP_MS, o.dropout,
+                    count=o.kernel_count, learn_delays=o.delays in LEARNED,
+                    connections=o.connections or None).to(o.device)
 
 def predict(net, spikes, indices, longest):
     """Class scores [B, classes]: in training over all steps, as in the paper; in evaluation over a
@@ -101,11 +101,9 @@ def evaluate(net, spikes, batch_size):
 def one_cycle(epoch, epochs, peak):
     """Learning rate and Adam's beta1 of an epoch: peak / 25, peak at 30 %, nearly 0 at the end."""
     top = max(0.3 * epochs - 1, 0)
-    done = epoch / top if epoch < top else (epoch - top) / max(epochs - 1 - top, 1)
-    mix = (1 - math.cos(math.pi * done)) / 2  # 0 to 1 on the way up, and again on the way down
-    if epoch < top:
-        return peak / 25 + (peak - peak / 25) * mix, 0.95 - 0.1 * mix
-    return peak + (peak / 25e4 - peak) * mix, 0.85 + 0.1 * mix
+    done = epoch / top if epoch < top else 1 + (epoch - top) / max(epochs - 1 - top, 1)
+    height, low = (1 - math.cos(math.pi * done)) / 2, peak / (25 if epoch < top else 25e4)
+    return low + (peak - low) * height, 0.95 - 0.1 * height
 
 def train(o, saved=None):
     """Trains, or continues a saved run; writes all of o.out -> what result.json holds."""
@@ -126,10 +124,9 @@ def train(o, saved=None):
                    for x in layers)  # a masked one has no parameters
     parameters = synapses * (1 + learn) + sum(p.numel() for p in net.norms.parameters())
     write(o.out, "config.json", json.dumps(vars(o), indent=1))
-    counts, steps = train_set.counts, train_set.steps
     print("data    ", o.dataset, *(f"{len(s.labels)} {n}" for n, s in sets.items()), "samples of",
-          f"{steps.min()}..{steps.max()} steps of {data.STEP_MS} ms and",
-          f"{counts.sum(dtype=torch.int64) / len(steps):.0f} spikes")
+          f"{train_set.steps.min()}..{train_set.steps.max()} steps of {data.STEP_MS} ms and",
+          f"{train_set.counts.sum(dtype=torch.int64) / len(train_set.steps):.0f} spikes")
     print("network ", *(x.weight.shape[-1] for x in layers), data.CLASSES[o.dataset], "neurons,",
           f"{o.delays} delays, {layers[0].taps} taps, {parameters:,} parameters\ndevice  ",
           o.device, torch.get_num_threads(), "threads, torch", torch.__version__)
@@ -160,12 +157,12 @@ def train(o, saved=None):
                 print(f"\rbatch {done} of {len(schedule)} ", end="\r", file=sys.stderr, flush=True)
         loss, hit, *rates = (sums / len(train_set.labels)).tolist()
         accuracy = {s: evaluate(net, sets[s], o.batch_size) for s in sets if s != "train"}
-        moved = torch.cat([(x.delay - d).abs().flatten() for x, d in zip(layers, first_delays)])
-        rows.append({"epoch": epoch + 1, "loss": loss, "train_accuracy": hit,
-                     "valid_accuracy": accuracy.get("valid"), "test_accuracy": accuracy.get("test"),
-                     "sigma": sigma if learn else None, "lr": lr, "moved_ms": moved.mean().item()
-                     * data.STEP_MS, **{f"rate_{i}": rate for i, rate in enumerate(rates, 1)},
-                     "seconds": time.time() - begun})
+        moved = torch.cat([(x.delay - d).abs().view(-1) for x, d in zip(layers, first_delays)]).mean()
+        rows.append({
+            "epoch": epoch + 1, "loss": loss, "train_accuracy": hit,
+            **{f"{split}_accuracy": accuracy.get(split) for split in ("valid", "test")},
+            "sigma": sigma if learn else None, "lr": lr, "moved_ms": moved.item() * data.STEP_MS,
+            **{f"rate_{i}": r for i, r in enumerate(rates, 1)}, "seconds": time.time() - begun})
         if epoch % 25 == 0 or saved:
             saved = print(*(f"{name.replace('accuracy', 'acc'):>9}" for name in rows[0]))
         print(*(f"{'-' if x is None else round(x, 5):>9}" for x in rows[-1].values()), flush=True)
@@ -217,16 +214,15 @@ def main(argv=None):
                                      f"{value}; leave it out, or start a new run in another --out")
                 setattr(o, key, given.get(key, value))
         elif os.path.exists(last):
-            raise ValueError(f"{o.out} holds a run: continue it with --resume, or use another --out")
+            raise ValueError(f"{o.out} holds a run: --resume continues it; or use another --out")
         if o.device == "cuda" and not cuda:
             raise ValueError("--device cuda: torch finds no CUDA card here; use cpu or auto")
         o.device = "cuda" if cuda and o.device != "cpu" else "cpu"
         torch.backends.cudnn.allow_tf32 = False  # the same numbers as on the CPU
         if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
-            # Else glibc returns big blocks to the system, which clears them anew for each tensor, a
-            # third of a step.  -4 is M_MMAP_MAX, -1 is M_TRIM_THRESHOLD.
-            ctypes.CDLL(None).mallopt(-4, 0)
-            ctypes.CDLL(None).mallopt(-1, 2**31 - 1)
+            # Else glibc returns each big block to the system, which clears it for the next tensor.
+            ctypes.CDLL(None).mallopt(-4, 0)  # M_MMAP_MAX
+            ctypes.CDLL(None).mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
         if o.eval:
             net = build(o)
             net.load_state_dict(saved["net"])
