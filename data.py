@@ -25,7 +25,7 @@ class Spikes(NamedTuple):
     speakers: torch.Tensor
 
 def batches(spikes, size, shuffle=True):
-    """[(indices of the samples, most steps among them)] by batch, shuffled or in order of length."""
+    """[(indices of the samples, most steps of any)] by batch, shuffled or in order of length."""
     steps = spikes.steps.cpu()
     order = torch.randperm(len(steps)) if shuffle else steps.argsort(stable=True)
     longest = [int(own.max()) for own in steps[order].split(size)]

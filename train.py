@@ -38,7 +38,7 @@ def parse(argv=None):
     """-> the options of the command line, and all of them, completed with the defaults."""
     parser = argparse.ArgumentParser(
         "train.py", usage="python train.py [option ...]; -h lists the options", allow_abbrev=False,
-        description=f"{__doc__}  [Defaults: one, or shd's, ssc's and toy's.]", argument_default=argparse.SUPPRESS)
+        argument_default=argparse.SUPPRESS, description=__doc__)
     for title, group in OPTIONS.items():
         section = parser.add_argument_group(title)
         for name, (kind, _, default, text) in group.items():
@@ -109,9 +109,8 @@ def train(o, saved=None):
     """Trains, or continues a saved run; writes all of o.out -> what result.json holds."""
     by_valid, net = o.dataset == "ssc" or o.valid_speakers != "", build(o)
     sets = load(o, *(s for s in SPLITS[o.dataset] if s != "test" or not by_valid))
-    train_set, rows, best = sets["train"], [], 0
-    layers, learn = net.layers, net.layers[0].learn_delays
-    first_delays = [layer.delay.detach().clone() for layer in layers]
+    train_set, layers, learn = sets["train"], net.layers, net.layers[0].learn_delays
+    first = [layer.delay.detach().clone() for layer in layers]
     adam = torch.optim.Adam([
         {"params": [layer.weight for layer in layers], "weight_decay": o.weight_decay},
         {"params": list(net.norms.parameters())},
@@ -119,7 +118,7 @@ def train(o, saved=None):
     if saved:
         net.load_state_dict(saved["net"])
         adam.load_state_dict(saved["adam"])
-        rows, best = saved["rows"], saved["best"]
+    rows, best = (saved["rows"], saved["best"]) if saved else ([], 0)
     synapses = sum(x.weight.numel() if x.mask is None else int(x.mask.expand_as(x.weight).sum())
                    for x in layers)  # a masked one has no parameters
     parameters = synapses * (1 + learn) + sum(p.numel() for p in net.norms.parameters())
@@ -157,7 +156,7 @@ def train(o, saved=None):
                 print(f"\rbatch {done} of {len(schedule)} ", end="\r", file=sys.stderr, flush=True)
         loss, hit, *rates = (sums / len(train_set.labels)).tolist()
         accuracy = {s: evaluate(net, sets[s], o.batch_size) for s in sets if s != "train"}
-        moved = torch.cat([(x.delay - d).abs().view(-1) for x, d in zip(layers, first_delays)]).mean()
+        moved = torch.cat([(x.delay - d).abs().view(-1) for x, d in zip(layers, first)]).mean()
         rows.append({
             "epoch": epoch + 1, "loss": loss, "train_accuracy": hit,
             **{f"{split}_accuracy": accuracy.get(split) for split in ("valid", "test")},
@@ -198,8 +197,7 @@ def read_checkpoint(path):
         state = torch.load(path, map_location="cpu", weights_only=True)
         return {key: state[key] for key in ("options", "net", "adam", "rows", "best")}
     except Exception as problem:  # torch has many
-        reason = "is no sound" if os.path.exists(path) else "does not exist, expected a"
-        raise ValueError(f"{path} {reason} checkpoint of train.py") from problem
+        raise ValueError(f"{path} is no sound checkpoint of train.py, or is not there") from problem
 
 def main(argv=None):
     given, o = parse(argv)
