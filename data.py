@@ -1,7 +1,5 @@
-"""Spike files in the format of SHD and SSC, and a toy task: each split as one tensor of counts.
-
-SHD and SSC are spoken words, passed through a model of the cochlea (Cramer et al. 2020).
-"""
+"""Spike files in the format of SHD and SSC (spoken words through a model of the cochlea, Cramer et
+al. 2020), and a toy task: each split as one tensor of counts."""
 import gzip, hashlib, os, shutil, sys, tempfile, time, zlib
 from typing import NamedTuple
 from urllib.request import Request, urlopen
@@ -32,8 +30,7 @@ def batches(spikes, size, shuffle=True):
     return list(zip(order.to(spikes.steps.device).split(size), longest))
 
 def load(dataset, split, data_dir):
-    """Spikes of a split of shd, ssc or toy; a file that is not in data_dir is fetched into it.  An
-    OSError carries a sentence for the user."""
+    """Spikes of a split; a file not in data_dir is fetched into it.  OSErrors are for the user."""
     if dataset == "toy":
         return toy(split)
     names = [f"{dataset}_{split}.h5{packing}" for packing in ("", ".gz", ".zip")]
@@ -117,18 +114,19 @@ def bin_spikes(times, units):
     step = ((ms - first[sample]) / STEP_MS).astype(np.int64)
     steps = ((last - first) / STEP_MS).astype(np.int64) + 1
     shape = len(size), steps.max(), CHANNELS // GROUP
-    cell = (sample * shape[1] + step) * shape[2] + np.concatenate(units).astype(np.int64) // GROUP
+    channel = np.concatenate(units).astype(np.int64)
+    if channel.max(initial=0) >= CHANNELS:
+        raise ValueError(f"a spike of channel {channel.max()}, expected 0..{CHANNELS - 1}")
+    cell = (sample * shape[1] + step) * shape[2] + channel // GROUP
     counts = np.bincount(cell, minlength=np.prod(shape)).reshape(shape)
     if counts.max() > 255:
         raise ValueError(f"{counts.max()} spikes in one step and input, expected at most 255")
     return counts.astype(np.uint8), steps
 
 def toy(split, inputs=5, slot=5, jitter=0.25, noise=1, latest=20):
-    """The task that needs delays: in which order do the inputs spike?
-    A class is a permutation that gives each input a slot of `slot` steps to itself, all of them
-    after a common random onset.  Its one spike falls on the slot's second step, or with probability
-    `jitter` a step beside: no two ever coincide, and step by step all classes look the same.
-    """
+    """The task that needs delays.  A class is an order of the inputs: each has a slot of `slot`
+    steps to itself, after a common random onset.  Its one spike falls on the slot's second step, or
+    with probability `jitter` a step beside: no two coincide; step by step classes look the same."""
     samples, seed = {"train": (2000, 1), "test": (1000, 2)}[split]
     rng, sample = np.random.default_rng(seed), np.arange(samples)[:, None]
     order = np.stack([np.random.default_rng([0, c]).permutation(inputs) for c in range(10)])

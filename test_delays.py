@@ -70,7 +70,7 @@ def test_gaussian_kernel_tends_to_the_integer_kernel(count):
 
 # ------------------------------------------------------------------------------------ delayed sum
 
-BACKENDS = {"fourier": delays.conv_fourier, "direct": delays.conv_direct}
+BACKENDS = {"fourier": delays.ConvFourier.apply, "direct": delays.conv_direct}
 
 
 @pytest.mark.parametrize("steps, taps, tail", [(1, 4, 2), (7, 3, 0), (8, 3, 1), (5, 9, 4), (3, 2, 6)])

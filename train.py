@@ -76,12 +76,12 @@ def build(o):
     return DelaySNN(data.INPUTS[o.dataset], [o.hidden] * o.layers, data.CLASSES[o.dataset],
                     1 if o.delays == "none" else o.taps, o.tau / data.STEP_MS, o.dropout,
                     count=o.kernel_count, learn_delays=o.delays in LEARNED,
-                    connections=o.connections or None).to(o.device)
+                    connections=o.connections).to(o.device)
 
 def predict(net, spikes, indices, longest):
     """Class scores [B, classes]: in training over all steps, as in the paper; in evaluation over a
     sample's own steps and the network's tail, which all layers see, whatever the batch."""
-    x = spikes.counts[:, :longest][indices].transpose(0, 1).contiguous().float()  # [T, B, in]
+    x = spikes.counts[:, :longest][indices].float().transpose(0, 1)  # [T, B, in]
     if net.training:
         return class_scores(net(x))
     layers, tail = len(net.layers), net.layers[0].taps // 2
@@ -109,6 +109,9 @@ def train(o, saved=None):
     """Trains, or continues a saved run; writes all of o.out -> what result.json holds."""
     by_valid, net = o.dataset == "ssc" or o.valid_speakers != "", build(o)
     sets = load(o, *(s for s in SPLITS[o.dataset] if s != "test" or not by_valid))
+    if sys.platform == "linux":  # else glibc gives each big block back, and gets cleared ones anew
+        ctypes.CDLL(None).mallopt(-4, 0)  # M_MMAP_MAX
+        ctypes.CDLL(None).mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
     train_set, layers, learn = sets["train"], net.layers, net.layers[0].learn_delays
     first = [layer.delay.detach().clone() for layer in layers]
     adam = torch.optim.Adam([
@@ -125,7 +128,7 @@ def train(o, saved=None):
     write(o.out, "config.json", json.dumps(vars(o), indent=1))
     print("data    ", o.dataset, *(f"{len(s.labels)} {n}" for n, s in sets.items()), "samples of",
           f"{train_set.steps.min()}..{train_set.steps.max()} steps of {data.STEP_MS} ms and",
-          f"{train_set.counts.sum(dtype=torch.int64) / len(train_set.steps):.0f} spikes")
+          f"{sum(x.sum() for x in train_set.counts.split(256)) / len(train_set.steps):.0f} spikes")
     print("network ", *(x.weight.shape[-1] for x in layers), data.CLASSES[o.dataset], "neurons,",
           f"{o.delays} delays, {layers[0].taps} taps, {parameters:,} parameters\ndevice  ",
           o.device, torch.get_num_threads(), "threads, torch", torch.__version__)
@@ -217,10 +220,6 @@ def main(argv=None):
             raise ValueError("--device cuda: torch finds no CUDA card here; use cpu or auto")
         o.device = "cuda" if cuda and o.device != "cpu" else "cpu"
         torch.backends.cudnn.allow_tf32 = False  # the same numbers as on the CPU
-        if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
-            # Else glibc returns each big block to the system, which clears it for the next tensor.
-            ctypes.CDLL(None).mallopt(-4, 0)  # M_MMAP_MAX
-            ctypes.CDLL(None).mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
         if o.eval:
             net = build(o)
             net.load_state_dict(saved["net"])
