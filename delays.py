@@ -2,10 +2,10 @@
 
 A synapse of weight w and delay d is a kernel over time with one non-zero tap, w at position d.  A
 position has no gradient; so in training the tap is a Gaussian around d, whose width sigma shrinks
-over the epochs, and in evaluation the one tap at round(d).  The paper: Hammouamri et al., Learning
-Delays in SNNs using Dilated Convolutions with Learnable Spacings, ICLR 2024, arXiv 2306.17670.
-The first axis of every signal is time: [T, B, N] is steps, batch, neurons.  Delays, sigma and tau
-are in steps.  Arguments that do not fit raise a ValueError that says what was expected."""
+over the epochs, and in evaluation the one tap at round(d).  (Hammouamri, Khalfaoui-Hassani,
+Masquelier, ICLR 2024, arXiv 2306.17670.)  The first axis of every signal is time: [T, B, N] is
+steps, batch, neurons.  Delays, sigma and tau are in steps.  Arguments that do not fit raise a
+ValueError that says what was expected."""
 import math
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ def require(condition, message):
         raise ValueError(message)
 
 def gaussian_kernel(weight, delay, sigma, taps):
-    """The differentiable kernel of training (the paper, section 3.2), [out, in, taps]:
+    """The differentiable kernel of training (the paper's DCLS), [out, in, taps]:
         k[o,i,d] = w[o,i] g[d] / (sum_d' g[d'] + 1e-7),  g[d] = exp(-((d - delay[o,i])/sigma)^2 / 2)
     weight, delay: [out, in], or [count, out, in] for several synapses a pair, summed over count."""
     weight, delay = _synapses(weight, delay, taps)
@@ -98,12 +98,11 @@ def complex_bmm(a, b, sign=1, chunk=8):
     for p, q, r, s, y_re, y_im in zip(*(z.split(chunk) for z in (*a, *b, *halves(out)))):
         re, im = torch.bmm(p, r), torch.bmm(q, s)
         torch.sub(re, im, alpha=sign, out=y_re)
-        both = torch.bmm(p + q, torch.add(r, s, alpha=sign))
-        torch.sub(both, re.add_(im, alpha=sign), out=y_im)
+        torch.sub(torch.bmm(p + q, torch.add(r, s, alpha=sign)), re.add_(im, alpha=sign), out=y_im)
     return out
 
 def lif(current, tau, threshold=1.0, alpha=5.0):
-    """Leaky integrate-and-fire neurons (section 3.1): current -> spikes, 0 or 1, both [T, B, N].
+    """Leaky integrate-and-fire neurons: current -> spikes, 0 or 1, both [T, B, N].
         h[t] = (1 - 1/tau) v[t-1] + I[t],  s[t] = 1 if h[t] >= threshold,  v[t] = h[t] (1 - s[t])
     tau >= 1; alpha is the steepness of the surrogate gradient."""
     return LIF.apply(current, _decay(current, tau), threshold, alpha)
@@ -161,8 +160,7 @@ def class_scores(membrane, steps=None):
     return (membrane.softmax(2) * own[:, :, None]).sum(0)
 
 def shrinking_sigma(epoch, epochs, taps):
-    """Sigma in steps at an epoch, counted from 0 (section 3.2): exponentially from 0.27 + taps // 2
-    to 0.5 over the first quarter of all epochs, then 0.5."""
+    """Sigma of an epoch, from 0 on: exponentially 0.27 + taps//2 to 0.5 in a quarter, then 0.5."""
     quarter, widest = epochs // 4, max(taps // 2, 0.23)
     return 0.27 + widest * (0.23 / widest) ** (epoch / quarter) if epoch < quarter else 0.5
 
@@ -175,9 +173,8 @@ class DelayedLinear(nn.Module):
     def __init__(self, in_features, out_features, taps, count=1, learn_delays=True, connections=0):
         super().__init__()
         fan_in = min(connections or in_features, in_features)
-        require(min(out_features, taps, count, fan_in) >= 1, f"expected at least 1: in_features "
-                f"{in_features}, out_features {out_features}, taps {taps}, count {count}, "
-                f"connections {connections}.")
+        require(min(out_features, taps, count, fan_in) >= 1, f"{in_features=}, {out_features=}, "
+                f"{taps=}, {count=}, {connections=}: expected at least 1 (connections 0: all).")
         self.taps, self.learn_delays, self.sigma = taps, learn_delays, 0.5
         shape = (out_features, in_features) if count == 1 else (count, out_features, in_features)
         bound = math.sqrt(6 / (fan_in * count))  # Kaiming uniform for relu

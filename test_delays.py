@@ -388,6 +388,11 @@ def test_binning_is_the_loop_over_spikes_and_keeps_every_spike(tmp_path):
         assert got.steps[s] == own and (got.counts[s].numpy() == want).all()
 
 
+def test_channels_beyond_the_cochlea_are_refused():
+    with pytest.raises(ValueError, match="channel 700, expected 0..699"):
+        data.bin_spikes([np.zeros(2, np.float16)], [np.array([3, 700], np.uint16)])
+
+
 def test_float16_times_are_not_rounded_further():
     late = np.float16([0.0, 1.37, 1.371, 1.379, 1.3804])  # float16 knows 1.37012, .., 1.38086 here
     counts, steps = data.bin_spikes([late], [[0] * 5])
@@ -624,7 +629,7 @@ def test_learned_beats_fixed_beats_none_on_the_toy_task(tmp_path):
     (lambda: delays.lif(torch.ones(5, 2, 3), 0.5), "tau 0.5"),
     (lambda: delays.leaky_integrator(torch.ones(5, 2), 2.0), r"current \[5, 2\]"),
     (lambda: class_scores(torch.ones(5, 2)), r"membrane \[5, 2\]"),
-    (lambda: DelayedLinear(3, 0, 5), "out_features 0"),
+    (lambda: DelayedLinear(3, 0, 5), "out_features=0"),
     (lambda: DelaySNN(3, (4,), 2, dropout=1.0), "dropout is 1.0")])
 def test_bad_arguments_get_a_sentence(call, sentence):
     with pytest.raises(ValueError, match=sentence):

@@ -109,9 +109,7 @@ def train(o, saved=None):
     """Trains, or continues a saved run; writes all of o.out -> what result.json holds."""
     by_valid, net = o.dataset == "ssc" or o.valid_speakers != "", build(o)
     sets = load(o, *(s for s in SPLITS[o.dataset] if s != "test" or not by_valid))
-    if sys.platform == "linux":  # else glibc gives each big block back, and gets cleared ones anew
-        ctypes.CDLL(None).mallopt(-4, 0)  # M_MMAP_MAX
-        ctypes.CDLL(None).mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+    keep_memory()
     train_set, layers, learn = sets["train"], net.layers, net.layers[0].learn_delays
     first = [layer.delay.detach().clone() for layer in layers]
     adam = torch.optim.Adam([
@@ -122,9 +120,8 @@ def train(o, saved=None):
         net.load_state_dict(saved["net"])
         adam.load_state_dict(saved["adam"])
     rows, best = (saved["rows"], saved["best"]) if saved else ([], 0)
-    synapses = sum(x.weight.numel() if x.mask is None else int(x.mask.expand_as(x.weight).sum())
-                   for x in layers)  # a masked one has no parameters
-    parameters = synapses * (1 + learn) + sum(p.numel() for p in net.norms.parameters())
+    masked = sum(int((~x.mask).sum()) * o.kernel_count for x in layers if x.mask is not None)
+    parameters = sum(p.numel() for p in net.parameters()) - masked * (1 + learn)
     write(o.out, "config.json", json.dumps(vars(o), indent=1))
     print("data    ", o.dataset, *(f"{len(s.labels)} {n}" for n, s in sets.items()), "samples of",
           f"{train_set.steps.min()}..{train_set.steps.max()} steps of {data.STEP_MS} ms and",
@@ -186,6 +183,11 @@ def train(o, saved=None):
         "seconds": sum(row["seconds"] for row in rows)}
     write(o.out, "result.json", json.dumps(result, indent=1))
     return result
+
+def keep_memory():
+    """Makes glibc keep freed big blocks, which else go to the system and have to be cleared."""
+    for option, value in ((-4, 0), (-1, 2**31 - 1)) * (sys.platform == "linux"):
+        ctypes.CDLL(None).mallopt(option, value)  # no M_MMAP_MAX, high M_TRIM_THRESHOLD
 
 def write(folder, name, content):
     """A text or a checkpoint, which appears under its name whole or not at all."""

@@ -3,13 +3,13 @@
     python experiments/variants.py --dataset toy
     python experiments/variants.py --dataset shd --data-dir DIR --epochs 30 --seeds 0,1,2
 
-A variant is a value of train.py's --delays, or none-wide: no delays, and hidden layers widened until
-there are as many parameters as with learned delays.  Each is run dense, and sparse with --connections
-inputs a neuron.  One run at a time, in its own process; a finished run is not run again and one that
-was cut off goes on where it stopped, so the command can be stopped and repeated at will.  The table,
-table.md beside the runs, has mean +- sample standard deviation over the seeds of the test accuracy at
-the last epoch, and the difference to learned delays over the seeds that both have, with its 95 %
-interval (Student's t).
+A variant is a value of train.py's --delays, or none-wide: no delays, and hidden layers widened
+until there are as many parameters as with learned delays.  Each is run dense, and sparse with
+--connections inputs a neuron.  One run at a time, in its own process; a finished run is not run
+again and one that was cut off goes on where it stopped, so the command can be stopped and repeated
+at will.  The table, table.md beside the runs, has mean +- sample standard deviation over the seeds
+of the test accuracy at the last epoch, and the difference to learned delays over the seeds that
+both have, with its 95 % interval (Student's t).
 """
 import argparse, json, math, os, statistics, subprocess, sys, time
 
@@ -34,8 +34,9 @@ def command(o, variant, connections, seed, out):
         while parameters(o, hidden, "none", connections) < target:
             hidden += 1
     words = ["--dataset", o.dataset, "--data-dir", o.data_dir, "--epochs", o.epochs, "--layers",
-             o.layers, "--hidden", hidden, "--delays", variant.replace("-wide", ""), "--connections",
-             connections, "--valid-speakers", o.valid_speakers, "--seed", seed, "--out", out]
+             o.layers, "--hidden", hidden, "--delays", variant.replace("-wide", ""),
+             "--connections", connections, "--valid-speakers", o.valid_speakers, "--seed", seed,
+             "--out", out]
     if os.path.exists(os.path.join(out, "last.pt")):
         words.append("--resume")
     return [sys.executable, os.path.join(os.path.dirname(HERE), "train.py"), *map(str, words)]
