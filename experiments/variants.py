@@ -118,7 +118,8 @@ def main():
         if code:
             last = (open(f"{out}/console.txt").read().strip().splitlines() or ["no output"])[-1]
             sys.exit(f"{out} failed: {last}")
-        print(f"  {result(out)['test_accuracy']:.2%}, {time.time() - begun:.0f} s so far", flush=True)
+        accuracy = result(out)["test_accuracy"]
+        print(f"  {accuracy:.2%}, {time.time() - begun:.0f} s so far", flush=True)
     text = table(folder, kinds, seeds)
     os.makedirs(folder, exist_ok=True)
     with open(f"{folder}/table.md", "w") as file:
