@@ -110,14 +110,12 @@ def why_figure(a):
         current = norm(layer(x).permute(1, 2, 0)[..., None])[..., 0].permute(2, 0, 1)  # [T, B, N]
         fired = delays.lif(current, net.tau).amax(0)  # [B, N]
     rate = torch.stack([fired[toy.labels == c].mean(0) for c in range(10)])  # [classes, N]
-    # The most selective neuron of those that need several of their inputs together.
-    excited = (layer.weight > 0.3 * layer.weight.abs().amax(1, keepdim=True)).sum(1)
-    neuron = int(torch.where(excited >= 3, rate.amax(0) - rate.mean(0), -1).argmax())
-    classes = int(rate[:, neuron].argmax()), int(rate[:, neuron].argmin())
+    neuron = int((rate.amax(0) - rate.amin(0)).argmax())  # the most selective one
+    classes = int(rate[:, neuron].argmin()), int(rate[:, neuron].argmax())
     figure, axes = plt.subplots(3, 2, figsize=(7.2, 4.2), sharex=True, height_ratios=(1, 1, 1.2))
     weight, delay = layer.weight[neuron].detach(), layer.delay[neuron].detach().round()
     for column, label in enumerate(classes):
-        wanted = (toy.labels == label) & (fired[:, neuron] == (column == 0))
+        wanted = (toy.labels == label) & (fired[:, neuron] == column)
         b = int(wanted.nonzero()[0])
         for row, shift in ((0, 0 * delay), (1, delay)):
             axis = axes[row, column]
@@ -127,8 +125,8 @@ def why_figure(a):
                           markeredgewidth=0.8 + 2.5 * abs(w), color=BLUE if w > 0 else ORANGE)
             axis.set_ylim(-0.7, toy.counts.shape[2] - 0.3)
             style(axis, "as they reach the neuron, each after its delay" if row else
-                  f"{'another class' if column else 'its class'}: spikes as they arrive", "",
-                  "" if column else "input")
+                  f"a class that {('silences it', 'makes it fire')[column]}: spikes as they come",
+                  "", "" if column else "input")
         v, h = 0.0, []
         for value in current[:, b, neuron].tolist():
             h.append((1 - 1 / net.tau) * v + value)
