@@ -1,7 +1,7 @@
 """Spike files in the format of SHD and SSC (spoken words through a model of the cochlea, Cramer et
 al. 2020), and a toy task: each split as one tensor of counts."""
 import gzip, hashlib, os, shutil, sys, tempfile, time, zlib
-from typing import NamedTuple
+from collections import namedtuple
 from urllib.request import Request, urlopen
 import h5py
 import numpy as np
@@ -16,11 +16,8 @@ MD5 = {"shd_train.h5.gz": "d47c9825dee33347913e8ce0f2be08b0",
 CHANNELS, GROUP, STEP_MS = 700, 5, 10  # of the cochlea; summed to one input; time step
 INPUTS, CLASSES = {"shd": 140, "ssc": 140, "toy": 5}, {"shd": 20, "ssc": 35, "toy": 10}
 
-class Spikes(NamedTuple):
-    counts: torch.Tensor  # uint8 [samples, steps, inputs], zero after a sample's own steps
-    steps: torch.Tensor  # int64 [samples], as are labels and speakers
-    labels: torch.Tensor
-    speakers: torch.Tensor
+# counts: uint8 [samples, steps, inputs], zero after a sample's own steps; the rest: int64 [samples]
+Spikes = namedtuple("Spikes", "counts steps labels speakers")
 
 def batches(spikes, size, shuffle=True):
     """[(indices of the samples, most steps of any)] by batch, shuffled or in order of length."""

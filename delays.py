@@ -46,7 +46,7 @@ def delay_conv(spikes, kernel, tail=0):
     """The delayed sum, continued for `tail` steps beyond the input:
         y[t,b,o] = sum_i sum_d k[o,i,d] x[t-d,b,i],  x = 0 outside of its T steps
     spikes [T, B, in], kernel [out, in, taps] -> [T + tail, B, out].  CUDA has cuDNN's convolution;
-    on the CPU the convolution theorem is faster, as it takes a tenth of the multiplications."""
+    on the CPU the convolution theorem is faster, with a tenth of the products at 25 taps."""
     require(spikes.dim() == kernel.dim() == 3 and spikes.shape[2] == kernel.shape[1]
             and min(spikes.shape + kernel.shape) > 0 and tail >= 0,
             f"spikes {list(spikes.shape)}, kernel {list(kernel.shape)}, tail {tail}: expected "
@@ -92,8 +92,8 @@ def halves(spectrum):  # [m, 2 F, l] -> real and imaginary part, [F, m, l]
     return spectrum.transpose(0, 1).chunk(2)
 
 def complex_bmm(a, b, sign=1, chunk=8):
-    """[F, m, l] times [F, l, n], or with sign -1 its conjugate, -> [m, 2 F, n], in three real
-    products (Gauss), a few frequencies at a time to stay in the cache."""
+    """a [F, m, l] times b [F, l, n], or with sign -1 times b's conjugate, -> [m, 2 F, n], in three
+    real products (Gauss), a few frequencies at a time to stay in the cache."""
     out = a[0].new_empty(a[0].shape[1], 2 * len(a[0]), b[0].shape[2])
     for p, q, r, s, y_re, y_im in zip(*(z.split(chunk) for z in (*a, *b, *halves(out)))):
         re, im = torch.bmm(p, r), torch.bmm(q, s)
@@ -160,7 +160,8 @@ def class_scores(membrane, steps=None):
     return (membrane.softmax(2) * own[:, :, None]).sum(0)
 
 def shrinking_sigma(epoch, epochs, taps):
-    """Sigma of an epoch, from 0 on: exponentially 0.27 + taps//2 to 0.5 in a quarter, then 0.5."""
+    """Sigma of an epoch, counted from 0: 0.27 and a rest, which shrinks exponentially from taps//2
+    to 0.23 over the first quarter of all epochs and stays there."""
     quarter, widest = epochs // 4, max(taps // 2, 0.23)
     return 0.27 + widest * (0.23 / widest) ** (epoch / quarter) if epoch < quarter else 0.5
 

@@ -659,6 +659,7 @@ def test_bad_input_gets_one_sentence_and_no_traceback(tmp_path, servers):
             (("--resume", "--out", tmp_path / "r"), "is no sound checkpoint"),
             (("--resume", "--out", tmp_path / "new"), "new"), (("--eval", tmp_path / "none.pt"), "none.pt"),
             (("--eval", tmp_path / "shd_train.h5"), "is no sound checkpoint"),
+            (("--eval", ""), "is no sound checkpoint"), (("--seed", 2**63), "below 2**31"),
             (("--dataset", "toy", "--out", tmp_path / "file"), "file")] + [
             (("--device", "cuda"), "no CUDA card")] * (not torch.cuda.is_available()):
         with pytest.raises(SystemExit) as stop:
@@ -667,7 +668,7 @@ def test_bad_input_gets_one_sentence_and_no_traceback(tmp_path, servers):
         if isinstance(stop.value.code, str):
             assert sentence in stop.value.code and stop.value.code.count("\n") == 0, (argv, stop.value.code)
     assert run("--epochs", -1).stderr.splitlines()[-1] == (
-        "train.py: error: --epochs -1: expected a finite number of at least 1")
+        "train.py: error: --epochs -1: expected a number of at least 1, below 2**31")
 
 
 def test_ctrl_c_says_how_to_resume(tmp_path):

@@ -1,5 +1,5 @@
 """Trains a spiking network with learnable delays on SHD, SSC or a toy task; prints its accuracy."""
-import argparse, ctypes, json, math, os, sys, time
+import argparse, ctypes, json, math, os, shlex, sys, time
 import torch
 from torch.nn import functional as F
 import data
@@ -38,20 +38,21 @@ def parse(argv=None):
     """-> the options of the command line, and all of them, completed with the defaults."""
     parser = argparse.ArgumentParser(
         "train.py", usage="python train.py [option ...]; -h lists the options", allow_abbrev=False,
-        argument_default=argparse.SUPPRESS, description=__doc__)
+        argument_default=argparse.SUPPRESS, description=__doc__ + "  Defaults: [shd/ssc/toy].")
     for title, group in OPTIONS.items():
         section = parser.add_argument_group(title)
         for name, (kind, _, default, text) in group.items():
             how = ({"action": "store_true"} if kind is bool else
                    {"choices": kind} if isinstance(kind, list) else {"type": kind})
-            section.add_argument(f"--{name}", help=text + f" [{default}]" * bool(default), **how)
+            shown = "/".join(map(str, default)) if isinstance(default, tuple) else default
+            section.add_argument(f"--{name}", help=text + f" [{shown}]" * bool(default), **how)
     given = vars(parser.parse_args(argv))
     which, options = list(SPLITS).index(given.get("dataset", "shd")), argparse.Namespace(**given)
     for name, (kind, least, default, _) in (item for g in OPTIONS.values() for item in g.items()):
         key = name.replace("-", "_")
         value = given.get(key, default[which] if isinstance(default, tuple) else default)
-        if kind in (int, float) and not least <= value < math.inf:
-            parser.error(f"--{name} {value}: expected a finite number of at least {least}")
+        if kind in (int, float) and not least <= value < 2**31:
+            parser.error(f"--{name} {value}: expected a number of at least {least}, below 2**31")
         setattr(options, key, value)
     options.out = options.out or f"runs/{options.dataset}-{options.delays}-{options.seed}"
     return given, options
@@ -63,8 +64,8 @@ def load(o, *splits):
         wanted, every = o.valid_speakers.split(","), sets["train"]
         known = {str(n) for n in every.speakers.tolist()}
         if o.dataset != "shd" or not set(wanted) < known:
-            raise ValueError(f"--valid-speakers {o.valid_speakers} for {o.dataset}: expected some, "
-                             f"not all, of {','.join(sorted(known))} of shd")
+            raise ValueError(f"--valid-speakers {o.valid_speakers} for {o.dataset}: expected shd, "
+                             f"and some, not all, of its speakers; here are {sorted(known)}")
         held_out = torch.isin(every.speakers, torch.tensor([int(n) for n in wanted]))
         sets["train"] = data.Spikes(*(field[~held_out] for field in every))
         sets["valid"] = data.Spikes(*(field[held_out] for field in every))
@@ -202,14 +203,14 @@ def read_checkpoint(path):
         state = torch.load(path, map_location="cpu", weights_only=True)
         return {key: state[key] for key in ("options", "net", "adam", "rows", "best")}
     except Exception as problem:  # torch has many
-        raise ValueError(f"{path} is no sound checkpoint of train.py, or is not there") from problem
+        raise ValueError(f"{path!r} is no sound checkpoint of train.py, or not there") from problem
 
 def main(argv=None):
     given, o = parse(argv)
     last, saved, cuda = os.path.join(o.out, "last.pt"), None, torch.cuda.is_available()
     try:
-        if o.eval or o.resume:
-            saved = read_checkpoint(o.eval or last)
+        if o.eval is not None or o.resume:
+            saved = read_checkpoint(last if o.eval is None else o.eval)
             for key in saved["options"].keys() - {"out", "device", "resume", "eval"}:
                 value = saved["options"][key]
                 if given.get(key, value) != value and key != "data_dir":
@@ -222,7 +223,7 @@ def main(argv=None):
             raise ValueError("--device cuda: torch finds no CUDA card here; use cpu or auto")
         o.device = "cuda" if cuda and o.device != "cpu" else "cpu"
         torch.backends.cudnn.allow_tf32 = False  # the same numbers as on the CPU
-        if o.eval:
+        if o.eval is not None:
             net = build(o)
             net.load_state_dict(saved["net"])
             accuracy = evaluate(net, load(o, "test")["test"], o.batch_size)
@@ -235,7 +236,8 @@ def main(argv=None):
     except (OSError, ValueError) as problem:
         sys.exit(f"train.py: {problem}")
     except KeyboardInterrupt:
-        sys.exit(f"\nstopped; to continue: python train.py --out {o.out} --resume")
+        sys.exit(f"\nstopped; to continue: python train.py --out {shlex.quote(o.out)} --resume"
+                 if os.path.exists(last) else "\nstopped before anything was saved")
 
 if __name__ == "__main__":
     main()

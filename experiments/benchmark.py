@@ -179,6 +179,10 @@ def main():
     ap.add_argument("--skip-epoch", action="store_true")
     ap.add_argument("--worker", help=argparse.SUPPRESS)
     a = ap.parse_args()
+    if min(a.steps, a.batch, a.hidden, a.rounds) < 1:
+        ap.error("--steps, --batch, --hidden and --rounds: expected at least 1")
+    if a.data_dir and not os.path.isdir(a.data_dir):
+        ap.error(f"--data-dir {a.data_dir} is not there: expected the folder of SHD's files")
     if a.device == "cuda" and not torch.cuda.is_available():
         sys.exit("benchmark.py: --device cuda: torch finds no CUDA card here")
     if a.worker:

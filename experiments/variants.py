@@ -98,6 +98,8 @@ def main():
         seeds = [int(s) for s in a.seeds.split(",")]
     except ValueError:
         ap.error(f"--seeds {a.seeds}: expected whole numbers, as in 0,1,2")
+    if a.connections < 1 or min(seeds) < 0 or a.epochs is not None and a.epochs < 1:
+        ap.error("expected at least 1 connection and epoch, and no negative seed")
     o = train.parse(["--dataset", a.dataset] + (["--epochs", str(a.epochs)] if a.epochs else []))[1]
     o.data_dir, o.valid_speakers = a.data_dir, a.valid_speakers
     without = f"-without-{a.valid_speakers}" if a.valid_speakers else ""
@@ -121,9 +123,8 @@ def main():
         accuracy = result(out)["test_accuracy"]
         print(f"  {accuracy:.2%}, {time.time() - begun:.0f} s so far", flush=True)
     text = table(folder, kinds, seeds)
-    os.makedirs(folder, exist_ok=True)
-    with open(f"{folder}/table.md", "w") as file:
-        file.write(text)
+    if not a.table:
+        train.write(folder, "table.md", text)
     print(text, end="")
 
 if __name__ == "__main__":
