@@ -1,4 +1,4 @@
-"""Every claim against an independent, slow oracle: `python -m pytest -q`, offline, about a minute."""
+"""Every claim against an independent, slow oracle: `python -m pytest -q`, offline, a minute."""
 import csv
 import functools
 import gzip
@@ -22,7 +22,8 @@ import torch
 import data
 import delays
 import train
-from delays import DelayedLinear, DelaySNN, class_scores, delay_conv, gaussian_kernel, integer_kernel
+from delays import (DelayedLinear, DelaySNN, class_scores, delay_conv, gaussian_kernel,
+                    integer_kernel)
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -52,7 +53,7 @@ def test_gaussian_kernel_is_the_formula(count, sigma):
         g = np.array([math.exp(-((d - p[c, o, i]) / sigma) ** 2 / 2) for d in range(taps)])
         want[o, i] += w[c, o, i] * g / (g.sum() + 1e-7)
     w, p = torch.from_numpy(w), torch.from_numpy(p)
-    got = gaussian_kernel(w, p, sigma, taps) if count > 1 else gaussian_kernel(w[0], p[0], sigma, taps)
+    got = gaussian_kernel(*((w, p) if count > 1 else (w[0], p[0])), sigma, taps)
     np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-15)
 
 
@@ -73,7 +74,8 @@ def test_gaussian_kernel_tends_to_the_integer_kernel(count):
 BACKENDS = {"fourier": delays.ConvFourier.apply, "direct": delays.conv_direct}
 
 
-@pytest.mark.parametrize("steps, taps, tail", [(1, 4, 2), (7, 3, 0), (8, 3, 1), (5, 9, 4), (3, 2, 6)])
+@pytest.mark.parametrize(
+    "steps, taps, tail", [(1, 4, 2), (7, 3, 0), (8, 3, 1), (5, 9, 4), (3, 2, 6)])
 @pytest.mark.parametrize("backend", [*BACKENDS, "delay_conv"])
 def test_delayed_sum_is_the_triple_loop(backend, steps, taps, tail):
     x, k = random(steps, 2, 3, grad=True), random(4, 3, taps, seed=1, grad=True)
@@ -99,7 +101,8 @@ def test_backends_agree_in_single_precision_at_working_size():
 def test_no_delays_is_a_linear_layer():
     x, k = random(5, 2, 3), random(4, 3, 1)
     want = np.einsum("tbi,oi->tbo", x, k[:, :, 0])
-    np.testing.assert_allclose(delay_conv(x, k, 2), np.concatenate([want, np.zeros((2, 2, 4))]), atol=1e-14)
+    want = np.concatenate([want, np.zeros((2, 2, 4))])
+    np.testing.assert_allclose(delay_conv(x, k, 2), want, atol=1e-14)
 
 
 def test_whole_step_delays_are_shifts():
@@ -124,7 +127,8 @@ def test_gradients_of_weight_and_delay_are_finite_differences(sigma):
                 args = [w.detach().clone(), p.detach().clone()]
                 args[which][index] += sign * eps
                 ends.append(loss(*args).item())
-            assert got[which][index].item() == pytest.approx((ends[0] - ends[1]) / 2 / eps, rel=1e-6, abs=1e-8)
+            slope = (ends[0] - ends[1]) / 2 / eps
+            assert got[which][index].item() == pytest.approx(slope, rel=1e-6, abs=1e-8)
 
 
 # ---------------------------------------------------------------------------------------- neurons
@@ -155,7 +159,7 @@ def test_lif_is_the_scalar_loop_and_so_is_its_gradient(tau, threshold):
     for b, n in np.ndindex(2, 3):
         s, h = slow_lif(current[:, b, n].tolist(), 1 - 1 / tau, threshold)
         assert spikes[:, b, n].tolist() == s
-        for start in range(12):  # dL/dI[start]: the effect on every later h, the reset held constant
+        for start in range(12):  # dL/dI[start]: the effect on every later h, the reset constant
             want, effect = 0.0, 1.0
             for t in range(start, 12):
                 slope = alpha / 2 / (1 + (math.pi / 2 * alpha * (h[t] - threshold)) ** 2)
@@ -197,7 +201,7 @@ def test_class_scores_are_sums_of_softmax_over_own_steps():
 def small(**kwargs):
     torch.manual_seed(0)
     net = DelaySNN(6, (8, 7), 4, **{"taps": 5, **kwargs}).double()
-    for seed in range(20):  # gives the norms statistics, without which an untrained network is silent
+    for seed in range(20):  # gives the norms statistics; untrained, the network is silent
         net(spikes(seed=seed))
     return net
 
@@ -230,7 +234,8 @@ def test_evaluate_leaves_the_network_as_it_was():
     net, toy = DelaySNN(data.INPUTS["toy"], (5,), 10), data.toy("test")
     before, mode = {k: v.clone() for k, v in net.state_dict().items()}, net.training
     train.evaluate(net, toy, 100)
-    assert net.training == mode and all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert net.training == mode
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
 
 
 def test_evaluation_is_causal():
@@ -250,7 +255,8 @@ def test_samples_do_not_see_their_batch_mates_nor_their_padding():
     for b, n in enumerate(steps.tolist()):
         alone = train.predict(net, some, torch.tensor([b]), n)
         torch.testing.assert_close(together[b], alone[0], rtol=1e-5, atol=1e-5)
-        assert (class_scores(net(counts[b:b + 1].float().transpose(0, 1)))[0] - alone[0]).abs().max() > 1e-3
+        padded = class_scores(net(counts[b:b + 1].float().transpose(0, 1)))[0]
+        assert (padded - alone[0]).abs().max() > 1e-3
 
 
 def test_accuracy_does_not_depend_on_the_batch_size():
@@ -260,7 +266,8 @@ def test_accuracy_does_not_depend_on_the_batch_size():
     for _ in range(20):
         net(toy.counts.transpose(0, 1).float())
     steps = torch.from_numpy(np.random.default_rng(0).integers(20, 46, len(toy.labels)))
-    toy = toy._replace(steps=steps, counts=toy.counts * (torch.arange(45)[:, None] < steps[:, None, None]))
+    own = torch.arange(45)[:, None] < steps[:, None, None]
+    toy = toy._replace(steps=steps, counts=toy.counts * own)
     want = train.evaluate(net, toy, 100)
     assert want > 0 and all(train.evaluate(net, toy, size) == want for size in (1, 7, 64))
 
@@ -281,7 +288,8 @@ def test_masked_synapses_stay_zero_and_the_mask_is_saved():
 
 def test_fixed_delays_are_whole_steps_and_not_trained():
     layer = DelayedLinear(6, 5, 9, learn_delays=False)
-    assert torch.equal(layer.delay, layer.delay.round()) and 0 <= layer.delay.min() <= layer.delay.max() <= 8
+    assert torch.equal(layer.delay, layer.delay.round())
+    assert 0 <= layer.delay.min() <= layer.delay.max() <= 8
     assert [name for name, _ in layer.named_parameters()] == ["weight"]
 
 
@@ -294,7 +302,8 @@ def test_dropout_silences_whole_neurons_for_the_whole_time():
     assert 0.3 < (seen[0].sum(0) == 0).double().mean() < 0.7
 
 
-@pytest.mark.parametrize("kwargs", [{}, {"count": 2}, {"taps": 1}, {"learn_delays": False}, {"connections": 1}])
+@pytest.mark.parametrize(
+    "kwargs", [{}, {"count": 2}, {"taps": 1}, {"learn_delays": False}, {"connections": 1}])
 def test_batch_of_one_and_one_step(kwargs):
     net = small(**kwargs)
     net(spikes(2, 1)).sum().backward()
@@ -334,7 +343,8 @@ def test_learning_rate_schedule_is_torchs(epochs):
     torchs = torch.optim.lr_scheduler.OneCycleLR(adam, 5e-3, total_steps=epochs)
     for epoch in range(epochs):
         group = adam.param_groups[0]
-        assert train.one_cycle(epoch, epochs, 5e-3) == pytest.approx((group["lr"], group["betas"][0]))
+        want = group["lr"], group["betas"][0]
+        assert train.one_cycle(epoch, epochs, 5e-3) == pytest.approx(want)
         adam.step()
         if epoch < epochs - 1:
             torchs.step()
@@ -374,7 +384,7 @@ def test_binning_by_hand():
 
 def test_binning_is_the_loop_over_spikes_and_keeps_every_spike(tmp_path):
     rng = np.random.default_rng(0)
-    times = [np.sort(rng.uniform(0, 1.4, rng.integers(1, 400))).astype(np.float16) for _ in range(300)]
+    times = [np.sort(rng.uniform(0, 1.4, n)).astype(np.float16) for n in rng.integers(1, 400, 300)]
     units = [rng.integers(0, 700, len(t)) for t in times]
     write_h5(tmp_path / "x.h5", times, units, rng.integers(0, 20, 300))
     got = data.read(tmp_path / "x.h5", 20)
@@ -396,7 +406,8 @@ def test_channels_beyond_the_cochlea_are_refused():
 def test_float16_times_are_not_rounded_further():
     late = np.float16([0.0, 1.37, 1.371, 1.379, 1.3804])  # float16 knows 1.37012, .., 1.38086 here
     counts, steps = data.bin_spikes([late], [[0] * 5])
-    assert steps[0] == 139 and counts[0, 137, 0] == 3 and counts[0, 138, 0] == 1 and counts[0, 0, 0] == 1
+    assert steps[0] == 139 and counts[0, 137, 0] == 3
+    assert counts[0, 138, 0] == 1 and counts[0, 0, 0] == 1
 
 
 def test_shuffled_batches_hold_every_sample_once_and_the_ragged_rest():
@@ -431,9 +442,12 @@ def options(*argv):
 
 def test_held_out_speakers_are_disjoint_from_training(tmp_path):
     shd_like(tmp_path)
-    sets = train.load(options("--data-dir", tmp_path, "--valid-speakers", "0,2", "--device", "cpu"), "train", "test")
-    assert set(sets["valid"].speakers.tolist()) == {0, 2} and set(sets["train"].speakers.tolist()) == {1}
-    assert len(sets["valid"].labels) + len(sets["train"].labels) == 24 and len(sets["test"].labels) == 9
+    o = options("--data-dir", tmp_path, "--valid-speakers", "0,2", "--device", "cpu")
+    sets = train.load(o, "train", "test")
+    assert set(sets["valid"].speakers.tolist()) == {0, 2}
+    assert set(sets["train"].speakers.tolist()) == {1}
+    assert len(sets["valid"].labels) + len(sets["train"].labels) == 24
+    assert len(sets["test"].labels) == 9
 
 
 @pytest.mark.parametrize("packing", [".h5", ".h5.gz", ".h5.zip"])
@@ -451,14 +465,15 @@ def test_packed_files_are_read_where_they_lie(tmp_path, packing):
     before = sorted(os.listdir(tmp_path))
     got = data.load("shd", "test", tmp_path)
     os.chmod(tmp_path, 0o755)
-    assert all(torch.equal(a, b) for a, b in zip(got, want)) and sorted(os.listdir(tmp_path)) == before
+    assert all(torch.equal(a, b) for a, b in zip(got, want))
+    assert sorted(os.listdir(tmp_path)) == before
 
 
 # --------------------------------------------------------------------------------------- download
 
 @pytest.fixture
 def servers(monkeypatch):
-    """Two servers on loopback; a test sets what each path answers: bytes, a cut length, or a status."""
+    """Two servers on loopback; a test sets each path's answer: bytes, a cut length, or a status."""
     answers, asked = {}, []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -559,7 +574,8 @@ def test_resumed_equals_uninterrupted_after_sigkill(tmp_path):
     args = ("--dataset", "shd", "--data-dir", tmp_path, "--epochs", 40, *SMALL)
     whole = run(*args, "--out", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
-    command = [sys.executable, os.path.join(HERE, "train.py"), *map(str, args), "--out", str(tmp_path / "cut")]
+    command = [sys.executable, os.path.join(HERE, "train.py"), *map(str, args)]
+    command += ["--out", str(tmp_path / "cut")]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     while not (tmp_path / "cut/last.pt").exists() and process.poll() is None:
         time.sleep(0.01)
@@ -589,8 +605,10 @@ def test_resumed_equals_uninterrupted_after_sigkill(tmp_path):
 def test_best_epoch_on_validation_is_kept_and_test_read_once(tmp_path, monkeypatch):
     shd_like(tmp_path)
     seen, evaluate = [], train.evaluate
-    monkeypatch.setattr(train, "evaluate", lambda net, s, b: seen.append(len(s.labels)) or evaluate(net, s, b))
-    o = options("--data-dir", tmp_path, "--valid-speakers", "1", "--epochs", 5, "--out", tmp_path / "r", *SMALL)
+    monkeypatch.setattr(
+        train, "evaluate", lambda net, s, b: seen.append(len(s.labels)) or evaluate(net, s, b))
+    o = options("--data-dir", tmp_path, "--valid-speakers", "1", "--epochs", 5,
+                "--out", tmp_path / "r", *SMALL)
     result = train.train(o)
     assert seen == [8] * 5 + [9]
     rows = list(csv.DictReader(open(tmp_path / "r/log.csv")))
@@ -612,7 +630,8 @@ def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_learned_beats_fixed_beats_none_on_the_toy_task(tmp_path):
     accuracy = {}
     for variant in ("learned", "fixed", "none"):
-        o = options("--dataset", "toy", "--delays", variant, "--epochs", 8, "--device", "cpu", "--out", tmp_path / variant)
+        o = options("--dataset", "toy", "--delays", variant, "--epochs", 8, "--device", "cpu",
+                    "--out", tmp_path / variant)
         accuracy[variant] = train.train(o)["test_accuracy"]
     assert accuracy["none"] < 0.15 < 0.3 < accuracy["fixed"] < accuracy["learned"] - 0.03, accuracy
 
@@ -620,11 +639,13 @@ def test_learned_beats_fixed_beats_none_on_the_toy_task(tmp_path):
 # ------------------------------------------------------------------------------- error sentences
 
 @pytest.mark.parametrize("call, sentence", [
-    (lambda: gaussian_kernel(torch.ones(2, 3), torch.ones(3, 2), 1.0, 5), r"weight \[2, 3\], delay \[3, 2\]"),
+    (lambda: gaussian_kernel(torch.ones(2, 3), torch.ones(3, 2), 1.0, 5),
+     r"weight \[2, 3\], delay \[3, 2\]"),
     (lambda: gaussian_kernel(torch.ones(2, 3), torch.ones(2, 3), 0.0, 5), "sigma is 0.0"),
     (lambda: integer_kernel(torch.ones(2, 3), torch.full((2, 3), 5.0), 5), r"outside 0..4 steps"),
     (lambda: integer_kernel(torch.ones(2, 3), torch.full((2, 3), 5.0), 0), "at least one tap"),
-    (lambda: delay_conv(torch.ones(5, 2, 3), torch.ones(4, 2, 7)), r"spikes \[5, 2, 3\], kernel \[4, 2, 7\]"),
+    (lambda: delay_conv(torch.ones(5, 2, 3), torch.ones(4, 2, 7)),
+     r"spikes \[5, 2, 3\], kernel \[4, 2, 7\]"),
     (lambda: delay_conv(torch.ones(5, 2, 3), torch.ones(4, 3, 7), -1), "tail -1"),
     (lambda: delays.lif(torch.ones(5, 2, 3), 0.5), "tau 0.5"),
     (lambda: delays.leaky_integrator(torch.ones(5, 2), 2.0), r"current \[5, 2\]"),
@@ -657,7 +678,8 @@ def test_bad_input_gets_one_sentence_and_no_traceback(tmp_path, servers):
             (("--dataset", "toy", "--valid-speakers", "1"), "--valid-speakers 1"),
             (("--data-dir", tmp_path, "--out", tmp_path / "r"), "holds a run"),
             (("--resume", "--out", tmp_path / "r"), "is no sound checkpoint"),
-            (("--resume", "--out", tmp_path / "new"), "new"), (("--eval", tmp_path / "none.pt"), "none.pt"),
+            (("--resume", "--out", tmp_path / "new"), "new"),
+            (("--eval", tmp_path / "none.pt"), "none.pt"),
             (("--eval", tmp_path / "shd_train.h5"), "is no sound checkpoint"),
             (("--eval", ""), "is no sound checkpoint"), (("--seed", 2**63), "below 2**31"),
             (("--dataset", "toy", "--out", tmp_path / "file"), "file")] + [
@@ -666,26 +688,38 @@ def test_bad_input_gets_one_sentence_and_no_traceback(tmp_path, servers):
             train.main([str(word) for word in ("--out", tmp_path / "o", *argv)])
         assert stop.value.code not in (0, None), argv
         if isinstance(stop.value.code, str):
-            assert sentence in stop.value.code and stop.value.code.count("\n") == 0, (argv, stop.value.code)
+            assert sentence in stop.value.code, (argv, stop.value.code)
+            assert stop.value.code.count("\n") == 0, (argv, stop.value.code)
     assert run("--epochs", -1).stderr.splitlines()[-1] == (
         "train.py: error: --epochs -1: expected a number of at least 1, below 2**31")
 
 
 def test_ctrl_c_says_how_to_resume(tmp_path):
-    process = subprocess.Popen([sys.executable, os.path.join(HERE, "train.py"), "--dataset", "toy", "--out",
-                                str(tmp_path / "r")], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, os.path.join(HERE, "train.py"), "--dataset", "toy", "--out",
+         str(tmp_path / "r")], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "r/last.pt").exists() and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate()
-    assert process.returncode != 0 and err.strip().endswith(f"python train.py --out {tmp_path / 'r'} --resume")
+    assert process.returncode != 0
+    assert err.strip().endswith(f"python train.py --out {tmp_path / 'r'} --resume")
     assert "Traceback" not in err
+
+
+def test_ctrl_c_before_anything_is_saved_promises_nothing(tmp_path, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(train, "train", interrupted)
+    with pytest.raises(SystemExit, match="stopped before anything was saved"):
+        train.main(["--dataset", "toy", "--out", str(tmp_path / "r")])
 
 
 def test_same_seed_same_bits(tmp_path):
     shd_like(tmp_path)
     nets = []
     for name in "ab":
-        train.train(options("--data-dir", tmp_path, "--epochs", 2, "--out", tmp_path / name, *SMALL))
+        train.train(options("--data-dir", tmp_path, "--epochs", 2, "--out", tmp_path / name,
+                            *SMALL))
         nets.append(torch.load(tmp_path / name / "last.pt", weights_only=True)["net"])
     assert all(torch.equal(nets[0][key], nets[1][key]) for key in nets[0])
