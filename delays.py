@@ -4,8 +4,8 @@ A synapse of weight w and delay d is a kernel over time with one non-zero tap, w
 position has no gradient; so in training the tap is a Gaussian around d, whose width sigma shrinks
 over the epochs, and in evaluation the one tap at round(d).  (Hammouamri, Khalfaoui-Hassani,
 Masquelier, ICLR 2024, arXiv 2306.17670.)  The first axis of every signal is time: [T, B, N] is
-steps, batch, neurons.  Delays, sigma and tau are in steps.  Arguments that do not fit raise a
-ValueError that says what was expected."""
+steps, batch, neurons; layers return it as a view of [B, T, N], whose products are faster.  Delays,
+sigma and tau are in steps.  Arguments that do not fit raise a ValueError with what was expected."""
 import math
 import torch
 from torch import nn
@@ -52,7 +52,7 @@ def delay_conv(spikes, kernel, tail=0):
             f"spikes {list(spikes.shape)}, kernel {list(kernel.shape)}, tail {tail}: expected "
             "[T, B, in] and [out, in, taps], no size 0, and a tail of at least 0.")
     if kernel.shape[2] == 1:  # no delays: a plain linear layer
-        y = F.linear(spikes.transpose(0, 1), kernel[:, :, 0]).transpose(0, 1)
+        y = F.linear(spikes.transpose(0, 1), kernel[:, :, 0]).transpose(0, 1)  # [T, B, out]
         return F.pad(y, (0, 0, 0, 0, 0, tail)) if tail else y
     return (conv_direct if spikes.is_cuda else ConvFourier.apply)(spikes, kernel, tail)
 
@@ -211,7 +211,7 @@ class DelaySNN(nn.Module):
         self.rates = []
         for layer, norm in zip(self.layers, self.norms):
             # The norm sees one image of B x T pixels and N channels: torch's fastest way.
-            image = layer(spikes).transpose(0, 1)[None].permute(0, 3, 1, 2)
+            image = layer(spikes).transpose(0, 1)[None].permute(0, 3, 1, 2)  # [1, N, B, T']
             spikes = lif(norm(image).permute(0, 2, 3, 1).flatten(0, 1).transpose(0, 1), self.tau)
             self.rates.append(spikes.detach().mean())
             if self.training:

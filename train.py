@@ -110,7 +110,6 @@ def train(o, saved=None):
     """Trains, or continues a saved run; writes all of o.out -> what result.json holds."""
     by_valid, net = o.dataset == "ssc" or o.valid_speakers != "", build(o)
     sets = load(o, *(s for s in SPLITS[o.dataset] if s != "test" or not by_valid))
-    keep_memory()
     train_set, layers, learn = sets["train"], net.layers, net.layers[0].learn_delays
     first = [layer.delay.detach().clone() for layer in layers]
     adam = torch.optim.Adam([
@@ -223,6 +222,7 @@ def main(argv=None):
             raise ValueError("--device cuda: torch finds no CUDA card here; use cpu or auto")
         o.device = "cuda" if cuda and o.device != "cpu" else "cpu"
         torch.backends.cudnn.allow_tf32 = False  # the same numbers as on the CPU
+        keep_memory()
         if o.eval is not None:
             net = build(o)
             net.load_state_dict(saved["net"])

@@ -143,15 +143,16 @@ def parts(a):
             return delays.gaussian_kernel(layer.weight, layer.delay, layer.sigma, taps)
         first, hidden = i == 140, o == a.hidden
         x = torch.rand(a.batch, steps, i, device=a.device).transpose(0, 1).requires_grad_(not first)
-        k, wanted = kernel().detach().requires_grad_(), lambda *g: g[first:]
+        k = kernel().detach().requires_grad_()
+        inputs = (k,) if first else (x, k)  # of which there are gradients
         y = delays.delay_conv(x, k, taps // 2)
         ones, current = torch.ones_like(y), y.detach().requires_grad_()
         total["kernel"] += median(a, lambda: kernel().backward(torch.ones_like(k)))
         for name, backend in backends.items():
             compared[name] += median(a, lambda: torch.autograd.grad(
-                backend(x, k, taps // 2), wanted(x, k), ones), 3)
+                backend(x, k, taps // 2), inputs, ones), 3)
         total["convolution"] += median(a, lambda: torch.autograd.grad(
-            delays.delay_conv(x, k, taps // 2), wanted(x, k), ones))
+            delays.delay_conv(x, k, taps // 2), inputs, ones))
         if hidden:
             total["LIF"] += median(a, lambda: torch.autograd.grad(
                 delays.lif(current, 1.005), current, ones))

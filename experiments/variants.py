@@ -43,7 +43,10 @@ def command(o, variant, connections, seed, out):
 
 def result(folder):
     path = os.path.join(folder, "result.json")
-    return json.load(open(path)) if os.path.exists(path) else None
+    if not os.path.exists(path):
+        return None
+    with open(path) as file:
+        return json.load(file)
 
 def spread(values):
     mean = f"{100 * statistics.mean(values):.2f}"
@@ -118,7 +121,8 @@ def main():
         with open(f"{out}/console.txt", "a") as console:
             code = subprocess.run(words, stdout=console, stderr=subprocess.STDOUT).returncode
         if code:
-            last = (open(f"{out}/console.txt").read().strip().splitlines() or ["no output"])[-1]
+            with open(f"{out}/console.txt") as console:
+                last = (console.read().strip().splitlines() or ["no output"])[-1]
             sys.exit(f"{out} failed: {last}")
         accuracy = result(out)["test_accuracy"]
         print(f"  {accuracy:.2%}, {time.time() - begun:.0f} s so far", flush=True)
