@@ -16,8 +16,14 @@ MD5 = {"shd_train.h5.gz": "d47c9825dee33347913e8ce0f2be08b0",
 CHANNELS, GROUP, STEP_MS = 700, 5, 10  # of the cochlea; summed to one input; time step
 INPUTS, CLASSES = {"shd": 140, "ssc": 140, "toy": 5}, {"shd": 20, "ssc": 35, "toy": 10}
 
-# counts: uint8 [samples, steps, inputs], zero after a sample's own steps; the rest: int64 [samples]
+# counts: uint8 [rows, inputs], sample after sample, a row a step; the rest: int64 [samples]
 Spikes = namedtuple("Spikes", "counts steps labels speakers")
+
+def padded(spikes, indices, longest):
+    """Counts of some samples, each with zeros to `longest` steps: uint8 [B, longest, inputs]."""
+    steps, t = spikes.steps[indices, None], torch.arange(longest, device=indices.device)
+    rows, own = spikes.steps.cumsum(0)[indices, None] - steps + t, t < steps  # [B, longest]
+    return spikes.counts[rows * own] * own[:, :, None]
 
 def batches(spikes, size, shuffle=True):
     """[(indices of the samples, most steps of any)] by batch, shuffled or in order of length."""
@@ -85,22 +91,17 @@ def fetch(name, data_dir):
 def read(path, classes, chunk=128):
     """Spikes of an .h5 file, binned `chunk` samples at a time to keep memory low."""
     with h5py.File(path) as file:
-        labels, speakers = (torch.from_numpy(file[key][:].astype(np.int64))
-                            for key in ("labels", "extra/speaker"))
+        labels, speakers = (torch.from_numpy(file[x][:].astype(int)) for x in (
+            "labels", "extra/speaker"))
         if not len(labels) or labels.min() < 0 or labels.max() >= classes:
             raise ValueError(f"labels {labels.unique().tolist()}, expected of 0..{classes - 1}")
         parts = [bin_spikes(file["spikes/times"][i:i + chunk], file["spikes/units"][i:i + chunk])
                  for i in range(0, len(labels), chunk)]
-    steps = torch.from_numpy(np.concatenate([own for _, own in parts]))
-    counts = torch.zeros(len(labels), steps.max(), CHANNELS // GROUP, dtype=torch.uint8)
-    for rows in counts.split(chunk):
-        part, _ = parts.pop(0)  # freed when copied
-        rows[:, :part.shape[1]] = torch.from_numpy(part)
-    return Spikes(counts, steps, labels, speakers)
+    return Spikes(*(torch.from_numpy(np.concatenate(x)) for x in zip(*parts)), labels, speakers)
 
 def bin_spikes(times, units):
-    """Times in s and channels 0..699, arrays by sample -> counts, uint8 [samples, steps, inputs],
-    in steps of 10 ms from the sample's first spike on, and steps [samples]: how many it lasts."""
+    """Times in s and channels 0..699, arrays by sample -> counts, uint8 [rows, inputs], a row for
+    each 10 ms from a sample's first spike to its last, and steps [samples]: how many rows each."""
     size = np.array([len(t) for t in times])
     sample, some = np.repeat(np.arange(len(size)), size), size > 0
     # The files hold float16, good for 65504 at most and, above 2048, for even numbers: convert.
@@ -108,17 +109,16 @@ def bin_spikes(times, units):
     first, last = np.zeros((2, len(size)), np.float32)
     begin = (np.cumsum(size) - size)[some]
     first[some], last[some] = (end.reduceat(ms, begin) for end in (np.minimum, np.maximum))
-    step = ((ms - first[sample]) / STEP_MS).astype(np.int64)
     steps = ((last - first) / STEP_MS).astype(np.int64) + 1
-    shape = len(size), steps.max(), CHANNELS // GROUP
+    row = (np.cumsum(steps) - steps)[sample] + ((ms - first[sample]) / STEP_MS).astype(np.int64)
     channel = np.concatenate(units).astype(np.int64)
     if channel.max(initial=0) >= CHANNELS:
         raise ValueError(f"a spike of channel {channel.max()}, expected 0..{CHANNELS - 1}")
-    cell = (sample * shape[1] + step) * shape[2] + channel // GROUP
-    counts = np.bincount(cell, minlength=np.prod(shape)).reshape(shape)
+    inputs = CHANNELS // GROUP
+    counts = np.bincount(row * inputs + channel // GROUP, minlength=steps.sum() * inputs)
     if counts.max() > 255:
         raise ValueError(f"{counts.max()} spikes in one step and input, expected at most 255")
-    return counts.astype(np.uint8), steps
+    return counts.reshape(-1, inputs).astype(np.uint8), steps
 
 def toy(split, inputs=5, slot=5, jitter=0.25, noise=1, latest=20):
     """The task that needs delays.  A class is an order of the inputs: each has a slot of `slot`
@@ -134,5 +134,5 @@ def toy(split, inputs=5, slot=5, jitter=0.25, noise=1, latest=20):
     counts[sample, step, np.arange(inputs)] = 1
     place = rng.integers(0, counts.shape[1:], (samples, noise, 2))
     np.add.at(counts, (sample, place[..., 0], place[..., 1]), 1)
-    return Spikes(torch.from_numpy(counts), torch.full((samples,), counts.shape[1]),
+    return Spikes(torch.from_numpy(counts).flatten(0, 1), torch.full((samples,), counts.shape[1]),
                   torch.from_numpy(labels), torch.full((samples,), -1))

@@ -74,10 +74,10 @@ class ConvFourier(torch.autograd.Function):
         share = torch.where((f == 0) | (2 * f == n), 1, 2).repeat(2)[:, None] / n
         of_x, of_k, of_y = (z.to(spikes) for z in (
             basis[:, :steps], basis[:, :taps] * share, basis[:, :steps + tail]))
-        x, k = of_x @ spikes.transpose(0, 1), of_k @ kernel.transpose(1, 2)  # [B or out, 2 F, in]
+        x = of_x @ spikes.transpose(0, 1)  # [B, 2 F, in]
         ctx.save_for_backward(of_x, of_k, of_y, x, kernel)
-        return (of_y.T @ complex_bmm(halves(x), [z.mT for z in halves(k)])).transpose(0, 1)
-
+        y = complex_bmm(halves(x), [z.mT for z in halves(of_k @ kernel.transpose(1, 2))])
+        return (of_y.T @ y).transpose(0, 1)
     @staticmethod
     def backward(ctx, grad):
         of_x, of_k, of_y, x, kernel = ctx.saved_tensors
@@ -86,7 +86,10 @@ class ConvFourier(torch.autograd.Function):
         if not ctx.needs_input_grad[0]:  # the first layer: its input is data
             return None, grad_kernel, None
         k = halves(of_k @ kernel.transpose(1, 2))  # again: to keep it takes memory
-        return (of_x.T @ complex_bmm(y, k, -1)).transpose(0, 1), grad_kernel, None
+        grad_x = grad.new_empty(grad.shape[1], of_x.shape[1], kernel.shape[1])
+        for part, *some in zip(grad_x.split(64), *(z.split(64, 1) for z in y)):  # 64 samples
+            torch.matmul(of_x.T, complex_bmm(some, k, -1), out=part)
+        return grad_x.transpose(0, 1), grad_kernel, None
 
 def halves(spectrum):  # [m, 2 F, l] -> real and imaginary part, [F, m, l]
     return spectrum.transpose(0, 1).chunk(2)
@@ -121,18 +124,17 @@ class LIF(torch.autograd.Function):
         ctx.save_for_backward(h)
         ctx.constants = decay, threshold, alpha
         return spikes
-
     @staticmethod
     def backward(ctx, grad_spikes):
         """dL/dI[t] = dL/dh[t] = surrogate(h[t] - threshold) dL/ds[t] + decay (1 - s[t]) dL/dh[t+1].
         The last term is the path through v[t], in which s[t] counts as a constant: the reset is
         detached, as in the paper, or each spike would also be blamed for its own reset."""
         (h,), (decay, threshold, alpha) = ctx.saved_tensors, ctx.constants
-        grad = atan_surrogate(h - threshold, alpha).mul_(grad_spikes)
-        silent = torch.empty_like(h[0])
-        for t in reversed(range(len(h) - 1)):
+        grad, later, silent = torch.empty_like(h), torch.zeros_like(h[0]), torch.empty_like(h[0])
+        for t in reversed(range(len(h))):
+            own = atan_surrogate(h[t] - threshold, alpha).mul_(grad_spikes[t])
             torch.lt(h[t], threshold, out=silent)
-            grad[t].addcmul_(silent, grad[t + 1], value=decay)
+            later = torch.addcmul(own, silent, later, value=decay, out=grad[t])
         return grad, None, None, None
 
 def atan_surrogate(x, alpha):
@@ -185,7 +187,6 @@ class DelayedLinear(nn.Module):
         mask = torch.rand(shape[-2:]).argsort(1).argsort(1) < fan_in if connections else None
         self.register_buffer("mask", mask)
         self.weight.data *= 1 if mask is None else mask
-
     def forward(self, spikes):
         weight = self.weight if self.mask is None else self.weight * self.mask
         kernel = (gaussian_kernel(weight, self.delay, self.sigma, self.taps) if self.training
@@ -206,14 +207,14 @@ class DelaySNN(nn.Module):
             DelayedLinear(i, o, taps, **synapses) for i, o in zip(sizes, sizes[1:]))
         self.norms = nn.ModuleList(nn.BatchNorm2d(size) for size in hidden)
         self.tau, self.dropout, self.rates = tau, dropout, []
-
-    def forward(self, spikes):
+    def forward(self, x):
         self.rates = []
         for layer, norm in zip(self.layers, self.norms):
-            # The norm sees one image of B x T pixels and N channels: torch's fastest way.
-            image = layer(spikes).transpose(0, 1)[None].permute(0, 3, 1, 2)  # [1, N, B, T']
-            spikes = lif(norm(image).permute(0, 2, 3, 1).flatten(0, 1).transpose(0, 1), self.tau)
-            self.rates.append(spikes.detach().mean())
+            x = layer(x)  # [T', B, N]
+            # The norm sees one image of B x T' pixels and N channels: torch's fastest way.
+            x = norm(x.transpose(0, 1)[None].permute(0, 3, 1, 2))  # [1, N, B, T']
+            x = lif(x.permute(0, 2, 3, 1).flatten(0, 1).transpose(0, 1), self.tau)  # [T', B, N]
+            self.rates.append(x.detach().mean())
             if self.training:
-                spikes.mul_(F.dropout(torch.ones_like(spikes[:1]), self.dropout))  # [1, B, N]
-        return leaky_integrator(self.layers[-1](spikes), self.tau)
+                x.mul_(F.dropout(torch.ones_like(x[:1]), self.dropout))  # [1, B, N]
+        return leaky_integrator(self.layers[-1](x), self.tau)

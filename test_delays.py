@@ -206,6 +206,12 @@ def small(**kwargs):
     return net
 
 
+def first(spikes, samples):
+    """The Spikes of the first samples."""
+    rest = (field[:samples] for field in spikes[1:])
+    return data.Spikes(spikes.counts[:spikes.steps[:samples].sum()], *rest)
+
+
 def spikes(steps=12, batch=3, seed=0):
     rng = np.random.default_rng(seed)
     return torch.from_numpy(rng.poisson(0.4, (steps, batch, 6)).astype(np.float64))
@@ -250,7 +256,8 @@ def test_evaluation_is_causal():
 def test_samples_do_not_see_their_batch_mates_nor_their_padding():
     net, steps = small().float().eval(), torch.tensor([12, 7, 3, 9])
     counts = spikes(12, 4).transpose(0, 1) * (torch.arange(12)[:, None] < steps[:, None, None])
-    some = data.Spikes(counts.to(torch.uint8), steps, steps, steps)
+    own = torch.arange(12) < steps[:, None]
+    some = data.Spikes(counts[own].to(torch.uint8), steps, steps, steps)
     together = train.predict(net, some, torch.arange(4), 12)
     for b, n in enumerate(steps.tolist()):
         alone = train.predict(net, some, torch.tensor([b]), n)
@@ -261,13 +268,12 @@ def test_samples_do_not_see_their_batch_mates_nor_their_padding():
 
 def test_accuracy_does_not_depend_on_the_batch_size():
     torch.manual_seed(0)
-    toy = data.Spikes(*(field[:100] for field in data.toy("test")))
-    net = DelaySNN(toy.counts.shape[2], (9,), 10)
+    toy, net = first(data.toy("test"), 100), DelaySNN(5, (9,), 10)
+    counts = data.padded(toy, torch.arange(100), 45)
     for _ in range(20):
-        net(toy.counts.transpose(0, 1).float())
-    steps = torch.from_numpy(np.random.default_rng(0).integers(20, 46, len(toy.labels)))
-    own = torch.arange(45)[:, None] < steps[:, None, None]
-    toy = toy._replace(steps=steps, counts=toy.counts * own)
+        net(counts.transpose(0, 1).float())
+    steps = torch.from_numpy(np.random.default_rng(0).integers(20, 46, 100))
+    toy = toy._replace(steps=steps, counts=counts[torch.arange(45) < steps[:, None]])
     want = train.evaluate(net, toy, 100)
     assert want > 0 and all(train.evaluate(net, toy, size) == want for size in (1, 7, 64))
 
@@ -377,9 +383,9 @@ def shd_like(folder, samples=24, classes=20, seed=0):
 def test_binning_by_hand():
     counts, steps = data.bin_spikes([np.float16([0.5, 0.505, 0.5156, 0.5557]), np.float16([]),
                                      np.float16([0.25])], [[0, 4, 5, 699], [], [12]])
-    assert steps.tolist() == [6, 1, 1] and counts.shape == (3, 6, 140) and counts.sum() == 5
-    assert counts[0, 0, 0] == 2 and counts[0, 1, 1] == 1 and counts[0, 5, 139] == 1
-    assert counts[2, 0, 2] == 1
+    assert steps.tolist() == [6, 1, 1] and counts.shape == (8, 140) and counts.sum() == 5
+    assert counts[0, 0] == 2 and counts[1, 1] == 1 and counts[5, 139] == 1  # the first sample
+    assert counts[7, 2] == 1  # the third
 
 
 def test_binning_is_the_loop_over_spikes_and_keeps_every_spike(tmp_path):
@@ -389,13 +395,14 @@ def test_binning_is_the_loop_over_spikes_and_keeps_every_spike(tmp_path):
     write_h5(tmp_path / "x.h5", times, units, rng.integers(0, 20, 300))
     got = data.read(tmp_path / "x.h5", 20)
     assert got.counts.sum() == sum(map(len, times)) and got.counts.dtype == torch.uint8
+    counts = data.padded(got, torch.arange(300), 150)
     for s in range(300):
-        want, own = np.zeros(got.counts.shape[1:]), 0
+        want, own = np.zeros((150, 140)), 0
         for t, u in zip(times[s], units[s]):
             step = math.floor((float(t) - float(times[s][0])) * 1000 / 10)
             want[step, u // 5] += 1
             own = max(own, step + 1)
-        assert got.steps[s] == own and (got.counts[s].numpy() == want).all()
+        assert got.steps[s] == own and (counts[s].numpy() == want).all()
 
 
 def test_channels_beyond_the_cochlea_are_refused():
@@ -406,8 +413,21 @@ def test_channels_beyond_the_cochlea_are_refused():
 def test_float16_times_are_not_rounded_further():
     late = np.float16([0.0, 1.37, 1.371, 1.379, 1.3804])  # float16 knows 1.37012, .., 1.38086 here
     counts, steps = data.bin_spikes([late], [[0] * 5])
-    assert steps[0] == 139 and counts[0, 137, 0] == 3
-    assert counts[0, 138, 0] == 1 and counts[0, 0, 0] == 1
+    assert steps[0] == 139 and counts[137, 0] == 3
+    assert counts[138, 0] == 1 and counts[0, 0] == 1
+
+
+@pytest.mark.parametrize("longest", [2, 4, 6])
+def test_padded_samples_are_their_rows_and_then_zeros(longest):
+    steps, rows = [3, 1, 4], torch.arange(1, 17).view(8, 2).to(torch.uint8)
+    some = data.Spikes(rows, torch.tensor(steps), None, None)
+    got = data.padded(some, torch.tensor([2, 0, 1]), longest)
+    assert got.shape == (3, longest, 2) and got.dtype == torch.uint8
+    for own, sample in zip(got, (2, 0, 1)):
+        for t in range(longest):
+            there = t < steps[sample]
+            want = rows[sum(steps[:sample]) + t].tolist() if there else [0, 0]
+            assert own[t].tolist() == want
 
 
 def test_shuffled_batches_hold_every_sample_once_and_the_ragged_rest():
@@ -421,9 +441,9 @@ def test_shuffled_batches_hold_every_sample_once_and_the_ragged_rest():
 
 
 def test_last_ragged_batch_counts_in_the_accuracy():
-    toy, net = data.Spikes(*(field[:70] for field in data.toy("test"))), DelaySNN(5, (9,), 10)
+    toy, net = first(data.toy("test"), 70), DelaySNN(5, (9,), 10)
     for _ in range(20):
-        net(toy.counts.transpose(0, 1).float())
+        net(data.padded(toy, torch.arange(70), 45).transpose(0, 1).float())
     net.eval()
     hits = [train.predict(net, toy, torch.tensor([s]), 45).argmax().item() == toy.labels[s].item()
             for s in range(70)]
@@ -432,7 +452,8 @@ def test_last_ragged_batch_counts_in_the_accuracy():
 
 def test_toy_patterns_never_have_two_spikes_in_one_step():
     clean = data.toy("train", noise=0)
-    assert (clean.counts.sum(2) <= 1).all() and (clean.counts.sum(1) == 1).all()
+    counts = data.padded(clean, torch.arange(2000), 45)
+    assert (counts.sum(2) <= 1).all() and (counts.sum(1) == 1).all()
     assert (torch.bincount(clean.labels) == 200).all()
 
 
@@ -447,6 +468,14 @@ def test_held_out_speakers_are_disjoint_from_training(tmp_path):
     assert set(sets["valid"].speakers.tolist()) == {0, 2}
     assert set(sets["train"].speakers.tolist()) == {1}
     assert len(sets["valid"].labels) + len(sets["train"].labels) == 24
+    every = data.load("shd", "train", tmp_path)
+    for split, speaker in (("train", 1), ("valid", 0), ("valid", 2)):  # whole samples, in order
+        own, there = (s.speakers == speaker for s in (sets[split], every))
+        for field in ("steps", "labels"):
+            assert torch.equal(getattr(sets[split], field)[own], getattr(every, field)[there])
+        a, b = (data.padded(s, which.nonzero()[:, 0], 60)
+                for s, which in ((sets[split], own), (every, there)))
+        assert torch.equal(a, b) and a.any()
     assert len(sets["test"].labels) == 9
 
 
@@ -713,6 +742,13 @@ def test_ctrl_c_before_anything_is_saved_promises_nothing(tmp_path, monkeypatch)
     monkeypatch.setattr(train, "train", interrupted)
     with pytest.raises(SystemExit, match="stopped before anything was saved"):
         train.main(["--dataset", "toy", "--out", str(tmp_path / "r")])
+
+
+def test_denormal_numbers_are_0_in_every_thread():
+    code = "import torch, train; train.tune_cpu(); print(torch.full((10**6,), -95.0).exp().max().item())"
+    assert math.exp(-95) > 0
+    done = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True)
+    assert done.stdout == "0.0\n", done.stderr
 
 
 def test_same_seed_same_bits(tmp_path):

@@ -32,7 +32,7 @@ def spikes(a, o):
         return train.load(o, "train", "test")
     torch.manual_seed(0)
     return {split: data.Spikes(
-        (torch.rand(n, a.steps, 140) < 0.08).to(torch.uint8).to(a.device),
+        (torch.rand(n * a.steps, 140) < 0.08).to(torch.uint8).to(a.device),
         *(x.to(a.device) for x in (torch.full((n,), a.steps), torch.arange(n) % 20, torch.ones(n))))
         for split, n in (("train", 8156), ("test", 2264))}
 
@@ -76,6 +76,8 @@ def worker(a):
     """Answers the lines "step" and "epoch" on stdin with a line of JSON."""
     peer = a.worker == "peer"
     o = options(a, "learned" if peer else a.worker)
+    if not peer:
+        train.tune_cpu()
     sets = spikes(a, o)
     if peer:
         net = Peer(a.hidden).to(a.device)
@@ -83,11 +85,11 @@ def worker(a):
     else:
         net = train.build(o)
         adam = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True)
-        train.keep_memory()
     def scores(split, indices, longest):
         if not peer:
             return train.predict(net, sets[split], indices, longest)
-        return net(sets[split].counts[:, :longest][indices].float().transpose(0, 1).contiguous())
+        x = data.padded(sets[split], indices, longest)
+        return net(x.float().transpose(0, 1).contiguous())
     def step(indices, longest):
         loss = F.cross_entropy(scores("train", indices, longest), sets["train"].labels[indices])
         adam.zero_grad()
@@ -110,7 +112,7 @@ def worker(a):
     some = torch.arange(min(a.batch, len(sets["train"].labels)), device=a.device)
     for line in sys.stdin:
         begun = time.perf_counter()
-        step(some, min(a.steps, sets["train"].counts.shape[1])) if line == "step\n" else epoch()
+        step(some, a.steps) if line == "step\n" else epoch()
         if a.device == "cuda":
             torch.cuda.synchronize()
         print(json.dumps({"seconds": time.perf_counter() - begun, "gib": (
@@ -129,7 +131,7 @@ def median(a, call, rounds=7):
 
 def parts(a):
     """Prints the parts of a learned step, forward and backward, and the rate of its products."""
-    train.keep_memory()
+    train.tune_cpu()
     size = torch.randn(2048, 2048, device=a.device)
     rate = 2 * 2048**3 / median(a, lambda: size @ size) / 1e9
     total = {"kernel": 0.0, "convolution": 0.0, "LIF": 0.0}

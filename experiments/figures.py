@@ -106,7 +106,8 @@ def why_figure(a):
                            "python experiments/figures.py --record"))
     toy, layer, norm = data.load("toy", "test", ""), net.layers[0], net.norms[0]
     with torch.no_grad():
-        x = toy.counts.transpose(0, 1).float()
+        samples = data.padded(toy, torch.arange(len(toy.labels)), int(toy.steps.max()))
+        x = samples.transpose(0, 1).float()
         current = norm(layer(x).permute(1, 2, 0)[..., None])[..., 0].permute(2, 0, 1)  # [T, B, N]
         fired = delays.lif(current, net.tau).amax(0)  # [B, N]
     rate = torch.stack([fired[toy.labels == c].mean(0) for c in range(10)])  # [classes, N]
@@ -119,11 +120,11 @@ def why_figure(a):
         b = int(wanted.nonzero()[0])
         for row, shift in ((0, 0 * delay), (1, delay)):
             axis = axes[row, column]
-            for step, i in toy.counts[b].nonzero().tolist():
+            for step, i in samples[b].nonzero().tolist():
                 w = float(weight[i] / weight.abs().max())
                 axis.plot(step + float(shift[i]), i, "|", markersize=10,
                           markeredgewidth=0.8 + 2.5 * abs(w), color=BLUE if w > 0 else ORANGE)
-            axis.set_ylim(-0.7, toy.counts.shape[2] - 0.3)
+            axis.set_ylim(-0.7, toy.counts.shape[1] - 0.3)
             style(axis, "as they reach the neuron, each after its delay" if row else
                   f"a class that {('silences it', 'makes it fire')[column]}: spikes as they come",
                   "", "" if column else "input")
@@ -156,8 +157,8 @@ def speech_figure(a, folder):
         for norm in net.norms:
             norm.register_forward_hook(lambda module, args, out: seen.append(delays.lif(
                 out.permute(0, 2, 3, 1).flatten(0, 1).transpose(0, 1), net.tau)[:, 0]))
-        silence = torch.zeros(1, 2 * (o.taps // 2), 140)
-        x = torch.cat([test.counts[b:b + 1, :test.steps[b]].float(), silence], 1).transpose(0, 1)
+        longest = int(test.steps[b]) + 2 * (o.taps // 2)
+        x = data.padded(test, right[:1], longest).float().transpose(0, 1)
         share = net(x)[:, 0].softmax(1)
     figure, axes = plt.subplots(2, 4, figsize=(9.6, 3.9), width_ratios=(1, 1, 1, 0.9))
     shown = [(x[:, 0], "one spoken digit", "input"), (seen[0], "hidden layer 1", "neuron"),
