@@ -87,7 +87,7 @@ class ConvFourier(torch.autograd.Function):
             return None, grad_kernel, None
         k = halves(of_k @ kernel.transpose(1, 2))  # again: to keep it takes memory
         grad_x = grad.new_empty(grad.shape[1], of_x.shape[1], kernel.shape[1])
-        for part, *some in zip(grad_x.split(64), *(z.split(64, 1) for z in y)):  # 64 samples
+        for part, *some in zip(grad_x.split(64), *(z.split(64, 1) for z in y)):  # for memory
             torch.matmul(of_x.T, complex_bmm(some, k, -1), out=part)
         return grad_x.transpose(0, 1), grad_kernel, None
 
@@ -112,7 +112,7 @@ def lif(current, tau, threshold=1.0, alpha=5.0):
 
 class LIF(torch.autograd.Function):
     """A spike is a step function of h, whose derivative is 0: nothing would learn.  So the backward
-    pass is written out, with atan_surrogate in the derivative's place."""
+    pass is written out, with atan_surrogate_ in the derivative's place."""
     @staticmethod
     def forward(ctx, current, decay, threshold, alpha):
         h, spikes = torch.empty_like(current), torch.empty_like(current)
@@ -130,16 +130,17 @@ class LIF(torch.autograd.Function):
         The last term is the path through v[t], in which s[t] counts as a constant: the reset is
         detached, as in the paper, or each spike would also be blamed for its own reset."""
         (h,), (decay, threshold, alpha) = ctx.saved_tensors, ctx.constants
-        grad, later, silent = torch.empty_like(h), torch.zeros_like(h[0]), torch.empty_like(h[0])
-        for t in reversed(range(len(h))):
-            own = atan_surrogate(h[t] - threshold, alpha).mul_(grad_spikes[t])
+        grad = atan_surrogate_(h - threshold, alpha).mul_(grad_spikes)
+        silent = torch.empty_like(h[0])
+        for t in reversed(range(len(h) - 1)):
             torch.lt(h[t], threshold, out=silent)
-            later = torch.addcmul(own, silent, later, value=decay, out=grad[t])
+            grad[t].addcmul_(silent, grad[t + 1], value=decay)
         return grad, None, None, None
 
-def atan_surrogate(x, alpha):
-    """(alpha/2) / (1 + (pi/2 alpha x)^2), the slope of the smooth step arctan(pi/2 alpha x) / pi"""
-    return (x * (math.pi / 2 * alpha)).square_().add_(1).reciprocal_().mul_(alpha / 2)
+def atan_surrogate_(x, alpha):
+    """In place of x: (alpha/2) / (1 + (pi/2 alpha x)^2), the slope of the smooth step
+    arctan(pi/2 alpha x) / pi."""
+    return x.mul_(math.pi / 2 * alpha).square_().add_(1).reciprocal_().mul_(alpha / 2)
 
 def leaky_integrator(current, tau):
     """The readout's neurons, which do not spike: current -> membrane potential, both [T, B, N].
@@ -210,9 +211,8 @@ class DelaySNN(nn.Module):
     def forward(self, x):
         self.rates = []
         for layer, norm in zip(self.layers, self.norms):
-            x = layer(x)  # [T', B, N]
             # The norm sees one image of B x T' pixels and N channels: torch's fastest way.
-            x = norm(x.transpose(0, 1)[None].permute(0, 3, 1, 2))  # [1, N, B, T']
+            x = norm(layer(x).transpose(0, 1)[None].permute(0, 3, 1, 2))  # [1, N, B, T']
             x = lif(x.permute(0, 2, 3, 1).flatten(0, 1).transpose(0, 1), self.tau)  # [T', B, N]
             self.rates.append(x.detach().mean())
             if self.training:
