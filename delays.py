@@ -195,7 +195,7 @@ class DelayedLinear(nn.Module):
         return delay_conv(spikes, kernel, tail=self.taps // 2)  # late spikes still arrive
 
 class DelaySNN(nn.Module):
-    """Spikes [T, B, in] -> membrane of the readout [T + layers * (taps//2), B, classes].
+    """Spikes or counts [T, B, in] -> membrane of the readout [T + layers * (taps//2), B, classes].
     Hidden layers, of the sizes `hidden`: delayed sum -> batch norm over (T, B) -> LIF -> dropout of
     whole neurons, drawn for each sample; readout: delayed sum -> leaky integrator.  The other
     arguments go to DelayedLinear; taps=1, learn_delays=False is the network without delays.
@@ -209,7 +209,7 @@ class DelaySNN(nn.Module):
         self.norms = nn.ModuleList(nn.BatchNorm2d(size) for size in hidden)
         self.tau, self.dropout, self.rates = tau, dropout, []
     def forward(self, x):
-        self.rates = []
+        x, self.rates = x.to(self.layers[0].weight), []  # here, so that it is freed after use
         for layer, norm in zip(self.layers, self.norms):
             # The norm sees one image of B x T' pixels and N channels: torch's fastest way.
             x = norm(layer(x).transpose(0, 1)[None].permute(0, 3, 1, 2))  # [1, N, B, T']

@@ -85,7 +85,7 @@ def predict(net, spikes, indices, longest):
     sample's own steps and the network's tail, which all layers see, whatever the batch."""
     tails = len(net.layers) * (net.layers[0].taps // 2)
     silence = 0 if net.training else tails - net.layers[0].taps // 2
-    membrane = net(data.padded(spikes, indices, longest + silence).float().transpose(0, 1))
+    membrane = net(data.padded(spikes, indices, longest + silence).transpose(0, 1))
     return class_scores(membrane, None if net.training else spikes.steps[indices] + tails)
 
 @torch.no_grad()
