@@ -26,7 +26,7 @@ def gaussian_kernel(weight, delay, sigma, taps):
     return (bell * (weight / (bell.sum(0) + 1e-7))).sum(1).permute(1, 2, 0)  # [out, in, taps]
 
 def integer_kernel(weight, delay, taps):
-    """The kernel of evaluation, the limit sigma -> 0: one tap, w at round(delay), [out, in, taps].
+    """The kernel of evaluation, and of fixed delays: one tap, w at round(delay), [out, in, taps].
     The delay gets no gradient; rounded, it has to be one of 0..taps-1."""
     weight, delay = _synapses(weight, delay, taps)
     index = delay.detach().round().long()
@@ -163,8 +163,8 @@ def class_scores(membrane, steps=None):
     return (membrane.softmax(2) * own[:, :, None]).sum(0)
 
 def shrinking_sigma(epoch, epochs, taps):
-    """Sigma of an epoch, counted from 0: 0.27 and a rest, which shrinks exponentially from taps//2
-    to 0.23 over the first quarter of all epochs and stays there."""
+    """Sigma of an epoch, counted from 0: in the first quarter of all epochs 0.27, the original's
+    least width, and a rest that shrinks exponentially from taps//2 to 0.23; then their sum, 0.5."""
     quarter, widest = epochs // 4, max(taps // 2, 0.23)
     return 0.27 + widest * (0.23 / widest) ** (epoch / quarter) if epoch < quarter else 0.5
 
@@ -192,7 +192,7 @@ class DelayedLinear(nn.Module):
         weight = self.weight if self.mask is None else self.weight * self.mask
         kernel = (gaussian_kernel(weight, self.delay, self.sigma, self.taps) if self.training
                   and self.learn_delays else integer_kernel(weight, self.delay, self.taps))
-        return delay_conv(spikes, kernel, tail=self.taps // 2)  # late spikes still arrive
+        return delay_conv(spikes, kernel, tail=self.taps // 2)  # most late spikes arrive
 
 class DelaySNN(nn.Module):
     """Spikes or counts [T, B, in] -> membrane of the readout [T + layers * (taps//2), B, classes].
