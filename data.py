@@ -1,6 +1,6 @@
 """Spike files in the format of SHD and SSC (spoken words through a model of the cochlea, Cramer et
 al. 2020), and a toy task: each split as one tensor of counts."""
-import gzip, hashlib, os, shutil, sys, tempfile, time, zlib
+import gzip, hashlib, os, shutil, sys, tempfile, time, zipfile, zlib
 from collections import namedtuple
 from urllib.request import Request, urlopen
 import h5py
@@ -48,7 +48,7 @@ def load(dataset, split, data_dir):
                 with gzip.open(path) as packed, open(unpacked, "wb") as out:
                     shutil.copyfileobj(packed, out, 1 << 20)
             return read(unpacked, CLASSES[dataset])
-    except (EOFError, KeyError, OSError, ValueError, zlib.error) as problem:
+    except (EOFError, KeyError, OSError, ValueError, zipfile.BadZipFile, zlib.error) as problem:
         raise OSError(f"{path} is not a sound spike file of {dataset} ({problem}): replace it, or "
                       "delete it to have the published one fetched") from problem
 
@@ -56,34 +56,34 @@ def fetch(name, data_dir):
     """Downloads a published file, from where an earlier try was cut off -> its path, which it gets
     when its checksum was found right, not before."""
     path, problems = os.path.join(data_dir, name), []
+    partial = path + ".part"
     for server in SERVERS * 2:
         try:
             os.makedirs(data_dir, exist_ok=True)
-            with open(path + ".part", "ab") as part:
-                first, begun = part.tell(), time.time()
-                ask = Request(f"{server}/{name}", headers={"Range": f"bytes={first}-"})
-                with urlopen(ask, timeout=30) as reply:
-                    if reply.status != 206:  # the server starts from the beginning
-                        first = part.truncate(0)
-                    done, total = first, first + int(reply.headers["Content-Length"])
-                    while block := reply.read(1 << 20):
-                        done += part.write(block)
-                        speed = (done - first) / 1e6 / (time.time() - begun)
-                        print(f"\r{name} {done / 1e6:.1f} of {total / 1e6:.1f} MB, {speed:.1f} MB/s"
-                              f", {done / total:.0%}", end="\n" * (done == total), file=sys.stderr)
+            begun, first = time.time(), os.path.getsize(partial) if os.path.exists(partial) else 0
+            ask = Request(f"{server}/{name}", headers={"Range": f"bytes={first}-"})
+            with urlopen(ask, timeout=30) as reply, open(partial, "ab") as part:
+                if reply.status != 206:  # the server starts from the beginning
+                    first = part.truncate(0)
+                done, total = first, first + int(reply.headers["Content-Length"])
+                while block := reply.read(1 << 20):
+                    done += part.write(block)
+                    speed = (done - first) / 1e6 / (time.time() - begun)
+                    print(f"\r{name} {done / 1e6:.1f} of {total / 1e6:.1f} MB, {speed:.1f} MB/s"
+                          f", {done / total:.0%}", end="\n" * (done == total), file=sys.stderr)
             if done < total:
                 raise OSError(f"the connection ended after {done} of {total} bytes")
-            with open(path + ".part", "rb") as part:
+            with open(partial, "rb") as part:
                 digest = hashlib.file_digest(part, "md5").hexdigest()
             if digest == MD5[name]:
-                os.replace(path + ".part", path)
+                os.replace(partial, path)
                 return path
-            os.remove(path + ".part")
+            os.remove(partial)
             raise OSError(f"md5 {digest}, expected {MD5[name]}")
         except OSError as problem:
             problems.append(f"{server}: {problem}")
             if getattr(problem, "code", None) == 416:  # the part has no rest: begin anew
-                os.remove(path + ".part")
+                os.remove(partial)
     raise OSError(f"{name} is not in {data_dir} and could not be fetched ({'; '.join(problems)}): "
                   f"put it there from {' or '.join(f'{server}/{name}' for server in SERVERS)}, or "
                   "try --dataset toy, which needs no files")
@@ -91,13 +91,12 @@ def fetch(name, data_dir):
 def read(path, classes, chunk=128):
     """Spikes of an .h5 file, binned `chunk` samples at a time to keep memory low."""
     with h5py.File(path) as file:
-        labels, speakers = (torch.from_numpy(file[x][:].astype(int)) for x in (
-            "labels", "extra/speaker"))
+        labels, speakers = (file[key][:].astype(np.int64) for key in ("labels", "extra/speaker"))
         if not len(labels) or labels.min() < 0 or labels.max() >= classes:
-            raise ValueError(f"labels {labels.unique().tolist()}, expected of 0..{classes - 1}")
+            raise ValueError(f"labels {np.unique(labels).tolist()}, expected of 0..{classes - 1}")
         parts = [bin_spikes(file["spikes/times"][i:i + chunk], file["spikes/units"][i:i + chunk])
                  for i in range(0, len(labels), chunk)]
-    return Spikes(*(torch.from_numpy(np.concatenate(x)) for x in zip(*parts)), labels, speakers)
+    return Spikes(*map(torch.from_numpy, (*map(np.concatenate, zip(*parts)), labels, speakers)))
 
 def bin_spikes(times, units):
     """Times in s and channels 0..699, arrays by sample -> counts, uint8 [rows, inputs], a row for

@@ -138,8 +138,7 @@ class LIF(torch.autograd.Function):
         return grad, None, None, None
 
 def atan_surrogate_(x, alpha):
-    """In place of x: (alpha/2) / (1 + (pi/2 alpha x)^2), the slope of the smooth step
-    arctan(pi/2 alpha x) / pi."""
+    """In place: (alpha/2) / (1 + (pi/2 alpha x)^2), the slope of arctan(pi/2 alpha x) / pi."""
     return x.mul_(math.pi / 2 * alpha).square_().add_(1).reciprocal_().mul_(alpha / 2)
 
 def leaky_integrator(current, tau):

@@ -696,6 +696,12 @@ def test_bad_input_gets_one_sentence_and_no_traceback(tmp_path, servers):
     (tmp_path / "r").mkdir()
     (tmp_path / "r/last.pt").write_bytes(b"not a checkpoint")
     (tmp_path / "file").write_text("")
+    (tmp_path / "flipped").mkdir()
+    with zipfile.ZipFile(tmp_path / "flipped/shd_train.h5.zip", "w") as archive:
+        archive.writestr("shd_train.h5", b"spikes" * 100)
+    body = bytearray((tmp_path / "flipped/shd_train.h5.zip").read_bytes())
+    body[100] ^= 1
+    (tmp_path / "flipped/shd_train.h5.zip").write_bytes(body)
     for argv, sentence in [
             (("--epochs", -1), "--epochs -1"), (("--epochs", "many"), "invalid int value"),
             (("--lr", "nan"), "--lr nan"), (("--dropout", 1), "dropout is 1.0"),
@@ -712,7 +718,9 @@ def test_bad_input_gets_one_sentence_and_no_traceback(tmp_path, servers):
             (("--eval", tmp_path / "none.pt"), "none.pt"),
             (("--eval", tmp_path / "shd_train.h5"), "is no sound checkpoint"),
             (("--eval", ""), "is no sound checkpoint"), (("--seed", 2**63), "below 2**31"),
-            (("--dataset", "toy", "--out", tmp_path / "file"), "file")] + [
+            (("--data-dir", tmp_path / "flipped"), "not a sound spike file"),
+            (("--data-dir", tmp_path / "file"), "file is a file: --out and --data-dir are to be"),
+            (("--dataset", "toy", "--out", tmp_path / "file"), "file is a file")] + [
             (("--device", "cuda"), "no CUDA card")] * (not torch.cuda.is_available()):
         with pytest.raises(SystemExit) as stop:
             train.main([str(word) for word in ("--out", tmp_path / "o", *argv)])
@@ -720,6 +728,7 @@ def test_bad_input_gets_one_sentence_and_no_traceback(tmp_path, servers):
         if isinstance(stop.value.code, str):
             assert sentence in stop.value.code, (argv, stop.value.code)
             assert stop.value.code.count("\n") == 0, (argv, stop.value.code)
+    assert not any(name.endswith(".part") for name in os.listdir(tmp_path / "none"))
     assert run("--epochs", -1).stderr.splitlines()[-1] == (
         "train.py: error: --epochs -1: expected a number of at least 1, below 2**31")
 

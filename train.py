@@ -207,6 +207,8 @@ def main(argv=None):
     given, o = parse(argv)
     last, saved, cuda = os.path.join(o.out, "last.pt"), None, torch.cuda.is_available()
     try:
+        for folder in filter(os.path.isfile, (o.out, o.data_dir)):
+            raise ValueError(f"{folder} is a file: --out and --data-dir are to be folders")
         if o.eval is not None or o.resume:
             saved = read_checkpoint(last if o.eval is None else o.eval)
             for key in saved["options"].keys() - {"out", "device", "resume", "eval"}:

@@ -5,7 +5,7 @@
     python experiments/figures.py --record                          # trains the toy task, 20 s
     python experiments/figures.py --data-dir DIR                    # draws
 """
-import argparse, json, os, sys
+import argparse, json, os, pickle, sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
@@ -227,15 +227,17 @@ def main():
     ap.add_argument("--out", default=os.path.join(HERE, "figures"), help="folder of the pictures")
     ap.add_argument("--record", action="store_true", help="train the toy task for the first two")
     a = ap.parse_args()
-    if a.record:
-        return record(a)
-    kernel_figure(a)
-    why_figure(a)
-    variants_figure(a)
     try:
+        if a.record:
+            return record(a)
+        kernel_figure(a)
+        why_figure(a)
+        variants_figure(a)
         speech_figure(a, os.path.join(a.runs, "shd-30", "learned-dense-0"))
-    except OSError as problem:
+    except (OSError, ValueError, pickle.UnpicklingError) as problem:
         sys.exit(f"figures.py: {problem}")
+    except KeyboardInterrupt:
+        sys.exit("\nstopped")
 
 if __name__ == "__main__":
     main()

@@ -11,7 +11,7 @@ at will.  The table, table.md beside the runs, has mean +- sample standard devia
 of the test accuracy at the last epoch, and the difference to learned delays over the seeds that
 both have, with its 95 % interval (Student's t).
 """
-import argparse, json, math, os, statistics, subprocess, sys, time
+import argparse, itertools, json, math, os, statistics, subprocess, sys, time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
@@ -41,12 +41,20 @@ def command(o, variant, connections, seed, out):
         words.append("--resume")
     return [sys.executable, os.path.join(os.path.dirname(HERE), "train.py"), *map(str, words)]
 
-def result(folder):
-    path = os.path.join(folder, "result.json")
+def result(folder, name="result.json"):
+    path = os.path.join(folder, name)
     if not os.path.exists(path):
         return None
     with open(path) as file:
         return json.load(file)
+
+def check(folder, **wanted):
+    """A run that is there has to be of the same options."""
+    there = result(folder, "config.json") or wanted
+    for key, value in wanted.items():
+        if there[key] != value:
+            sys.exit(f"variants.py: {folder} is a run with --{key.replace('_', '-')} {there[key]}, "
+                     f"not {value}: use another --out")
 
 def spread(values):
     mean = f"{100 * statistics.mean(values):.2f}"
@@ -108,6 +116,9 @@ def main():
     without = f"-without-{a.valid_speakers}" if a.valid_speakers else ""
     folder = os.path.join(a.out, f"{a.dataset}-{o.epochs}{without}")
     kinds = [f"{v}-{d}" for d in densities for v in variants]
+    for kind, seed in itertools.product(kinds, seeds):
+        check(f"{folder}/{kind}-{seed}", data_dir=a.data_dir,
+              connections=a.connections * kind.endswith("sparse"))
     todo = [(v, d, s) for s in seeds for d in densities for v in variants
             if not result(f"{folder}/{v}-{d}-{s}")] * (not a.table)
     begun = time.time()
@@ -134,5 +145,7 @@ def main():
 if __name__ == "__main__":
     try:
         main()
+    except OSError as problem:
+        sys.exit(f"variants.py: {problem}")
     except KeyboardInterrupt:
         sys.exit("\nstopped; the same command goes on from here")
