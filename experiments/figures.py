@@ -204,6 +204,7 @@ def variants_figure(a):
                 with open(path) as file:
                     accuracy = 100 * json.load(file)["test_accuracy"]
                 found.setdefault(task, {}).setdefault(run.rsplit("-", 1)[0], []).append(accuracy)
+    found = {task: kinds for task, kinds in found.items() if len(kinds) > 1}  # to compare
     if not found:
         sys.exit("figures.py: no finished run in " + a.runs +
                  "; first run: python experiments/variants.py --dataset toy")
