@@ -86,8 +86,8 @@ class ConvFourier(torch.autograd.Function):
         if not ctx.needs_input_grad[0]:  # the first layer: its input is data
             return None, grad_kernel, None
         k = halves(of_k @ kernel.transpose(1, 2))  # again: to keep it takes memory
-        grad_x = grad.new_empty(grad.shape[1], of_x.shape[1], kernel.shape[1])
-        for part, *some in zip(grad_x.split(64), *(z.split(64, 1) for z in y)):  # for memory
+        grad_x = grad.new_empty(grad.shape[1], of_x.shape[1], kernel.shape[1])  # [B, T, in]
+        for part, *some in zip(grad_x.split(64), *(z.split(64, 1) for z in y)):  # saves memory
             torch.matmul(of_x.T, complex_bmm(some, k, -1), out=part)
         return grad_x.transpose(0, 1), grad_kernel, None
 
