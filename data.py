@@ -53,8 +53,7 @@ def load(dataset, split, data_dir):
                       "delete it to have the published one fetched") from problem
 
 def fetch(name, data_dir):
-    """Downloads a published file, from where an earlier try was cut off -> its path, which it gets
-    when its checksum was found right, not before."""
+    """Downloads a published file, or what it lacks -> path, which it gets if its md5 is right."""
     path, problems = os.path.join(data_dir, name), []
     partial = path + ".part"
     for server in SERVERS * 2:

@@ -357,6 +357,13 @@ def test_learning_rate_schedule_is_torchs(epochs):
             torchs.step()
 
 
+def test_fast_recipe_differs_in_the_epochs_alone():
+    paper, fast = (vars(options("--recipe", name)) for name in ("paper", "fast"))
+    assert {key for key in paper if paper[key] != fast[key]} == {"recipe", "epochs"}
+    assert (paper["epochs"], fast["epochs"]) == (150, 30)
+    assert options("--recipe", "fast", "--epochs", 7).epochs == 7
+
+
 # ------------------------------------------------------------------------------------------- data
 
 def write_h5(path, times, units, labels, speakers=None):

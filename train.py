@@ -22,6 +22,7 @@ OPTIONS = {  # group: {option: (type or choices, least, default or those of shd,
         "tau": (float, data.STEP_MS, (10.05, 15.0, 10.05), "time constant of the membranes, ms"),
         "dropout": (float, 0, (0.4, 0.25, 0.0), "share of hidden neurons silenced in training")},
     "training": {
+        "recipe": (["paper", "fast"], 0, "paper", "fast: a fifth of the epochs"),
         "epochs": (int, 1, (150, 60, 20), "passes over the training samples"),
         "batch-size": (int, 1, (256, 128, 50), "samples"),
         "lr": (float, 0, 5e-3, "peak learning rate of the weights"),
@@ -54,6 +55,7 @@ def parse(argv=None):
         if kind in (int, float) and not least <= value < 2**31:
             parser.error(f"--{name} {value}: expected a number of at least {least}, below 2**31")
         setattr(options, key, value)
+    options.epochs = given.get("epochs", options.epochs // (5 if options.recipe == "fast" else 1))
     options.out = options.out or f"runs/{options.dataset}-{options.delays}-{options.seed}"
     return given, options
 
@@ -138,8 +140,7 @@ def train(o, saved=None):
         for layer in layers:
             layer.sigma = sigma
         net.train()
-        sums = torch.zeros(2 + o.layers, device=o.device)  # read once, after the epoch
-        schedule = data.batches(train_set, o.batch_size)
+        schedule, sums = data.batches(train_set, o.batch_size), 0  # sums: read after the epoch
         for done, (indices, longest) in enumerate(schedule, 1):
             scores, labels = predict(net, train_set, indices, longest), train_set.labels[indices]
             loss = F.cross_entropy(scores, labels)
