@@ -656,6 +656,22 @@ def test_best_epoch_on_validation_is_kept_and_test_read_once(tmp_path, monkeypat
     assert len(best["rows"]) == accuracy.index(max(accuracy)) + 1
 
 
+@pytest.mark.parametrize("connections, count", [(0, 1), (3, 1), (3, 2)])
+def test_masked_synapses_count_neither_as_parameters_nor_as_movement(tmp_path, connections, count):
+    shd_like(tmp_path)
+    o = options("--data-dir", tmp_path, "--connections", connections, "--kernel-count", count,
+                "--epochs", 2, "--delay-lr", 0.5, "--out", tmp_path / "r", *SMALL)
+    first, result = train.build(o), train.train(o)
+    net = torch.load(tmp_path / "r/last.pt", weights_only=True)["net"]
+    inputs = [min(i, connections or i) for i in (140, 12, 12)]
+    synapses = count * (inputs[0] * 12 + inputs[1] * 12 + inputs[2] * 20)
+    assert result["parameters"] == 2 * synapses + 2 * 12 * 2
+    way = sum((net[f"layers.{n}.delay"] - layer.delay).abs().sum().item()
+              for n, layer in enumerate(first.layers))
+    *_, row = csv.DictReader(open(tmp_path / "r/log.csv"))
+    assert way > 0 and float(row["moved_ms"]) == pytest.approx(10 * way / synapses)
+
+
 def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     train.write(tmp_path, "x", "old")
     monkeypatch.setattr(torch, "save", lambda content, file: file.write(b"half") and 1 / 0)

@@ -121,8 +121,8 @@ def train(o, saved=None):
         net.load_state_dict(saved["net"])
         adam.load_state_dict(saved["adam"])
     rows, best = (saved["rows"], saved["best"]) if saved else ([], 0)
-    masked = sum(int((~x.mask).sum()) * o.kernel_count for x in layers if x.mask is not None)
-    parameters = sum(p.numel() for p in net.parameters()) - masked * (1 + learn)
+    synapses = sum(x.weight[..., x.mask].numel() for x in layers)  # if the mask is None, all
+    parameters = synapses * (1 + learn) + sum(p.numel() for p in net.norms.parameters())
     write(o.out, "config.json", json.dumps(vars(o), indent=1))
     print("data    ", o.dataset, *(f"{len(s.labels)} {n}" for n, s in sets.items()), "samples of",
           f"{train_set.steps.min()}..{train_set.steps.max()} steps of {data.STEP_MS} ms")
@@ -155,7 +155,7 @@ def train(o, saved=None):
                 print(f"\rbatch {done} of {len(schedule)} ", end="\r", file=sys.stderr, flush=True)
         loss, hit, *rates = (sums / len(train_set.labels)).tolist()
         accuracy = {s: evaluate(net, sets[s], o.batch_size) for s in sets if s != "train"}
-        moved = torch.cat([(x.delay - d).abs().view(-1) for x, d in zip(layers, first)]).mean()
+        moved = sum((x.delay - d).abs().sum() for x, d in zip(layers, first)) / synapses
         rows.append({
             "epoch": epoch + 1, "loss": loss, "train_accuracy": hit,
             **{f"{split}_accuracy": accuracy.get(split) for split in ("valid", "test")},
