@@ -1,6 +1,6 @@
 """Spike files in the format of SHD and SSC (spoken words through a model of the cochlea, Cramer et
 al. 2020), and a toy task: each split as one tensor of counts."""
-import gzip, hashlib, os, shutil, sys, tempfile, time, zipfile, zlib
+import gzip, hashlib, os, shutil, sys, tempfile, time
 from collections import namedtuple
 from urllib.request import Request, urlopen
 import h5py
@@ -48,7 +48,7 @@ def load(dataset, split, data_dir):
                 with gzip.open(path) as packed, open(unpacked, "wb") as out:
                     shutil.copyfileobj(packed, out, 1 << 20)
             return read(unpacked, CLASSES[dataset])
-    except (EOFError, KeyError, OSError, ValueError, zipfile.BadZipFile, zlib.error) as problem:
+    except Exception as problem:  # gzip, zipfile, zlib and h5py have many
         raise OSError(f"{path} is not a sound spike file of {dataset} ({problem}): replace it, or "
                       "delete it to have the published one fetched") from problem
 
@@ -90,10 +90,12 @@ def fetch(name, data_dir):
 def read(path, classes, chunk=128):
     """Spikes of an .h5 file, binned `chunk` samples at a time to keep memory low."""
     with h5py.File(path) as file:
-        labels, speakers = (file[key][:].astype(np.int64) for key in ("labels", "extra/speaker"))
-        if not len(labels) or labels.min() < 0 or labels.max() >= classes:
-            raise ValueError(f"labels {np.unique(labels).tolist()}, expected of 0..{classes - 1}")
-        parts = [bin_spikes(file["spikes/times"][i:i + chunk], file["spikes/units"][i:i + chunk])
+        columns = [file[n] for n in ("labels", "extra/speaker", "spikes/times", "spikes/units")]
+        sizes, (labels, speakers) = [*map(len, columns)], (np.int64(c[:]) for c in columns[:2])
+        if len(set(sizes)) > 1 or not sizes[0] or labels.min() < 0 or labels.max() >= classes:
+            raise ValueError(f"labels {np.unique(labels).tolist()}, expected of 0..{classes - 1}; "
+                             f"{sizes} labels, speakers, times, units, expected as many of each")
+        parts = [bin_spikes(*(c[i:i + chunk] for c in columns[2:]))
                  for i in range(0, len(labels), chunk)]
     return Spikes(*map(torch.from_numpy, (*map(np.concatenate, zip(*parts)), labels, speakers)))
 
@@ -109,10 +111,9 @@ def bin_spikes(times, units):
     first[some], last[some] = (end.reduceat(ms, begin) for end in (np.minimum, np.maximum))
     steps = ((last - first) / STEP_MS).astype(np.int64) + 1
     row = (np.cumsum(steps) - steps)[sample] + ((ms - first[sample]) / STEP_MS).astype(np.int64)
-    channel = np.concatenate(units).astype(np.int64)
+    channel, inputs = np.concatenate(units).astype(np.int64), CHANNELS // GROUP
     if channel.max(initial=0) >= CHANNELS:
         raise ValueError(f"a spike of channel {channel.max()}, expected 0..{CHANNELS - 1}")
-    inputs = CHANNELS // GROUP
     counts = np.bincount(row * inputs + channel // GROUP, minlength=steps.sum() * inputs)
     if counts.max() > 255:
         raise ValueError(f"{counts.max()} spikes in one step and input, expected at most 255")

@@ -4,7 +4,7 @@ A synapse of weight w and delay d is a kernel over time with one non-zero tap, w
 position has no gradient; so in training the tap is a Gaussian around d, whose width sigma shrinks
 over the epochs, and in evaluation the one tap at round(d).  (Hammouamri, Khalfaoui-Hassani,
 Masquelier, ICLR 2024, arXiv 2306.17670.)  The first axis of every signal is time: [T, B, N] is
-steps, batch, neurons; layers return it as a view of [B, T, N], whose products are faster.  Delays,
+steps, batch, neurons; in memory it is [B, T, N], on which matrix products are faster.  Delays,
 sigma and tau are in steps.  Arguments that do not fit raise a ValueError with what was expected."""
 import math
 import torch
@@ -111,8 +111,7 @@ def lif(current, tau, threshold=1.0, alpha=5.0):
     return LIF.apply(current, _decay(current, tau), threshold, alpha)
 
 class LIF(torch.autograd.Function):
-    """A spike is a step function of h, whose derivative is 0: nothing would learn.  So the backward
-    pass is written out, with atan_surrogate_ in the derivative's place."""
+    """A spike is a step, of derivative 0: nothing would learn.  atan_surrogate_ takes its place."""
     @staticmethod
     def forward(ctx, current, decay, threshold, alpha):
         h, spikes = torch.empty_like(current), torch.empty_like(current)

@@ -716,6 +716,11 @@ def test_bad_input_gets_one_sentence_and_no_traceback(tmp_path, servers):
     (tmp_path / "broken/shd_train.h5.gz").write_bytes(gzip.compress(b"x" * 1000)[:-20])
     (tmp_path / "labels").mkdir()
     write_h5(tmp_path / "labels/shd_train.h5", [[0.1]], [[3]], [20])
+    (tmp_path / "sizes").mkdir()
+    write_h5(tmp_path / "sizes/shd_train.h5", [[0.1], [0.2]], [[3], [4]], [1, 2, 3])
+    (tmp_path / "group").mkdir()
+    with h5py.File(tmp_path / "group/shd_train.h5", "w") as file:
+        file.create_group("labels")
     (tmp_path / "r").mkdir()
     (tmp_path / "r/last.pt").write_bytes(b"not a checkpoint")
     (tmp_path / "file").write_text("")
@@ -731,6 +736,8 @@ def test_bad_input_gets_one_sentence_and_no_traceback(tmp_path, servers):
             (("--dataset", "mnist"), "invalid choice"), (("--frobnicate", 1), "unrecognized"),
             (("--data-dir", tmp_path / "broken"), "not a sound spike file"),
             (("--data-dir", tmp_path / "labels"), "labels [20], expected of 0..19"),
+            (("--data-dir", tmp_path / "sizes"), "[3, 3, 2, 2] labels, speakers, times, units"),
+            (("--data-dir", tmp_path / "group"), "not a sound spike file"),
             (("--data-dir", tmp_path / "none"), "--dataset toy, which needs no files"),
             (("--data-dir", tmp_path, "--valid-speakers", "9"), "--valid-speakers 9"),
             (("--data-dir", tmp_path, "--valid-speakers", "0,1,2"), "not all"),

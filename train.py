@@ -22,7 +22,7 @@ OPTIONS = {  # group: {option: (type or choices, least, default or those of shd,
         "tau": (float, data.STEP_MS, (10.05, 15.0, 10.05), "time constant of the membranes, ms"),
         "dropout": (float, 0, (0.4, 0.25, 0.0), "share of hidden neurons silenced in training")},
     "training": {
-        "recipe": (["paper", "fast"], 0, "paper", "fast: a fifth of the epochs"),
+        "recipe": (["paper", "fast"], 0, "paper", "fast: a fifth of the epochs; measured on shd"),
         "epochs": (int, 1, (150, 60, 20), "passes over the training samples"),
         "batch-size": (int, 1, (256, 128, 50), "samples"),
         "lr": (float, 0, 5e-3, "peak learning rate of the weights"),

@@ -9,7 +9,10 @@ import argparse, json, os, pickle, sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
-import matplotlib
+try:
+    import matplotlib
+except ImportError:
+    sys.exit("figures.py: it needs matplotlib; first run: python -m pip install matplotlib")
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
@@ -75,7 +78,8 @@ def kernel_figure(a):
     history = torch.load(path, weights_only=True)["delay"]  # [1 + epochs, out, in]
     o, net, _ = saved(os.path.join(folder, "last.pt"))
     moved, weight = (history[-1] - history[0]).abs(), net.layers[0].weight.detach().abs()
-    out, i = divmod(int((weight * (moved.clamp(max=8))).argmax()), weight.shape[1])
+    whole = (history[-1] - history[-1].round()).abs() < 0.2  # not one that ends between two taps
+    out, i = divmod(int((weight * moved.clamp(max=8) * whole).argmax()), weight.shape[1])
     track = history[:, out, i]
     kernels = torch.stack([delays.gaussian_kernel(
         torch.ones(1, 1), track[e].view(1, 1), delays.shrinking_sigma(e, o.epochs, o.taps),

@@ -46,7 +46,10 @@ def result(folder, name="result.json"):
     if not os.path.exists(path):
         return None
     with open(path) as file:
-        return json.load(file)
+        try:
+            return json.load(file)
+        except ValueError:
+            sys.exit(f"variants.py: {path} is broken: remove that run's folder to run it again")
 
 def check(folder, **wanted):
     """A run that is there has to be of the same options."""
@@ -116,7 +119,7 @@ def main():
     without = f"-without-{a.valid_speakers}" if a.valid_speakers else ""
     folder = os.path.join(a.out, f"{a.dataset}-{o.epochs}{without}")
     kinds = [f"{v}-{d}" for d in densities for v in variants]
-    for kind, seed in itertools.product(kinds, seeds):
+    for kind, seed in itertools.product(kinds, [] if a.table else seeds):
         check(f"{folder}/{kind}-{seed}", data_dir=a.data_dir,
               connections=a.connections * kind.endswith("sparse"))
     todo = [(v, d, s) for s in seeds for d in densities for v in variants
