@@ -2,7 +2,7 @@
 
 A synapse of weight w and delay d is a kernel over time with one non-zero tap, w at position d.  A
 position has no gradient; so in training the tap is a Gaussian around d, whose width sigma shrinks
-over the epochs, and in evaluation the one tap at round(d).  (Hammouamri, Khalfaoui-Hassani,
+in early epochs, and in evaluation the one tap at round(d).  (Hammouamri, Khalfaoui-Hassani,
 Masquelier, ICLR 2024, arXiv 2306.17670.)  The first axis of every signal is time: [T, B, N] is
 steps, batch, neurons; in memory it is [B, T, N], on which matrix products are faster.  Delays,
 sigma and tau are in steps.  Arguments that do not fit raise a ValueError with what was expected."""
@@ -161,8 +161,8 @@ def class_scores(membrane, steps=None):
     return (membrane.softmax(2) * own[:, :, None]).sum(0)
 
 def shrinking_sigma(epoch, epochs, taps):
-    """Sigma of an epoch, counted from 0: in the first quarter of all epochs 0.27, the original's
-    least width, and a rest that shrinks exponentially from taps//2 to 0.23; then their sum, 0.5."""
+    """Sigma of an epoch, counted from 0: in the first quarter of all epochs 0.27 (an offset of the
+    original's) plus a rest that shrinks exponentially from taps//2 to 0.23; then their sum, 0.5."""
     quarter, widest = epochs // 4, max(taps // 2, 0.23)
     return 0.27 + widest * (0.23 / widest) ** (epoch / quarter) if epoch < quarter else 0.5
 
