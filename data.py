@@ -1,6 +1,6 @@
 """Spike files in the format of SHD and SSC (spoken words through a model of the cochlea, Cramer et
 al. 2020), and a toy task: each split as one tensor of counts."""
-import gzip, hashlib, os, shutil, sys, tempfile, time
+import gzip, hashlib, os, shutil, sys, tempfile, time, zipfile, zlib
 from collections import namedtuple
 from urllib.request import Request, urlopen
 import h5py
@@ -48,12 +48,13 @@ def load(dataset, split, data_dir):
                 with gzip.open(path) as packed, open(unpacked, "wb") as out:
                     shutil.copyfileobj(packed, out, 1 << 20)
             return read(unpacked, CLASSES[dataset])
-    except Exception as problem:  # gzip, zipfile, zlib and h5py have many
+    except (EOFError, KeyError, OSError, TypeError, ValueError, zipfile.BadZipFile,
+            zlib.error) as problem:
         raise OSError(f"{path} is not a sound spike file of {dataset} ({problem}): replace it, or "
                       "delete it to have the published one fetched") from problem
 
 def fetch(name, data_dir):
-    """Downloads a published file, or what it lacks -> path, which it gets if its md5 is right."""
+    """Downloads a published file, or its rest -> path, a name it gets if its md5 is right."""
     path, problems = os.path.join(data_dir, name), []
     partial = path + ".part"
     for server in SERVERS * 2:
@@ -90,13 +91,12 @@ def fetch(name, data_dir):
 def read(path, classes, chunk=128):
     """Spikes of an .h5 file, binned `chunk` samples at a time to keep memory low."""
     with h5py.File(path) as file:
-        columns = [file[n] for n in ("labels", "extra/speaker", "spikes/times", "spikes/units")]
-        sizes, (labels, speakers) = [*map(len, columns)], (np.int64(c[:]) for c in columns[:2])
+        raw = [file[n] for n in ("labels", "extra/speaker", "spikes/times", "spikes/units")]
+        sizes, (labels, speakers) = [*map(len, raw)], (np.int64(c[:]) for c in raw[:2])
         if len(set(sizes)) > 1 or not sizes[0] or labels.min() < 0 or labels.max() >= classes:
             raise ValueError(f"labels {np.unique(labels).tolist()}, expected of 0..{classes - 1}; "
                              f"{sizes} labels, speakers, times, units, expected as many of each")
-        parts = [bin_spikes(*(c[i:i + chunk] for c in columns[2:]))
-                 for i in range(0, len(labels), chunk)]
+        parts = [bin_spikes(*(c[i:i + chunk] for c in raw[2:])) for i in range(0, sizes[0], chunk)]
     return Spikes(*map(torch.from_numpy, (*map(np.concatenate, zip(*parts)), labels, speakers)))
 
 def bin_spikes(times, units):

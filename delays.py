@@ -4,7 +4,7 @@ A synapse of weight w and delay d is a kernel over time with one non-zero tap, w
 position has no gradient; so in training the tap is a Gaussian around d, whose width sigma shrinks
 in early epochs, and in evaluation the one tap at round(d).  (Hammouamri, Khalfaoui-Hassani,
 Masquelier, ICLR 2024, arXiv 2306.17670.)  The first axis of every signal is time: [T, B, N] is
-steps, batch, neurons; in memory it is [B, T, N], on which matrix products are faster.  Delays,
+steps, batch, neurons; layers return a view of [B, T, N], whose matrix products are faster.  Delays,
 sigma and tau are in steps.  Arguments that do not fit raise a ValueError with what was expected."""
 import math
 import torch

@@ -119,9 +119,9 @@ def main():
     without = f"-without-{a.valid_speakers}" if a.valid_speakers else ""
     folder = os.path.join(a.out, f"{a.dataset}-{o.epochs}{without}")
     kinds = [f"{v}-{d}" for d in densities for v in variants]
-    for kind, seed in itertools.product(kinds, [] if a.table else seeds):
-        check(f"{folder}/{kind}-{seed}", data_dir=a.data_dir,
-              connections=a.connections * kind.endswith("sparse"))
+    for kind, seed in itertools.product(kinds, seeds):
+        check(f"{folder}/{kind}-{seed}", connections=a.connections * kind.endswith("sparse"),
+              **({} if a.table else {"data_dir": a.data_dir}))
     todo = [(v, d, s) for s in seeds for d in densities for v in variants
             if not result(f"{folder}/{v}-{d}-{s}")] * (not a.table)
     begun = time.time()
