@@ -1,137 +1,415 @@
-"""Spike files in the format of SHD and SSC (spoken words through a model of the cochlea, Cramer et
-al. 2020), and a toy task: each split as one tensor of counts."""
-import gzip, hashlib, os, shutil, sys, tempfile, time, zipfile, zlib
-from collections import namedtuple
+"""Spike data: the files of SHD and SSC, a toy task, and events of one's own.
+
+SHD and SSC (Cramer et al. 2020) are spoken words, which a model of the cochlea turned into spikes
+of 700 channels.  A split of a data set is held as one tensor of counts, sample after sample.
+"""
+
+import gzip
+import hashlib
+import http.client
+import os
+import socket
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import NamedTuple
 from urllib.request import Request, urlopen
+
 import h5py
 import numpy as np
 import torch
+from torch import Tensor
 
 SERVERS = ["https://zenkelab.org/datasets", "https://compneuro.net/datasets"]
-MD5 = {"shd_train.h5.gz": "d47c9825dee33347913e8ce0f2be08b0",
-       "shd_test.h5.gz": "3062a80ec0c5719404d5b02e166543b1",
-       "ssc_train.h5.zip": "d102be95e7144fcc0553d1f45ba94170",
-       "ssc_valid.h5.zip": "b4eee3516a4a90dd0c71a6ac23a8ae43",
-       "ssc_test.h5.zip": "a35ff1e9cffdd02a20eb850c17c37748"}
-CHANNELS, GROUP, STEP_MS = 700, 5, 10  # of the cochlea; summed to one input; time step
-INPUTS, CLASSES = {"shd": 140, "ssc": 140, "toy": 5}, {"shd": 20, "ssc": 35, "toy": 10}
+MD5 = {
+    "shd_train.h5.gz": "d47c9825dee33347913e8ce0f2be08b0",
+    "shd_test.h5.gz": "3062a80ec0c5719404d5b02e166543b1",
+    "ssc_train.h5.zip": "d102be95e7144fcc0553d1f45ba94170",
+    "ssc_valid.h5.zip": "b4eee3516a4a90dd0c71a6ac23a8ae43",
+    "ssc_test.h5.zip": "a35ff1e9cffdd02a20eb850c17c37748",
+}
+DATA_DIR = "data"  # the one folder that is made if it is not there
+CHANNELS = 700  # of the cochlea
+GROUP = 5  # channels that are summed to one input
+INPUTS = CHANNELS // GROUP
+STEP_MS = 10  # a step of time
+LONGEST_S = 120  # a recording that lasts longer is taken for one in other units
 
-# counts: uint8 [rows, inputs], sample after sample, a row a step; the rest: int64 [samples]
-Spikes = namedtuple("Spikes", "counts steps labels speakers")
+# ------------------------------------------------------------------------------ samples and batches
 
-def padded(spikes, indices, longest):
-    """Counts of some samples, each with zeros to `longest` steps: uint8 [B, longest, inputs]."""
-    steps, t = spikes.steps[indices, None], torch.arange(longest, device=indices.device)
-    rows, own = spikes.steps.cumsum(0)[indices, None] - steps + t, t < steps  # [B, longest]
-    return spikes.counts[rows * own] * own[:, :, None]
 
-def batches(spikes, size, shuffle=True):
-    """[(indices of the samples, most steps of any)] by batch, shuffled or in order of length."""
+class Spikes(NamedTuple):
+    """The samples of a split, one after another.
+
+    counts: uint8 [rows, inputs], spikes by step and input; a row is a step of a sample.
+    steps: int64 [samples], how many rows each sample has.
+    labels: int64 [samples], classes from 0.
+    speakers: NumPy array [samples] of the numbers or names that the file has; always on the CPU.
+    """
+
+    counts: Tensor
+    steps: Tensor
+    labels: Tensor
+    speakers: np.ndarray
+
+    def to(self, device) -> "Spikes":
+        tensors = (field.to(device) for field in self[:3])
+        return Spikes(*tensors, self.speakers)
+
+    def select(self, which: np.ndarray) -> "Spikes":
+        """The samples for which `which`, a bool array [samples], is True."""
+        chosen = torch.from_numpy(which).to(self.steps.device)
+        rows = chosen.repeat_interleave(self.steps)
+        return Spikes(
+            self.counts[rows], self.steps[chosen], self.labels[chosen], self.speakers[which]
+        )
+
+
+def padded(spikes: Spikes, indices: Tensor, longest: int) -> Tensor:
+    """Counts of some samples, each followed by zeros: uint8 [B, longest, inputs]."""
+    steps = spikes.steps[indices]
+    first_row = spikes.steps.cumsum(0)[indices] - steps
+    t = torch.arange(longest, device=indices.device)
+    own = t < steps[:, None]  # [B, longest]
+    row = (first_row[:, None] + t) * own  # beyond a sample's end any row will do: it is zeroed
+    return spikes.counts[row] * own[:, :, None]
+
+
+def batches(
+    spikes: Spikes, size: int, shuffle: bool = True, similar: bool = False
+) -> list[tuple[Tensor, int]]:
+    """A list of (indices of the samples, steps of the longest of them), one for each batch.
+
+    Without shuffle, samples come in order of length.  similar: shuffled batches have samples of
+    similar length, which leaves less padding to compute: within blocks of some eight batches, drawn
+    at random, samples are sorted by length.
+    """
     steps = spikes.steps.cpu()
     order = torch.randperm(len(steps)) if shuffle else steps.argsort(stable=True)
-    longest = [int(own.max()) for own in steps[order].split(size)]
-    return list(zip(order.to(spikes.steps.device).split(size), longest))
+    if shuffle and similar:
+        block = size * max(1, min(8, len(steps) // size // 4))
+        order = torch.cat([part[steps[part].argsort(stable=True)] for part in order.split(block)])
+    parts = list(order.split(size))
+    if shuffle and similar:
+        parts = [parts[i] for i in torch.randperm(len(parts)).tolist()]
+    return [(part.to(spikes.steps.device), int(steps[part].max())) for part in parts]
 
-def load(dataset, split, data_dir):
-    """Spikes of a split; a file not in data_dir is fetched into it.  OSErrors are for the user."""
-    if dataset == "toy":
-        return toy(split)
-    names = [f"{dataset}_{split}.h5{packing}" for packing in ("", ".gz", ".zip")]
-    path = next(filter(os.path.exists, (os.path.join(data_dir, name) for name in names)), None)
-    path = path or fetch(next(name for name in names if name in MD5), data_dir)
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            unpacked = path if path.endswith(".h5") else os.path.join(scratch, names[0])
-            if path.endswith(".zip"):
-                shutil.unpack_archive(path, scratch)
-            elif path.endswith(".gz"):
-                with gzip.open(path) as packed, open(unpacked, "wb") as out:
-                    shutil.copyfileobj(packed, out, 1 << 20)
-            return read(unpacked, CLASSES[dataset])
-    except (EOFError, KeyError, OSError, TypeError, ValueError, zipfile.BadZipFile,
-            zlib.error) as problem:
-        raise OSError(f"{path} is not a sound spike file of {dataset} ({problem}): replace it, or "
-                      "delete it to have the published one fetched") from problem
 
-def fetch(name, data_dir):
-    """Downloads a published file, or its rest -> path, a name it gets if its md5 is right."""
-    path, problems = os.path.join(data_dir, name), []
-    partial = path + ".part"
-    for server in SERVERS * 2:
-        try:
-            os.makedirs(data_dir, exist_ok=True)
-            begun, first = time.time(), os.path.getsize(partial) if os.path.exists(partial) else 0
-            ask = Request(f"{server}/{name}", headers={"Range": f"bytes={first}-"})
-            with urlopen(ask, timeout=30) as reply, open(partial, "ab") as part:
-                if reply.status != 206:  # the server starts from the beginning
-                    first = part.truncate(0)
-                done, total = first, first + int(reply.headers["Content-Length"])
-                while block := reply.read(1 << 20):
-                    done += part.write(block)
-                    speed = (done - first) / 1e6 / (time.time() - begun)
-                    print(f"\r{name} {done / 1e6:.1f} of {total / 1e6:.1f} MB, {speed:.1f} MB/s"
-                          f", {done / total:.0%}", end="\n" * (done == total), file=sys.stderr)
-            if done < total:
-                raise OSError(f"the connection ended after {done} of {total} bytes")
-            with open(partial, "rb") as part:
-                digest = hashlib.file_digest(part, "md5").hexdigest()
-            if digest == MD5[name]:
-                os.replace(partial, path)
-                return path
-            os.remove(partial)
-            raise OSError(f"md5 {digest}, expected {MD5[name]}")
-        except OSError as problem:
-            problems.append(f"{server}: {problem}")
-            if getattr(problem, "code", None) == 416:  # the part has no rest: begin anew
-                os.remove(partial)
-    raise OSError(f"{name} is not in {data_dir} and could not be fetched ({'; '.join(problems)}): "
-                  f"put it there from {' or '.join(f'{server}/{name}' for server in SERVERS)}, or "
-                  "try --dataset toy, which needs no files")
+# --------------------------------------------------------------------------------- events to counts
 
-def read(path, classes, chunk=128):
-    """Spikes of an .h5 file, binned `chunk` samples at a time to keep memory low."""
-    with h5py.File(path) as file:
-        raw = [file[n] for n in ("labels", "extra/speaker", "spikes/times", "spikes/units")]
-        sizes, (labels, speakers) = [*map(len, raw)], (np.int64(c[:]) for c in raw[:2])
-        if len(set(sizes)) > 1 or not sizes[0] or labels.min() < 0 or labels.max() >= classes:
-            raise ValueError(f"labels {np.unique(labels).tolist()}, expected of 0..{classes - 1}; "
-                             f"{sizes} labels, speakers, times, units, expected as many of each")
-        parts = [bin_spikes(*(c[i:i + chunk] for c in raw[2:])) for i in range(0, sizes[0], chunk)]
-    return Spikes(*map(torch.from_numpy, (*map(np.concatenate, zip(*parts)), labels, speakers)))
 
-def bin_spikes(times, units):
-    """Times in s and channels 0..699, arrays by sample -> counts, uint8 [rows, inputs], a row for
-    each 10 ms from a sample's first spike to its last, and steps [samples]: how many rows each."""
-    size = np.array([len(t) for t in times])
-    sample, some = np.repeat(np.arange(len(size)), size), size > 0
-    # The files hold float16, good for 65504 at most and, above 2048, for even numbers: convert.
-    ms = np.concatenate(times).astype(np.float32) * 1000
-    first, last = np.zeros((2, len(size)), np.float32)
-    begin = (np.cumsum(size) - size)[some]
-    first[some], last[some] = (end.reduceat(ms, begin) for end in (np.minimum, np.maximum))
-    steps = ((last - first) / STEP_MS).astype(np.int64) + 1
-    row = (np.cumsum(steps) - steps)[sample] + ((ms - first[sample]) / STEP_MS).astype(np.int64)
-    channel, inputs = np.concatenate(units).astype(np.int64), CHANNELS // GROUP
-    if channel.max(initial=0) >= CHANNELS:
-        raise ValueError(f"a spike of channel {channel.max()}, expected 0..{CHANNELS - 1}")
-    counts = np.bincount(row * inputs + channel // GROUP, minlength=steps.sum() * inputs)
+def from_events(sample, step, channel, labels, inputs: int, speakers=None) -> Spikes:
+    """Spikes of one's own data, from four arrays of whole numbers.
+
+    sample, step, channel: an entry a spike: the sample it is of (0..samples-1), its time in steps
+    from the sample's beginning, and its input (0..inputs-1).  labels: [samples], classes from 0.
+    speakers: [samples], numbers or names, if there are any.
+    A sample ends with its last spike.  At most 255 spikes may share a step and input.
+    """
+    labels = whole_numbers("label", labels)
+    sample = whole_numbers("sample of spike", sample, len(labels))
+    step = whole_numbers("step of spike", step)
+    channel = whole_numbers("channel of spike", channel, inputs)
+    if not len(sample) == len(step) == len(channel):
+        sizes = [len(sample), len(step), len(channel)]
+        raise ValueError(f"sample, step and channel have {sizes} entries: expected as many each.")
+    order = np.argsort(sample, kind="stable")
+    ends = np.bincount(sample, minlength=len(labels)).cumsum()
+    counts = [count_spikes(step[own], channel[own], inputs) for own in np.split(order, ends[:-1])]
+    return join(counts, labels, speakers)
+
+
+def whole_numbers(name: str, values, upper: int | None = None) -> np.ndarray:
+    """The values as int64 [n]; a ValueError unless they are whole, from 0 and below `upper`."""
+    array = np.asarray(values)
+    if array.ndim != 1 or array.dtype.kind not in "iuf":
+        found = f"of type {array.dtype} and shape {list(array.shape)}"
+        raise ValueError(f"{name}s are {found}: expected one whole number each.")
+    wanted = "at least 0" if upper is None else f"0..{upper - 1}"
+    right = (array >= 0) & (array < (np.inf if upper is None else upper)) & (array % 1 == 0)
+    if not right.all():
+        at = right.argmin()
+        raise ValueError(f"{name} {at} is {array[at]}: expected a whole number, {wanted}.")
+    return array.astype(np.int64)
+
+
+def count_spikes(step: np.ndarray, channel: np.ndarray, inputs: int) -> np.ndarray:
+    """Counts of one sample, uint8 [steps, inputs], up to its last spike; one empty step if none."""
+    steps = int(step.max(initial=0)) + 1
+    counts = np.bincount(step * inputs + channel, minlength=steps * inputs)
     if counts.max() > 255:
-        raise ValueError(f"{counts.max()} spikes in one step and input, expected at most 255")
-    return counts.reshape(-1, inputs).astype(np.uint8), steps
+        raise ValueError(f"{counts.max()} spikes in one step and input: expected at most 255.")
+    return counts.astype(np.uint8).reshape(steps, inputs)
 
-def toy(split, inputs=5, slot=5, jitter=0.25, noise=1, latest=20):
-    """The task that needs delays.  A class is an order of the inputs: each has a slot of `slot`
-    steps to itself, after a common random onset.  Its one spike falls on the slot's second step, or
-    with probability `jitter` a step beside: no two coincide; step by step classes look the same."""
+
+def join(counts: list[np.ndarray], labels: np.ndarray, speakers=None) -> Spikes:
+    """Spikes from the counts of each sample; without speakers, their number is -1."""
+    steps = np.array([len(sample) for sample in counts], dtype=np.int64)
+    speakers = np.full(len(labels), -1) if speakers is None else np.asarray(speakers)
+    joined = torch.from_numpy(np.concatenate(counts))
+    return Spikes(joined, torch.from_numpy(steps), torch.from_numpy(labels), speakers)
+
+
+def bin_sample(times, units) -> np.ndarray:
+    """Counts of one sample of SHD or SSC, uint8 [steps, INPUTS].
+
+    times: float16, seconds.  units: channels 0..699.  The first spike is at step 0.
+    """
+    times, units = np.asarray(times), whole_numbers("unit", units, CHANNELS)
+    if len(times) != len(units):
+        raise ValueError(f"{len(times)} times and {len(units)} units: expected as many of each.")
+    if not np.isfinite(times).all():
+        raise ValueError(f"time {np.isfinite(times).argmin()} is not finite: expected seconds.")
+    if len(times) == 0:
+        return np.zeros((1, INPUTS), np.uint8)
+    ms = times.astype(np.float32) * 1000  # as float16 it would overflow, and lose whole steps
+    ms -= ms.min()
+    if ms.max() > LONGEST_S * 1000:
+        lasts = f"it lasts {ms.max() / 1000:.0f} s, longer than {LONGEST_S} s"
+        raise ValueError(f"{lasts}: expected times in seconds; are these milliseconds?")
+    return count_spikes((ms / STEP_MS).astype(np.int64), units // GROUP, INPUTS)
+
+
+# -------------------------------------------------------------------------------- files and servers
+
+
+def load(dataset: str, split: str, data_dir: str) -> Spikes:
+    """The Spikes of a split.  A published file that is not in data_dir is fetched into it.
+
+    Raises OSError or ValueError, each with a sentence for the user.
+    """
+    return DATASETS[dataset].read(split, data_dir)
+
+
+def find(dataset: str, split: str, data_dir: str) -> str | None:
+    """The path of a split's file in data_dir, packed or not; None if there is none."""
+    paths = [os.path.join(data_dir, f"{dataset}_{split}.h5{end}") for end in ("", ".gz", ".zip")]
+    return next(filter(os.path.exists, paths), None)
+
+
+def read_published(dataset: str, classes: int, split: str, data_dir: str) -> Spikes:
+    """SHD and SSC: reads the file of a split, which is fetched if need be."""
+    path = find(dataset, split, data_dir)
+    if path is None:
+        name = next(name for name in MD5 if name.startswith(f"{dataset}_{split}."))
+        path = fetch(name, data_dir)
+    try:
+        with unpacked(path) as file:
+            return read(file, classes)
+    except Exception as problem:  # gzip, zip and h5py have many for a broken file
+        if isinstance(problem, MemoryError) or getattr(problem, "errno", None):
+            raise  # of the computer: the file may be sound
+        raise ValueError(
+            f"{path} is not a sound spike file of {dataset} ({problem}): replace it, or delete it "
+            "to have the published one fetched"
+        ) from problem
+
+
+def unpacked(path: str):
+    """The content of an .h5, .h5.gz or .h5.zip file as an open file, which leaves nothing behind."""
+    name, packing = os.path.splitext(path)
+    if packing == ".h5":
+        return open(path, "rb")
+    folder = os.path.dirname(path) or "."
+    if not os.access(folder, os.W_OK):
+        folder = tempfile.gettempdir()
+    file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+    member = zipfile.Path(path, os.path.basename(name))
+    try:
+        with gzip.open(path) if packing == ".gz" else member.open("rb") as source:
+            while block := source.read(1 << 22):
+                file.write(block)
+                progress(f"unpacking {path}: {file.tell() / 1e6:.0f} MB")
+    except OSError as problem:
+        if problem.errno:
+            problem.strerror = f"{problem.strerror}, while unpacking {path} into {folder}"
+        raise
+    return file
+
+
+def read(file, classes: int, chunk: int = 128) -> Spikes:
+    """The Spikes of an .h5 file in the layout of SHD and SSC; reads `chunk` samples at a time."""
+    with h5py.File(file, "r") as h5:
+        labels = whole_numbers("label", h5["labels"][:], classes)
+        speakers = h5["extra/speaker"]
+        speakers = speakers.asstr()[:] if h5py.check_string_dtype(speakers.dtype) else speakers[:]
+        times, units = h5["spikes/times"], h5["spikes/units"]
+        sizes = [len(labels), len(speakers), len(times), len(units)]
+        if len(set(sizes)) > 1 or not sizes[0]:
+            raise ValueError(f"{sizes} labels, speakers, times, units: expected as many of each")
+
+        counts = []
+        for start in range(0, len(labels), chunk):
+            here = slice(start, start + chunk)
+            for sample_times, sample_units in zip(times[here], units[here], strict=True):
+                try:
+                    counts.append(bin_sample(sample_times, sample_units))
+                except ValueError as problem:
+                    raise ValueError(f"sample {len(counts)}: {problem}") from problem
+            progress(f"reading sample {len(counts)} of {len(labels)}")
+    return join(counts, labels, speakers)
+
+
+def fetch(name: str, data_dir: str) -> str:
+    """Downloads a published file, or what is missing of it.  Returns its path.
+
+    The file has its name only once its md5 is right; until then it is NAME.part, which a later call
+    completes.  Each server is tried twice.
+    """
+    if data_dir == DATA_DIR:
+        os.makedirs(data_dir, exist_ok=True)
+    if not os.path.isdir(data_dir):
+        raise ValueError(f"--data-dir {data_dir} is not there: make that folder, or mend its name")
+    path = os.path.join(data_dir, name)
+    part = path + ".part"
+    problems = []
+    with claimed(path + ".claim", f"downloads {name}"):
+        for server in SERVERS * 2:
+            try:
+                if md5(part) != MD5[name]:
+                    download(f"{server}/{name}", part)
+                found = md5(part)
+                if found == MD5[name]:
+                    os.replace(part, path)
+                    return path
+                os.remove(part)
+                raise OSError(f"md5 {found}, expected {MD5[name]}")
+            except (OSError, ValueError, http.client.HTTPException) as problem:
+                problems.append(f"{server}: {problem or type(problem).__name__}")
+    raise OSError(
+        f"{name} is not in {data_dir} and could not be fetched ({'; '.join(problems)}): put it "
+        f"there from {' or '.join(SERVERS)}, or try --dataset toy, which needs no files"
+    )
+
+
+def download(url: str, part: str) -> None:
+    """Appends to the file `part` what it lacks of the content of the address."""
+    have = os.path.getsize(part) if os.path.exists(part) else 0
+    request = Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    with urlopen(request, timeout=30) as reply:
+        length = int(reply.headers["Content-Length"] or "")  # ValueError where there is none
+        if reply.status != 206:  # the server sends all of it
+            if length < have:
+                raise OSError(f"its {length} bytes are fewer than the {have} that are here already")
+            have = 0
+        total = have + length
+        print(f"fetching {url}, {total / 1e6:.1f} MB", file=sys.stderr)
+        with open(part, "r+b" if have else "wb") as file:
+            file.seek(have)
+            while block := reply.read(1 << 20):
+                have += file.write(block)
+                progress(f"{have / 1e6:.1f} of {total / 1e6:.1f} MB, {have / total:.0%}")
+    if have != total:
+        raise OSError(f"the connection ended after {have} of {total} bytes")
+
+
+def md5(path: str) -> str | None:
+    if not os.path.exists(path):
+        return None
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
+    return digest.hexdigest()
+
+
+def progress(text: str) -> None:
+    """Overwrites a line on the terminal; silent where stderr is a file."""
+    if sys.stderr and sys.stderr.isatty():
+        print(f"\r{text} ", end="\r", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def claimed(path: str, task: str):
+    """Keeps others from a task while this process is at it, by a file that names the process.
+
+    The claim of a process of this host that no longer runs is void.  Raises OSError if there is
+    another.
+    """
+    host = socket.gethostname()
+    with suppress(FileNotFoundError, ValueError):
+        with open(path) as file:
+            claimant, pid = file.read().split()
+        if claimant == host and not is_running(int(pid)):
+            os.remove(path)
+    try:
+        with open(path, "x") as file:
+            file.write(f"{host} {os.getpid()}")
+    except FileExistsError:
+        rule = f"wait for it, or delete {path} if it no longer runs"
+        raise OSError(f"another process {task}: {rule}") from None
+    try:
+        yield
+    finally:
+        os.remove(path)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process of this host runs; on Windows, where one cannot ask so, True."""
+    if os.name == "nt":
+        return True
+    try:
+        os.kill(pid, 0)
+    except OSError as problem:
+        return not isinstance(problem, ProcessLookupError)
+    return True
+
+
+# ------------------------------------------------------------------------------------- the toy task
+
+
+def toy(split: str, data_dir: str = "", *, jitter: float = 0.25, noise: int = 8) -> Spikes:
+    """The task that needs delays: ten classes, which differ in the order of the inputs alone.
+
+    A class is a permutation of the inputs.  After a random onset of up to 20 steps each input has a
+    slot of 5 steps to itself.  It spikes in three steps on end, from the slot's second step on or,
+    each with probability `jitter`, from the first or third.  So no two inputs are active in one
+    step, and step by step all classes look the same.  `noise` spikes a sample fall anywhere.
+    """
+    inputs, slot, burst, latest = 8, 5, 3, 20
     samples, seed = {"train": (2000, 1), "test": (1000, 2)}[split]
-    rng, sample = np.random.default_rng(seed), np.arange(samples)[:, None]
-    order = np.stack([np.random.default_rng([0, c]).permutation(inputs) for c in range(10)])
-    labels = sample[:, 0] % 10
-    step = rng.choice(3, (samples, inputs), p=[jitter / 2, 1 - jitter, jitter / 2])
-    step += slot * order[labels] + rng.integers(0, latest, (samples, 1))
-    counts = np.zeros((samples, slot * inputs + latest, inputs), np.uint8)
-    counts[sample, step, np.arange(inputs)] = 1
-    place = rng.integers(0, counts.shape[1:], (samples, noise, 2))
-    np.add.at(counts, (sample, place[..., 0], place[..., 1]), 1)
-    return Spikes(torch.from_numpy(counts).flatten(0, 1), torch.full((samples,), counts.shape[1]),
-                  torch.from_numpy(labels), torch.full((samples,), -1))
+    rng = np.random.default_rng(seed)
+    orders = np.random.default_rng(0).permuted(np.tile(np.arange(inputs), (10, 1)), axis=1)
+    labels = np.arange(samples, dtype=np.int64) % 10
+    onset = rng.integers(0, latest + 1, (samples, 1))
+    start = rng.choice(3, (samples, inputs), p=[jitter, 1 - 2 * jitter, jitter])
+    start += onset + slot * orders[labels]  # [samples, inputs]
+
+    steps = latest + slot * inputs
+    counts = np.zeros((samples, steps, inputs), np.uint8)
+    sample = np.arange(samples)[:, None]
+    for later in range(burst):
+        counts[sample, start + later, np.arange(inputs)] = 1
+    noise_step = rng.integers(0, steps, (samples, noise))
+    noise_input = rng.integers(0, inputs, (samples, noise))
+    np.add.at(counts, (sample, noise_step, noise_input), 1)
+    return join(list(counts), labels)
+
+
+# ------------------------------------------------------------------------------------ the data sets
+
+
+class Dataset(NamedTuple):
+    """What the rest of the program knows of a data set.
+
+    read: a function of a split's name and the data folder that returns its Spikes.
+    splits: "train", "test" and, where there is one, "valid".
+    step_ms: length of a step of time.
+    """
+
+    read: Callable[[str, str], Spikes]
+    splits: tuple[str, ...]
+    inputs: int
+    classes: int
+    step_ms: float
+
+
+# A data set of one's own is one more row here, and a row in train.DEFAULTS.
+DATASETS = {
+    "shd": Dataset(partial(read_published, "shd", 20), ("train", "test"), INPUTS, 20, STEP_MS),
+    "ssc": Dataset(
+        partial(read_published, "ssc", 35), ("train", "valid", "test"), INPUTS, 35, STEP_MS
+    ),
+    "toy": Dataset(toy, ("train", "test"), 8, 10, STEP_MS),
+}

@@ -1,218 +1,404 @@
 """Spiking networks whose synapses learn a transmission delay beside their weight.
 
-A synapse of weight w and delay d is a kernel over time with one non-zero tap, w at position d.  A
-position has no gradient; so in training the tap is a Gaussian around d, whose width sigma shrinks
-in early epochs, and in evaluation the one tap at round(d).  (Hammouamri, Khalfaoui-Hassani,
-Masquelier, ICLR 2024, arXiv 2306.17670.)  The first axis of every signal is time: [T, B, N] is
-steps, batch, neurons; layers return a view of [B, T, N], whose matrix products are faster.  Delays,
-sigma and tau are in steps.  Arguments that do not fit raise a ValueError with what was expected."""
+The method is that of "Learning Delays in Spiking Neural Networks using Dilated Convolutions with
+Learnable Spacings" (Hammouamri, Khalfaoui-Hassani, Masquelier, ICLR 2024, arXiv 2306.17670).
+
+Time is discrete.  A synapse of weight w and delay d hands each spike on d steps later, times w.
+That is a convolution over time, whose kernel has one tap that is not zero: w at position d.  A
+position has no gradient.  So in training the tap becomes a Gaussian around d, whose width sigma
+shrinks during the first quarter of the epochs.  Evaluation uses the one tap, at round(d).
+
+Signals are tensors [B, T, N]: batch, time, neurons.  Delays, sigma and tau are in steps of time.
+An argument that does not fit raises a ValueError, which says what was found and what was expected.
+"""
+
 import math
+from itertools import pairwise
+
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-def require(condition, message):
-    if not condition:
-        raise ValueError(message)
+# ------------------------------------------------------------------------------------- the kernels
 
-def gaussian_kernel(weight, delay, sigma, taps):
-    """The differentiable kernel of training (the paper's DCLS), [out, in, taps]:
-        k[o,i,d] = w[o,i] g[d] / (sum_d' g[d'] + 1e-7),  g[d] = exp(-((d - delay[o,i])/sigma)^2 / 2)
-    weight, delay: [out, in], or [count, out, in] for several synapses a pair, summed over count."""
-    weight, delay = _synapses(weight, delay, taps)
-    require(sigma > 0, f"sigma is {sigma}: expected a positive width in steps.")
+
+def gaussian_kernel(weight: Tensor, delay: Tensor, sigma: float | Tensor, taps: int) -> Tensor:
+    """The differentiable kernel of training (section 3.1 of the paper; DCLS's version "gauss").
+
+        k[o,i,d] = w[o,i] g[d] / (sum_d' g[d'] + 1e-7)
+        g[d] = exp(-((d - delay[o,i]) / sigma)^2 / 2)
+
+    weight: [out, in], or [count, out, in] for several synapses a pair, which are added up.
+    delay: in steps; of the weights' shape, or of one that broadcasts to it: [1, in] is one delay
+        an axon, [out, 1] one a dendrite.
+    sigma: the Gaussian's width in steps, above 0.  A number, or a tensor that broadcasts as well.
+    taps: length of the kernel, for delays of 0..taps-1 steps.
+    Returns [out, in, taps], with gradients to weight, delay and sigma.
+    """
+    weight = _check_synapses(weight, delay, taps)  # [count, out, in]
+    if not torch.is_tensor(sigma) and not sigma > 0:
+        raise ValueError(f"sigma is {sigma}: expected a positive width in steps.")
     d = torch.arange(taps, dtype=delay.dtype, device=delay.device).view(-1, 1, 1, 1)
-    bell = torch.exp(-((d - delay) / sigma).square() / 2)  # [taps, count, out, in]
-    return (bell * (weight / (bell.sum(0) + 1e-7))).sum(1).permute(1, 2, 0)  # [out, in, taps]
-
-def integer_kernel(weight, delay, taps):
-    """The kernel of evaluation, and of fixed delays: one tap, w at round(delay), [out, in, taps].
-    The delay gets no gradient; rounded, it has to be one of 0..taps-1."""
-    weight, delay = _synapses(weight, delay, taps)
-    index = delay.detach().round().long()
-    # On CUDA the scatter itself asserts this, and to look would stall the host.
-    require(index.is_cuda or ((index >= 0) & (index < taps)).all(),
-            f"a delay lies outside 0..{taps - 1} steps: clamp the delays, or use more taps.")
-    kernel = weight.new_zeros(taps, *weight.shape).scatter(0, index[None], weight[None])
+    bell = torch.exp(-((d - delay) / sigma).square() / 2)  # [taps, count, out, in], or broadcasts
+    kernel = bell * (weight / (bell.sum(0) + 1e-7))  # [taps, count, out, in]
     return kernel.sum(1).permute(1, 2, 0)  # [out, in, taps]
 
-def _synapses(weight, delay, taps):
-    require(weight.shape == delay.shape and weight.dim() in (2, 3) and taps >= 1,
-            f"weight {list(weight.shape)}, delay {list(delay.shape)}, taps {taps}: expected twice "
-            "[out, in] or twice [count, out, in], and at least one tap.")
-    return (x.reshape(-1, *x.shape[-2:]) for x in (weight, delay))  # [count, out, in]
 
-def delay_conv(spikes, kernel, tail=0):
-    """The delayed sum, continued for `tail` steps beyond the input:
-        y[t,b,o] = sum_i sum_d k[o,i,d] x[t-d,b,i],  x = 0 outside of its T steps
-    spikes [T, B, in], kernel [out, in, taps] -> [T + tail, B, out].  CUDA has cuDNN's convolution;
-    on the CPU the convolution theorem is faster, with a tenth of the products at 25 taps."""
-    require(spikes.dim() == kernel.dim() == 3 and spikes.shape[2] == kernel.shape[1]
-            and min(spikes.shape + kernel.shape) > 0 and tail >= 0,
-            f"spikes {list(spikes.shape)}, kernel {list(kernel.shape)}, tail {tail}: expected "
-            "[T, B, in] and [out, in, taps], no size 0, and a tail of at least 0.")
-    if kernel.shape[2] == 1:  # no delays: a plain linear layer
-        y = F.linear(spikes.transpose(0, 1), kernel[:, :, 0]).transpose(0, 1)  # [T, B, out]
-        return F.pad(y, (0, 0, 0, 0, 0, tail)) if tail else y
-    return (conv_direct if spikes.is_cuda else ConvFourier.apply)(spikes, kernel, tail)
+def integer_kernel(weight: Tensor, delay: Tensor, taps: int) -> Tensor:
+    """The kernel of evaluation and of fixed delays: one tap a synapse, its weight at round(delay).
 
-def conv_direct(spikes, kernel, tail):
-    padded = F.pad(spikes.permute(1, 2, 0), (kernel.shape[2] - 1, tail))
-    return F.conv1d(padded, kernel.flip(2)).transpose(1, 2).contiguous().transpose(0, 1)
+    This is the limit of gaussian_kernel for sigma -> 0.  Arguments and result are the same, but
+    rounded delays have to lie in 0..taps-1, and no gradient reaches them.
+    """
+    weight = _check_synapses(weight, delay, taps)  # [count, out, in]
+    position = delay.detach().round().long()
+    # A card checks the bounds itself, in scatter; to look at them from here would stall it.
+    if not position.is_cuda and not ((position >= 0) & (position < taps)).all():
+        raise ValueError(
+            f"a delay lies outside 0..{taps - 1} steps: clamp the delays, or use more taps."
+        )
+    kernel = weight.new_zeros(taps, *weight.shape)
+    kernel = kernel.scatter(0, position.expand_as(weight)[None], weight[None])
+    return kernel.sum(1).permute(1, 2, 0)  # [out, in, taps]
 
-class ConvFourier(torch.autograd.Function):
-    """Convolution theorem: Y[f] = X[f] K[f] at each frequency f of a period of n steps, long enough
-    for nothing to wrap around.  A product with a small matrix is the fastest transform here.  The
-    backward pass has the same steps in reverse; written out, it keeps less memory."""
-    @staticmethod
-    def forward(ctx, spikes, kernel, tail):
-        steps, taps, n = len(spikes), kernel.shape[2], len(spikes) + max(kernel.shape[2] - 1, tail)
-        f, t = (torch.arange(m, device=spikes.device) for m in (n // 2 + 1, n))
-        angle = (torch.outer(f, t) % n).double() * (2 * math.pi / n)
-        basis = torch.cat([angle.cos(), -angle.sin()])  # exp(-2 pi i f t / n), [2 F, n]
-        # Each frequency stands for its conjugate too; 0 and, if n is even, n / 2 are their own.
-        share = torch.where((f == 0) | (2 * f == n), 1, 2).repeat(2)[:, None] / n
-        of_x, of_k, of_y = (z.to(spikes) for z in (
-            basis[:, :steps], basis[:, :taps] * share, basis[:, :steps + tail]))
-        x = of_x @ spikes.transpose(0, 1)  # [B, 2 F, in]
-        ctx.save_for_backward(of_x, of_k, of_y, x, kernel)
-        y = complex_bmm(halves(x), [z.mT for z in halves(of_k @ kernel.transpose(1, 2))])
-        return (of_y.T @ y).transpose(0, 1)
-    @staticmethod
-    def backward(ctx, grad):
-        of_x, of_k, of_y, x, kernel = ctx.saved_tensors
-        x, y = halves(x), halves(of_y @ grad.transpose(0, 1))
-        grad_kernel = (of_k.T @ complex_bmm([z.mT for z in y], x, -1)).transpose(1, 2)
-        if not ctx.needs_input_grad[0]:  # the first layer: its input is data
-            return None, grad_kernel, None
-        k = halves(of_k @ kernel.transpose(1, 2))  # again: to keep it takes memory
-        grad_x = grad.new_empty(grad.shape[1], of_x.shape[1], kernel.shape[1])  # [B, T, in]
-        for part, *some in zip(grad_x.split(64), *(z.split(64, 1) for z in y)):  # saves memory
-            torch.matmul(of_x.T, complex_bmm(some, k, -1), out=part)
-        return grad_x.transpose(0, 1), grad_kernel, None
 
-def halves(spectrum):  # [m, 2 F, l] -> real and imaginary part, [F, m, l]
-    return spectrum.transpose(0, 1).chunk(2)
+def _check_synapses(weight, delay, taps):
+    """Returns the weights as [count, out, in], if the delays broadcast to them."""
+    try:
+        delay.expand_as(weight)
+        fits = weight.dim() in (2, 3) and taps >= 1
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"weight {list(weight.shape)}, delay {list(delay.shape)}, taps {taps}: expected "
+            "[out, in] or [count, out, in], delays that broadcast to it, and at least one tap."
+        )
+    return weight.reshape(-1, *weight.shape[-2:])
 
-def complex_bmm(a, b, sign=1, chunk=8):
-    """a [F, m, l] times b [F, l, n], or with sign -1 times b's conjugate, -> [m, 2 F, n], in three
-    real products (Gauss), a few frequencies at a time to stay in the cache."""
-    out = a[0].new_empty(a[0].shape[1], 2 * len(a[0]), b[0].shape[2])
-    for p, q, r, s, y_re, y_im in zip(*(z.split(chunk) for z in (*a, *b, *halves(out)))):
-        re, im = torch.bmm(p, r), torch.bmm(q, s)
-        torch.sub(re, im, alpha=sign, out=y_re)
-        torch.sub(torch.bmm(p + q, torch.add(r, s, alpha=sign)), re.add_(im, alpha=sign), out=y_im)
-    return out
 
-def lif(current, tau, threshold=1.0, alpha=5.0):
-    """Leaky integrate-and-fire neurons: current -> spikes, 0 or 1, both [T, B, N].
-        h[t] = (1 - 1/tau) v[t-1] + I[t],  s[t] = 1 if h[t] >= threshold,  v[t] = h[t] (1 - s[t])
-    tau >= 1; alpha is the steepness of the surrogate gradient."""
-    return LIF.apply(current, _decay(current, tau), threshold, alpha)
+# --------------------------------------------------------------------------------- the delayed sum
+
+
+def delay_conv(spikes: Tensor, kernel: Tensor, tail: int = 0, method: str = "auto") -> Tensor:
+    """What arrives at each neuron: the sum over its synapses, each of which delays its spikes.
+
+        y[b,t,o] = sum_i sum_d k[o,i,d] x[b,t-d,i],   x = 0 before its first step and after its last
+
+    spikes: [B, T, in].  kernel: [out, in, taps].  tail: steps to go on for beyond the input.
+    method: "direct" is torch's convolution, "fourier" the convolution theorem, which gives the same
+        numbers up to rounding; "auto" takes fourier on a CPU, where it is faster, and else direct.
+    Returns [B, T + tail, out].  A card may compute "direct" in the less exact TF32; train.py turns
+    that off with torch.backends.cudnn.allow_tf32 = False, and so should others.
+    """
+    shapes = f"spikes {list(spikes.shape)}, kernel {list(kernel.shape)}, tail {tail}"
+    if spikes.dim() != 3 or kernel.dim() != 3 or spikes.shape[2] != kernel.shape[1]:
+        raise ValueError(f"{shapes}: expected [B, T, in] and [out, in, taps].")
+    if min(*spikes.shape, *kernel.shape) < 1 or tail < 0:
+        raise ValueError(f"{shapes}: expected no size of 0, and a tail of at least 0.")
+    if method not in ("auto", "direct", "fourier"):
+        raise ValueError(f"method is {method!r}: expected auto, direct or fourier.")
+
+    spikes = spikes.to(kernel.dtype)
+    if kernel.shape[2] == 1:  # no delays: a linear layer
+        return F.pad(F.linear(spikes, kernel[:, :, 0]), (0, 0, 0, tail))
+    if method == "fourier" or (method == "auto" and not spikes.is_cuda):
+        return conv_fourier(spikes, kernel, tail)
+    x = F.pad(spikes.transpose(1, 2), (kernel.shape[2] - 1, tail))  # [B, in, taps - 1 + T + tail]
+    return F.conv1d(x, kernel.flip(2)).transpose(1, 2)  # [B, T + tail, out]
+
+
+# ------------------------------------------------------------------------------------- the neurons
+
+
+def lif(current: Tensor, tau: float, threshold: float = 1.0, alpha: float = 5.0) -> Tensor:
+    """Leaky integrate-and-fire neurons, which sum up their input and spike at the threshold.
+
+        h[t] = (1 - 1/tau) v[t-1] + I[t]
+        s[t] = 1 if h[t] >= threshold, else 0
+        v[t] = h[t] (1 - s[t])
+
+    current: I, [B, T, N].  tau: time constant of the membrane in steps, at least 1.  alpha: the
+    steepness of the surrogate gradient (see surrogate_slope).
+    Returns the spikes s, [B, T, N].  They can be differentiated once.
+    """
+    _check_current(current, tau)
+    return LIF.apply(current, 1 - 1 / tau, threshold, alpha)
+
 
 class LIF(torch.autograd.Function):
-    """A spike is a step, of derivative 0: nothing would learn.  atan_surrogate_ takes its place."""
+    """The time loop of lif, and its backward pass, a loop back in time.
+
+    unbind(1) turns [B, T, N] into a list of views [B, N], one a step.
+    """
+
     @staticmethod
     def forward(ctx, current, decay, threshold, alpha):
-        h, spikes = torch.empty_like(current), torch.empty_like(current)
-        v = torch.zeros_like(current[0])
-        for t in range(len(current)):
-            torch.add(current[t], v, alpha=decay, out=h[t])  # charge
-            torch.ge(h[t], threshold, out=spikes[t])  # fire
-            torch.addcmul(h[t], h[t], spikes[t], value=-1, out=v)  # reset
-        ctx.save_for_backward(h)
+        potential = torch.empty_like(current)
+        spikes = torch.empty_like(current)
+        v = torch.zeros_like(current[:, 0])
+        inputs, h, s = current.unbind(1), potential.unbind(1), spikes.unbind(1)
+        for t in range(len(h)):
+            torch.add(inputs[t], v, alpha=decay, out=h[t])  # charge
+            torch.ge(h[t], threshold, out=s[t])  # fire
+            torch.addcmul(h[t], h[t], s[t], value=-1, out=v)  # reset
+        ctx.save_for_backward(potential)
         ctx.constants = decay, threshold, alpha
         return spikes
+
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_spikes):
-        """dL/dI[t] = dL/dh[t] = surrogate(h[t] - threshold) dL/ds[t] + decay (1 - s[t]) dL/dh[t+1].
-        The last term is the path through v[t], in which s[t] counts as a constant: the reset is
-        detached, as in the paper, or each spike would also be blamed for its own reset."""
-        (h,), (decay, threshold, alpha) = ctx.saved_tensors, ctx.constants
-        grad = atan_surrogate_(h - threshold, alpha).mul_(grad_spikes)
-        silent = torch.empty_like(h[0])
+        """dL/dI[t] = dL/dh[t] = slope(h[t] - threshold) dL/ds[t] + decay (1 - s[t]) dL/dh[t+1].
+
+        The last term comes through v[t].  In it s[t] counts as a constant: the paper detaches the
+        reset, or a spike would also be blamed for having reset its neuron.
+        """
+        (potential,) = ctx.saved_tensors
+        decay, threshold, alpha = ctx.constants
+        grad_current = surrogate_slope(potential - threshold, alpha).mul_(grad_spikes)
+        h, grad = potential.unbind(1), grad_current.unbind(1)
+        silent = torch.empty_like(h[0])  # 1 - s[t]
         for t in reversed(range(len(h) - 1)):
             torch.lt(h[t], threshold, out=silent)
             grad[t].addcmul_(silent, grad[t + 1], value=decay)
-        return grad, None, None, None
+        return grad_current, None, None, None
 
-def atan_surrogate_(x, alpha):
-    """In place: (alpha/2) / (1 + (pi/2 alpha x)^2), the slope of arctan(pi/2 alpha x) / pi."""
-    return x.mul_(math.pi / 2 * alpha).square_().add_(1).reciprocal_().mul_(alpha / 2)
 
-def leaky_integrator(current, tau):
-    """The readout's neurons, which do not spike: current -> membrane potential, both [T, B, N].
-        v[t] = (1 - 1/tau) v[t-1] + I[t] = sum_{s <= t} (1 - 1/tau)^(t-s) I[s],  a matrix product"""
-    t = torch.arange(len(current), dtype=torch.float64, device=current.device)
-    memory = (_decay(current, tau) ** (t[:, None] - t).clamp(min=0)).tril()  # [T, T]
-    return torch.tensordot(memory.to(current.dtype), current, 1)
+def spike(x: Tensor, alpha: float = 5.0) -> Tensor:
+    """1 where x >= 0, else 0, with the surrogate gradient, to build other neurons from.
 
-def _decay(current, tau):
-    require(current.dim() == 3 and len(current) > 0 and tau >= 1,
-            f"current {list(current.shape)}, tau {tau}: expected [T, B, N], T and tau at least 1.")
-    return 1 - 1 / tau
+    x: how far a membrane lies above its threshold, of any shape.
+    """
+    smooth = torch.arctan(math.pi / 2 * alpha * x) / math.pi  # its slope is surrogate_slope
+    return (x >= 0).to(x.dtype) + (smooth - smooth.detach())  # the bracket is 0, but has a slope
 
-def class_scores(membrane, steps=None):
-    """Softmax over the classes at each step, summed over time: [T, B, classes] -> [B, classes].
-    steps [B]: how many steps of each sample count, so that padding does not (None: all of them)."""
-    require(membrane.dim() == 3, f"membrane {list(membrane.shape)}: expected [T, B, classes].")
-    time = torch.arange(len(membrane), device=membrane.device)[:, None]
-    own = time < (len(time) if steps is None else steps)
-    return (membrane.softmax(2) * own[:, :, None]).sum(0)
 
-def shrinking_sigma(epoch, epochs, taps):
-    """Sigma of an epoch, counted from 0: in the first quarter of all epochs 0.27 (an offset of the
-    original's) plus a rest that shrinks exponentially from taps//2 to 0.23; then their sum, 0.5."""
-    quarter, widest = epochs // 4, max(taps // 2, 0.23)
-    return 0.27 + widest * (0.23 / widest) ** (epoch / quarter) if epoch < quarter else 0.5
+def surrogate_slope(x: Tensor, alpha: float) -> Tensor:
+    """The slope of a spike in the backward pass, (alpha/2) / (1 + (pi/2 alpha x)^2).
+
+    A spike is a step, whose slope is 0 beside the jump: nothing would learn.  This is the slope of
+    the smooth step arctan(pi/2 alpha x) / pi instead (SpikingJelly's ATan).
+    """
+    return (math.pi / 2 * alpha * x).square_().add_(1).reciprocal_().mul_(alpha / 2)
+
+
+def leaky_integrator(current: Tensor, tau: float) -> Tensor:
+    """The neurons of the readout, which do not spike: their potential is the network's output.
+
+        v[t] = (1 - 1/tau) v[t-1] + I[t] = sum_{s <= t} (1 - 1/tau)^(t-s) I[s]
+
+    current: I, [B, T, N].  tau: in steps, at least 1.  Returns v, [B, T, N], as a matrix product.
+    """
+    _check_current(current, tau)
+    t = torch.arange(current.shape[1], dtype=torch.float64, device=current.device)
+    elapsed = (t[:, None] - t).clamp(min=0)  # [T, T], rows are t, columns are s
+    memory = ((1 - 1 / tau) ** elapsed).tril()  # 0 where s > t
+    return memory.to(current.dtype) @ current
+
+
+def _check_current(current, tau):
+    if current.dim() != 3 or current.shape[1] < 1 or not tau >= 1:
+        raise ValueError(
+            f"current {list(current.shape)}, tau {tau}: expected [B, T, N], T and tau at least 1."
+        )
+
+
+def class_scores(membrane: Tensor, steps: Tensor | None = None) -> Tensor:
+    """The score of each class: softmax over the classes at every step, summed over time.
+
+    membrane: of the readout, [B, T, classes].  steps: [B], how many steps of each sample count, so
+    that padding does not (None: all).  Returns [B, classes].  Training puts these scores through
+    cross-entropy, that is through a second softmax, as the original does.
+    """
+    if membrane.dim() != 3:
+        raise ValueError(f"membrane {list(membrane.shape)}: expected [B, T, classes].")
+    share = membrane.softmax(2)
+    if steps is not None:
+        t = torch.arange(membrane.shape[1], device=membrane.device)
+        share = share * (t < steps[:, None])[:, :, None]
+    return share.sum(1)
+
+
+# ------------------------------------------------------------------- sigma, the layer, the network
+
+
+def shrinking_sigma(
+    epoch: int, epochs: int, taps: int, offset: float = 0.27, narrowest: float = 0.23
+) -> float:
+    """The Gaussian's width in an epoch, counted from 0, in steps.
+
+    Over the first quarter of all epochs a part shrinks exponentially, from taps // 2, as wide as
+    the range of delays, to `narrowest`, and stays there.  Sigma is that part plus the `offset`,
+    which DCLS adds to every width: 12.27 to 0.5 steps for 25 taps.
+    """
+    quarter = epochs // 4
+    widest = max(taps // 2, narrowest)
+    if epoch >= quarter:
+        return offset + narrowest
+    return offset + widest * (narrowest / widest) ** (epoch / quarter)
+
 
 class DelayedLinear(nn.Module):
-    """A linear layer of delayed synapses, without bias: [T, B, in] -> [T + taps//2, B, out].
-    taps: delays are 0..taps-1 steps.  count: synapses per pair of neurons.  learn_delays=False:
-    random whole steps for good.  connections: inputs of each neuron, drawn at random (0: all).
-    .weight, .delay: [out, in], or [count, out, in] if count > 1.  .mask: [out, in] or None.
-    .sigma: the Gaussian's width in steps, a plain number, set by the training loop."""
-    def __init__(self, in_features, out_features, taps, count=1, learn_delays=True, connections=0):
+    """A linear layer whose synapses have delays, without bias: [B, T, in] -> [B, T + taps//2, out].
+
+    taps: delays are 0..taps-1 steps.  The output is taps // 2 steps longer than the input, so that
+        most of the late spikes still arrive.
+    count: synapses for each pair of neurons.
+    learn_delays: False draws random delays of whole steps, which stay as they are.
+    connections: inputs of each neuron, drawn at random; 0 connects all.
+    delay_shape: what delays to have; None is one a synapse, as the weights.  It has to broadcast to
+        them: (1, in_features) is one an axon, (out_features, 1) one a dendrite.
+    conv: the method of delay_conv.
+
+    .weight: [out, in], or [count, out, in] if count > 1.
+    .delay: in steps, of delay_shape; a buffer if not learned.
+    .mask: [out, in], True where there is a connection; None if all are connected.
+    .sigma: the Gaussian's width in steps.  The training loop sets it; state_dict does not hold it.
+    .whole_steps: True rounds the delays in evaluation; False keeps the Gaussians of training.
+    """
+
+    def __init__(
+        self,
+        in_features,
+        out_features,
+        taps,
+        count=1,
+        learn_delays=True,
+        connections=0,
+        delay_shape=None,
+        conv="auto",
+    ):
         super().__init__()
         fan_in = min(connections or in_features, in_features)
-        require(min(out_features, taps, count, fan_in) >= 1, f"{in_features=}, {out_features=}, "
-                f"{taps=}, {count=}, {connections=}: expected at least 1 (connections 0: all).")
-        self.taps, self.learn_delays, self.sigma = taps, learn_delays, 0.5
-        shape = (out_features, in_features) if count == 1 else (count, out_features, in_features)
-        bound = math.sqrt(6 / (fan_in * count))  # Kaiming uniform for relu
+        if min(out_features, taps, count, fan_in) < 1:
+            raise ValueError(
+                f"{in_features=}, {out_features=}, {taps=}, {count=}, {connections=}: expected "
+                "at least 1 (connections 0: all)."
+            )
+        self.taps = taps
+        self.learn_delays = learn_delays
+        self.conv = conv
+        self.sigma = 0.5
+        self.whole_steps = True
+
+        shape = (out_features, in_features)
+        if count > 1:
+            shape = (count, *shape)
+        bound = math.sqrt(6 / (fan_in * count))  # Kaiming's uniform distribution for relu
         self.weight = nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
-        delay = torch.empty(shape).uniform_(0, taps - 1)
-        self.delay = nn.Parameter(delay) if learn_delays else nn.Buffer(delay.round_())
-        mask = torch.rand(shape[-2:]).argsort(1).argsort(1) < fan_in if connections else None
+        delay = torch.empty(delay_shape or shape).uniform_(0, taps - 1)
+        _check_synapses(self.weight, delay, taps)
+        self.delay = nn.Parameter(delay) if learn_delays else nn.Buffer(delay.round())
+
+        mask = None
+        if connections:
+            chosen = torch.rand(out_features, in_features).argsort(1)[:, :fan_in]
+            mask = torch.zeros(out_features, in_features, dtype=torch.bool).scatter_(
+                1, chosen, True
+            )
+            self.weight.data.mul_(mask)
         self.register_buffer("mask", mask)
-        self.weight.data *= 1 if mask is None else mask
-    def forward(self, spikes):
+
+    def kernel(self):
+        """The kernel in use, [out, in, taps]: Gaussians in training, one tap in evaluation."""
         weight = self.weight if self.mask is None else self.weight * self.mask
-        kernel = (gaussian_kernel(weight, self.delay, self.sigma, self.taps) if self.training
-                  and self.learn_delays else integer_kernel(weight, self.delay, self.taps))
-        return delay_conv(spikes, kernel, tail=self.taps // 2)  # most late spikes arrive
+        gaussians = self.training or not self.whole_steps
+        if gaussians and self.learn_delays:
+            return gaussian_kernel(weight, self.delay, self.sigma, self.taps)
+        return integer_kernel(weight, self.delay, self.taps)
+
+    def forward(self, spikes):
+        return delay_conv(spikes, self.kernel(), self.taps // 2, self.conv)
+
+    def clamp_delays(self):
+        """Moves the delays back into 0..taps-1; to be called after each step of the optimizer."""
+        self.delay.data.clamp_(0, self.taps - 1)
+
 
 class DelaySNN(nn.Module):
-    """Spikes or counts [T, B, in] -> membrane of the readout [T + layers * (taps//2), B, classes].
-    Hidden layers, of the sizes `hidden`: delayed sum -> batch norm over (T, B) -> LIF -> dropout of
-    whole neurons, drawn for each sample; readout: delayed sum -> leaky integrator.  The other
-    arguments go to DelayedLinear; taps=1, learn_delays=False is the network without delays.
-    .layers: the DelayedLinear, readout last.  .rates: spikes per neuron and step, by layer."""
-    def __init__(self, in_features, hidden, classes, taps=25, tau=1.005, dropout=0.4, **synapses):
+    """The paper's network: [B, T, in] spikes or counts -> [B, T', classes] membrane of the readout.
+
+    hidden: the sizes of the hidden layers.  Each is a delayed sum, batch norm over batch and time,
+    LIF neurons, and dropout that silences a neuron for all of a sample's time.  The readout is a
+    delayed sum into leaky integrators.  Every layer adds taps // 2 steps, so
+    T' = T + (hidden layers + 1) * (taps // 2).
+
+    tau: of all neurons, in steps.  dropout: share of the neurons silenced in training.  The others
+    are DelayedLinear's; taps=1, learn_delays=False is the network without delays.
+
+    .layers: the DelayedLinear, the readout last.  .norms: the batch norms.
+    .rates: spikes per neuron and step of each hidden layer in the last forward pass, no gradient.
+    """
+
+    def __init__(
+        self,
+        in_features,
+        hidden,
+        classes,
+        taps=25,
+        tau=1.005,
+        dropout=0.4,
+        count=1,
+        learn_delays=True,
+        connections=0,
+        conv="auto",
+    ):
         super().__init__()
-        require(0 <= dropout < 1, f"dropout is {dropout}: expected a share from 0 to below 1.")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout is {dropout}: expected a share from 0 to below 1.")
         sizes = [in_features, *hidden, classes]
         self.layers = nn.ModuleList(
-            DelayedLinear(i, o, taps, **synapses) for i, o in zip(sizes, sizes[1:]))
-        self.norms = nn.ModuleList(nn.BatchNorm2d(size) for size in hidden)
-        self.tau, self.dropout, self.rates = tau, dropout, []
+            DelayedLinear(
+                before, after, taps, count, learn_delays, connections, delay_shape=None, conv=conv
+            )
+            for before, after in pairwise(sizes)
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm1d(size) for size in sizes[1:-1])
+        self.tau = tau
+        self.dropout = dropout
+        self.rates = []
+
+    def neurons(self, i, current):
+        """Spikes of hidden layer i from its current, both [B, T, N]: override for other neurons."""
+        return lif(current, self.tau)
+
     def forward(self, x):
-        x, self.rates = x.to(self.layers[0].weight), []  # here, so that it is freed after use
-        for layer, norm in zip(self.layers, self.norms):
-            # The norm sees one image of B x T' pixels and N channels: torch's fastest way.
-            x = norm(layer(x).transpose(0, 1)[None].permute(0, 3, 1, 2))  # [1, N, B, T']
-            x = lif(x.permute(0, 2, 3, 1).flatten(0, 1).transpose(0, 1), self.tau)  # [T', B, N]
+        x = x.to(self.layers[0].weight.dtype)  # [B, T, in]
+        self.rates = []
+        for i, norm in enumerate(self.norms):
+            current = self.layers[i](x)  # [B, T + taps//2, N]
+            current = norm(current.flatten(0, 1)).view_as(current)  # each neuron over all B and T
+            x = self.neurons(i, current)
             self.rates.append(x.detach().mean())
             if self.training:
-                x.mul_(F.dropout(torch.ones_like(x[:1]), self.dropout))  # [1, B, N]
+                x = x * F.dropout(torch.ones_like(x[:, :1]), self.dropout)  # one draw for all steps
         return leaky_integrator(self.layers[-1](x), self.tau)
+
+
+# ---------------------------------------- the delayed sum on a CPU: skip this on a first reading
+
+
+def conv_fourier(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
+    """The delayed sum by the convolution theorem, Y[f] = X[f] K[f], with a tenth of the products.
+
+    The transforms are products with a matrix of cosines and sines: at these lengths that takes less
+    time than an FFT, and its layout is the one that the products need.  A complex product
+    (a + ib)(c + id) is three real ones: ac, bd and (a + b)(c + d), which is ac + bd + (ad + bc).
+    """
+    steps, taps = spikes.shape[1], kernel.shape[2]
+    period = steps + max(taps - 1, tail)  # long enough for nothing to wrap around
+    f = torch.arange(period // 2 + 1, device=spikes.device)
+    t = torch.arange(period, device=spikes.device)
+    angle = (torch.outer(f, t) % period).double() * (2 * math.pi / period)
+    basis = torch.cat([angle.cos(), -angle.sin()]).to(spikes)  # exp(-i angle), [2 F, period]
+    # Each frequency stands for its conjugate too; 0 and period / 2 are their own.
+    share = torch.where((f == 0) | (2 * f == period), 1, 2).repeat(2)[:, None].to(spikes) / period
+
+    x = (basis[:, :steps] @ spikes).transpose(0, 1)  # [2 F, B, in]
+    k = ((basis[:, :taps] * share) @ kernel.transpose(1, 2)).permute(1, 2, 0)  # [2 F, in, out]
+    (a, b), (c, d) = x.chunk(2), k.chunk(2)  # real and imaginary parts
+    ac, bd = a @ c, b @ d
+    y = torch.cat([ac - bd, (a + b) @ (c + d) - ac - bd])  # [2 F, B, out]
+    return basis[:, : steps + tail].T @ y.transpose(0, 1)  # [B, T + tail, out]

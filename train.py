@@ -1,245 +1,547 @@
 """Trains a spiking network with learnable delays on SHD, SSC or a toy task; prints its accuracy."""
-import argparse, ctypes, json, math, os, shlex, sys, time
+
+import argparse
+import ctypes
+import json
+import math
+import os
+import platform
+import shlex
+import sys
+import time
+from contextlib import contextmanager, suppress
+
+import numpy as np
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
+
 import data
-from delays import DelaySNN, class_scores, shrinking_sigma
+from delays import DelayedLinear, DelaySNN, class_scores, shrinking_sigma
 
-SPLITS = {"shd": ["train", "test"], "ssc": ["train", "valid", "test"], "toy": ["train", "test"]}
-LEARNED = ["learned", "constant-sigma"]  # the values of --delays with trained delays
-OPTIONS = {  # group: {option: (type or choices, least, default or those of shd, ssc, toy; help)}
-    "data": {
-        "dataset": (list(SPLITS), 0, "shd", "spoken words as spikes, or a made-up task"),
-        "data-dir": (str, 0, "data", "of .h5, .h5.gz or .h5.zip files; what is missing is fetched"),
-        "valid-speakers": (str, 0, "", "of shd's train, held out for validation, as in 3,6")},
-    "network": {
-        "delays": ([*LEARNED, "fixed", "none"], 0, "learned", "fixed: random; none: plain layers"),
-        "hidden": (int, 1, (256, 512, 48), "neurons in a hidden layer"),
-        "layers": (int, 1, (2, 3, 1), "hidden layers"),
-        "taps": (int, 1, (25, 31, 25), "delays are 0 to TAPS - 1 steps of 10 ms"),
-        "kernel-count": (int, 1, 1, "synapses per pair of neurons"),
-        "connections": (int, 0, 0, "inputs of a neuron, drawn at random; 0: all"),
-        "tau": (float, data.STEP_MS, (10.05, 15.0, 10.05), "time constant of the membranes, ms"),
-        "dropout": (float, 0, (0.4, 0.25, 0.0), "share of hidden neurons silenced in training")},
-    "training": {
-        "recipe": (["paper", "fast"], 0, "paper", "fast: a fifth of the epochs; measured on shd"),
-        "epochs": (int, 1, (150, 60, 20), "passes over the training samples"),
-        "batch-size": (int, 1, (256, 128, 50), "samples"),
-        "lr": (float, 0, 5e-3, "peak learning rate of the weights"),
-        "delay-lr": (float, 0, 0.1, "first learning rate of the delays, steps of 10 ms"),
-        "weight-decay": (float, 0, 1e-5, "L2 penalty of the weights"),
-        "seed": (int, 0, 0, "of weights, delays, batches and dropout"),
-        "device": (["auto", "cpu", "cuda"], 0, "auto", "where to compute")},
-    "output": {
-        "out": (str, 0, None, "folder of the results [runs/DATASET-DELAYS-SEED]"),
-        "resume": (bool, 0, False, "continue the run in --out"),
-        "eval": (str, 0, None, "only print the test accuracy of this checkpoint")}}
+DEFAULTS = {  # the paper's, and those of the toy task; tau in ms
+    "shd": dict(hidden=256, layers=2, taps=25, tau=10.05, dropout=0.4, batch_size=256, epochs=150),
+    "ssc": dict(hidden=512, layers=3, taps=31, tau=15.0, dropout=0.25, batch_size=128, epochs=60),
+    "toy": dict(hidden=16, layers=1, taps=25, tau=10.05, dropout=0.0, batch_size=50, epochs=20),
+}
+HEAD = ("dataset", "samples", "delays", "parameters", "device", "threads", "torch", "out")
+NOTES = {  # the last lines of a run; the rule stands beside the first
+    "test_accuracy": None,
+    "valid_accuracy": "at that epoch",
+    "best_on_test": "no measure: test chose the epoch",
+    "unrounded_accuracy": "test, with the kernels of training in place of whole steps",
+}
+FREE = {"data_dir", "device", "out", "resume", "eval"}  # may differ when a run is continued
 
-def parse(argv=None):
-    """-> the options of the command line, and all of them, completed with the defaults."""
+# ---------------------------------------------------------------------------------------- options
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """All options: those given, else those of the saved run, else the defaults of the data set."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--dataset", default="shd")
+    parser = make_parser()
+    parser.set_defaults(**DEFAULTS.get(early.parse_known_args(argv)[0].dataset, {}))
+    options = parser.parse_args(argv)
+    out = options.out or f"runs/{options.dataset}-{options.delays}-{options.seed}"
+
+    if options.resume or options.eval is not None:
+        path = os.path.join(out, "last.pt") if options.eval is None else options.eval
+        saved = read_checkpoint(path)["options"]
+        fixed = {key: value for key, value in saved.items() if key not in FREE}
+        parser.set_defaults(**fixed, data_dir=saved["data_dir"])
+        options = parser.parse_args(argv)
+        for key in fixed:
+            if vars(options)[key] != fixed[key]:
+                given = f"--{key.replace('_', '-')} {vars(options)[key]}"
+                rule = "leave it out, or start a new run in another --out"
+                raise ValueError(f"{given}: the saved run has {fixed[key]}; {rule}")
+
+    options.out = out
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch finds no CUDA card here; use cpu or auto")
+    if options.device == "auto":
+        options.device = "cuda" if torch.cuda.is_available() else "cpu"
+    return options
+
+
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "train.py", usage="python train.py [option ...]; -h lists the options", allow_abbrev=False,
-        argument_default=argparse.SUPPRESS, description=__doc__ + "  Defaults: [shd/ssc/toy].")
-    for title, group in OPTIONS.items():
-        section = parser.add_argument_group(title)
-        for name, (kind, _, default, text) in group.items():
-            how = ({"action": "store_true"} if kind is bool else
-                   {"choices": kind} if isinstance(kind, list) else {"type": kind})
-            shown = "/".join(map(str, default)) if isinstance(default, tuple) else default
-            section.add_argument(f"--{name}", help=text + f" [{shown}]" * bool(default), **how)
-    given = vars(parser.parse_args(argv))
-    which, options = list(SPLITS).index(given.get("dataset", "shd")), argparse.Namespace(**given)
-    for name, (kind, least, default, _) in (item for g in OPTIONS.values() for item in g.items()):
-        key = name.replace("-", "_")
-        value = given.get(key, default[which] if isinstance(default, tuple) else default)
-        if kind in (int, float) and not least <= value < 2**31:
-            parser.error(f"--{name} {value}: expected a number of at least {least}, below 2**31")
-        setattr(options, key, value)
-    options.epochs = given.get("epochs", options.epochs // (5 if options.recipe == "fast" else 1))
-    options.out = options.out or f"runs/{options.dataset}-{options.delays}-{options.seed}"
-    return given, options
+        "train.py",
+        usage="python train.py [option ...]; -h lists the options",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    whole, positive, real = number(int, 0), number(int, 1), number(float, 0)
+    methods = ["auto", "direct", "fourier"]
+    variants = ["learned", "constant-sigma", "fixed", "none"]
 
-def load(o, *splits):
-    """The Spikes of each split, on the training device; speakers held out of train are `valid`."""
-    sets = {split: data.load(o.dataset, split, o.data_dir) for split in splits}
-    if o.valid_speakers and "train" in sets:
-        wanted, every = o.valid_speakers.split(","), sets["train"]
-        known = {str(n) for n in every.speakers.tolist()}
-        if o.dataset != "shd" or not set(wanted) < known:
-            raise ValueError(f"--valid-speakers {o.valid_speakers} for {o.dataset}: expected shd, "
-                             f"and some, not all, of its speakers; here are {sorted(known)}")
-        held_out = torch.isin(every.speakers, torch.tensor([int(n) for n in wanted]))
-        for split, own in (("train", ~held_out), ("valid", held_out)):
-            rows = own.repeat_interleave(every.steps)
-            sets[split] = data.Spikes(every.counts[rows], *(field[own] for field in every[1:]))
-    return {s: data.Spikes(*(field.to(o.device) for field in sets[s])) for s in sets}
+    add = parser.add_argument_group("data").add_argument
+    add("--dataset", choices=list(data.DATASETS), default="shd", help="the defaults here are its")
+    add("--data-dir", default=data.DATA_DIR, help="of .h5, .h5.gz, .h5.zip; the rest is fetched")
+    add("--valid-speakers", default="", help="hold out for validation, as in 3,6")
+    add("--no-test", action="store_true", help="do not read the test set, only validation")
 
-def build(o):
-    """The network that the options and their seed describe."""
-    torch.manual_seed(o.seed)
-    return DelaySNN(data.INPUTS[o.dataset], [o.hidden] * o.layers, data.CLASSES[o.dataset],
-                    1 if o.delays == "none" else o.taps, o.tau / data.STEP_MS, o.dropout,
-                    count=o.kernel_count, learn_delays=o.delays in LEARNED,
-                    connections=o.connections).to(o.device)
+    add = parser.add_argument_group("network").add_argument
+    add("--delays", choices=variants, default="learned", help="fixed: random; none: plain layers")
+    add("--hidden", type=positive, help="neurons in a hidden layer")
+    add("--layers", type=positive, help="hidden layers")
+    add("--taps", type=positive, help="delays are 0 to TAPS - 1 steps")
+    add("--kernel-count", type=positive, default=1, help="synapses for each pair of neurons")
+    add("--connections", type=whole, default=0, help="inputs of a neuron, drawn at random; 0: all")
+    add("--tau", type=number(float, data.STEP_MS), help="time constant of the membranes, ms")
+    add("--dropout", type=real, help="share of the hidden neurons silenced in training")
 
-def predict(net, spikes, indices, longest):
-    """Class scores [B, classes]: in training over all steps, as in the paper; in evaluation over a
-    sample's own steps and the network's tail, which all layers see, whatever the batch."""
-    tails = len(net.layers) * (net.layers[0].taps // 2)
-    silence = 0 if net.training else tails - net.layers[0].taps // 2
-    membrane = net(data.padded(spikes, indices, longest + silence).transpose(0, 1))
-    return class_scores(membrane, None if net.training else spikes.steps[indices] + tails)
+    add = parser.add_argument_group("training").add_argument
+    add("--epochs", type=positive, help="passes over the training samples")
+    add("--batch-size", type=positive, help="samples")
+    add("--lr", type=real, default=5e-3, help="peak learning rate of the weights")
+    add("--delay-lr", type=real, default=0.1, help="first learning rate of the delays, steps")
+    add("--weight-decay", type=real, default=1e-5, help="L2 penalty of the weights")
+    add("--seed", type=whole, default=0, help="of weights, delays, batches and dropout")
+
+    add = parser.add_argument_group("computer and output").add_argument
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to compute")
+    add("--conv", choices=methods, default="auto", help="auto: fourier on a CPU, direct on a card")
+    add("--out", help="folder of the results; None: runs/DATASET-DELAYS-SEED")
+    add("--resume", action="store_true", help="continue the run in --out")
+    add("--eval", metavar="CHECKPOINT", help="only print the test accuracy of this checkpoint")
+    return parser
+
+
+def number(kind: type, least: float):
+    """An argparse type: a number of at least `least`."""
+
+    def convert(text):
+        value = kind(text)
+        if not least <= value < 2**31:
+            raise argparse.ArgumentTypeError(f"{text}: expected at least {least}, below 2**31")
+        return value
+
+    convert.__name__ = kind.__name__  # which argparse shows if the text is no number at all
+    return convert
+
+
+# ------------------------------------------------------------------------- what a run starts from
+
+
+def build(options: argparse.Namespace) -> DelaySNN:
+    """The network that the options and their seed describe, on the CPU."""
+    torch.manual_seed(options.seed)
+    dataset = data.DATASETS[options.dataset]
+    return DelaySNN(
+        dataset.inputs,
+        [options.hidden] * options.layers,
+        dataset.classes,
+        taps=1 if options.delays == "none" else options.taps,
+        tau=options.tau / dataset.step_ms,
+        dropout=options.dropout,
+        count=options.kernel_count,
+        learn_delays=options.delays in ("learned", "constant-sigma"),
+        connections=options.connections,
+        conv=options.conv,
+    )
+
+
+def load_sets(options: argparse.Namespace) -> dict[str, data.Spikes]:
+    """The Spikes of each split that the run needs, on its device."""
+    splits = data.DATASETS[options.dataset].splits
+    if options.no_test and not options.valid_speakers and "valid" not in splits:
+        raise ValueError("--no-test: without a validation set, hold out some --valid-speakers")
+    sets = {}
+    for split in splits:
+        if split != "test" or not options.no_test:
+            sets[split] = data.load(options.dataset, split, options.data_dir)
+
+    if options.valid_speakers:
+        every = sets["train"]
+        names = every.speakers.astype(str)
+        wanted, known = options.valid_speakers.split(","), sorted(set(names.tolist()))
+        if not set(wanted) < set(known):
+            rule = f"expected some, not all, of its {len(known)} speakers, as {known[:20]}"
+            raise ValueError(f"--valid-speakers {options.valid_speakers}: {rule}")
+        held_out = np.isin(names, wanted)
+        sets["train"], sets["valid"] = every.select(~held_out), every.select(held_out)
+    return {split: spikes.to(options.device) for split, spikes in sets.items()}
+
+
+def delayed_layers(net: nn.Module) -> list[DelayedLinear]:
+    return [module for module in net.modules() if isinstance(module, DelayedLinear)]
+
+
+def make_optimizer(net: nn.Module, options: argparse.Namespace) -> torch.optim.Adam:
+    """Adam for all parameters of the network, in three groups: weights, delays and all others."""
+    weights = [layer.weight for layer in delayed_layers(net)]
+    delays = [layer.delay for layer in delayed_layers(net) if layer.learn_delays]
+    placed = {id(parameter) for parameter in weights + delays}
+    others = [parameter for parameter in net.parameters() if id(parameter) not in placed]
+    decayed = {"params": weights, "weight_decay": options.weight_decay}
+    return torch.optim.Adam([decayed, {"params": delays}, {"params": others}], fused=True)
+
+
+def existing(layer: DelayedLinear, values: Tensor) -> Tensor:
+    """A vector of a layer's weights or delays, without those that a sparse layer lacks."""
+    if layer.mask is None or values.shape[-2:] != layer.mask.shape:
+        return values.flatten()
+    return values[..., layer.mask].flatten()
+
+
+def count_parameters(net: nn.Module) -> int:
+    """All trained numbers, without those that a sparse layer lacks."""
+    sizes = {parameter: parameter.numel() for parameter in net.parameters()}
+    for layer in delayed_layers(net):
+        sizes[layer.weight] = existing(layer, layer.weight).numel()
+        if layer.learn_delays:
+            sizes[layer.delay] = existing(layer, layer.delay).numel()
+    return sum(sizes.values())
+
+
+# ---------------------------------------------------------------------------- training, evaluation
+
+
+def one_cycle(epoch: int, epochs: int, peak: float) -> tuple[float, float]:
+    """Learning rate and Adam's beta1 of an epoch, counted from 0, as torch's OneCycleLR has them.
+
+    Half a cosine leads from peak / 25 up to the peak, at 30 % of the epochs, and half a cosine down
+    to peak / 250,000.  beta1 goes from 0.95 to 0.85 and back.
+    """
+    top = max(0.3 * epochs - 1, 0)  # the epoch of the peak, seldom a whole number
+    if epoch < top:
+        end, way = peak / 25, epoch / top
+    else:
+        end, way = peak / 25e4, 1 - (epoch - top) / max(epochs - 1 - top, 1)
+    height = (1 - math.cos(math.pi * way)) / 2
+    return end + (peak - end) * height, 0.95 - 0.1 * height
+
+
+def set_sigma(net: nn.Module, epoch: int, options: argparse.Namespace) -> None:
+    for layer in delayed_layers(net):
+        learned = options.delays == "learned"
+        layer.sigma = shrinking_sigma(epoch, options.epochs, layer.taps) if learned else 0.5
+
+
+def set_schedules(optimizer, net, epoch: int, options: argparse.Namespace) -> float:
+    """Sets the learning rates, Adam's beta1 and sigma of an epoch; returns the weights' rate."""
+    lr, beta1 = one_cycle(epoch, options.epochs, options.lr)
+    delay_lr = options.delay_lr * (1 + math.cos(math.pi * epoch / options.epochs)) / 2
+    weights, delays, others = optimizer.param_groups
+    weights.update(lr=lr, betas=(beta1, 0.999))
+    others.update(lr=lr, betas=(beta1, 0.999))
+    delays.update(lr=delay_lr, betas=(0.9, 0.999))
+    set_sigma(net, epoch, options)
+    return lr
+
+
+def train_epoch(net, optimizer, spikes: data.Spikes, options: argparse.Namespace) -> list[float]:
+    """A pass over all samples.  Returns the means of loss, accuracy and each hidden layer's rate."""
+    net.train()
+    sums = 0  # stays on the device until the end: to look at a number makes a card wait
+    schedule = data.batches(spikes, options.batch_size)
+    for done, (indices, longest) in enumerate(schedule, 1):
+        counts = data.padded(spikes, indices, longest)  # [B, T, inputs]
+        labels = spikes.labels[indices]
+        # The place to augment the batch's counts and labels.
+        scores = class_scores(net(counts))  # over all steps, those of padding too, as in the paper
+        loss = F.cross_entropy(scores, labels)
+
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        for layer in delayed_layers(net):
+            layer.clamp_delays()
+
+        hits = (scores.detach().argmax(1) == labels).float().mean()
+        sums = sums + torch.stack([loss.detach(), hits, *net.rates]) * len(labels)
+        data.progress(f"batch {done} of {len(schedule)}")
+    return (sums / len(spikes.labels)).tolist()
+
+
+def predict(net: DelaySNN, spikes: data.Spikes, indices: Tensor, longest: int) -> Tensor:
+    """Class scores [B, classes] in evaluation, which do not depend on the other samples.
+
+    They count a sample's own steps and the tails of all layers.  Enough silence follows the longest
+    sample for each layer to see all of its tail.
+    """
+    tails = [layer.taps // 2 for layer in net.layers]
+    counts = data.padded(spikes, indices, longest + sum(tails[:-1]))
+    return class_scores(net(counts), spikes.steps[indices] + sum(tails))
+
 
 @torch.no_grad()
-def evaluate(net, spikes, batch_size):
-    """Correct / total, with delays of whole steps; leaves the network as it was."""
-    training = net.training
+def evaluate(net: DelaySNN, spikes: data.Spikes, batch_size: int) -> float:
+    """Correct / total in evaluation; leaves the network as it was."""
+    was_training = net.training
     net.eval()
-    hits = sum((predict(net, spikes, indices, longest).argmax(1) == spikes.labels[indices]).sum()
-               for indices, longest in data.batches(spikes, batch_size, shuffle=False))
-    net.train(training)
+    hits = 0
+    for indices, longest in data.batches(spikes, batch_size, shuffle=False):
+        guess = predict(net, spikes, indices, longest).argmax(1)
+        hits = hits + (guess == spikes.labels[indices]).sum()
+    net.train(was_training)
     return hits.item() / len(spikes.labels)
 
-def one_cycle(epoch, epochs, peak):
-    """Learning rate and Adam's beta1 of an epoch: peak / 25, peak at 30 %, nearly 0 at the end."""
-    top = max(0.3 * epochs - 1, 0)
-    done = epoch / top if epoch < top else 1 + (epoch - top) / max(epochs - 1 - top, 1)
-    height, low = (1 - math.cos(math.pi * done)) / 2, peak / (25 if epoch < top else 25e4)
-    return low + (peak - low) * height, 0.95 - 0.1 * height
 
-def train(o, saved=None):
-    """Trains, or continues a saved run; writes all of o.out -> what result.json holds."""
-    by_valid, net = o.dataset == "ssc" or o.valid_speakers != "", build(o)
-    sets = load(o, *(s for s in SPLITS[o.dataset] if s != "test" or not by_valid))
-    train_set, layers, learn = sets["train"], net.layers, net.layers[0].learn_delays
-    first = [layer.delay.detach().clone() for layer in layers]
-    adam = torch.optim.Adam([
-        {"params": [layer.weight for layer in layers], "weight_decay": o.weight_decay},
-        {"params": list(net.norms.parameters())},
-        {"params": [layer.delay for layer in layers] * learn}], fused=True)
-    if saved:
-        net.load_state_dict(saved["net"])
-        adam.load_state_dict(saved["adam"])
-    rows, best = (saved["rows"], saved["best"]) if saved else ([], 0)
-    synapses = sum(x.weight[..., x.mask].numel() for x in layers)  # if the mask is None, all
-    parameters = synapses * (1 + learn) + sum(p.numel() for p in net.norms.parameters())
-    write(o.out, "config.json", json.dumps(vars(o), indent=1))
-    print("data    ", o.dataset, *(f"{len(s.labels)} {n}" for n, s in sets.items()), "samples of",
-          f"{train_set.steps.min()}..{train_set.steps.max()} steps of {data.STEP_MS} ms")
-    print("network ", *(x.weight.shape[-1] for x in layers), data.CLASSES[o.dataset], "neurons,",
-          f"{o.delays} delays, {layers[0].taps} taps, {parameters:,} parameters\ndevice  ",
-          o.device, torch.get_num_threads(), "threads, torch", torch.__version__)
-    for epoch in range(len(rows), o.epochs):
-        begun = time.time()
-        torch.manual_seed(o.seed + 1_000_003 * (epoch + 1))  # so no generator needs saving
-        lr, beta1 = one_cycle(epoch, o.epochs, o.lr)
-        delay_lr = o.delay_lr * (1 + math.cos(math.pi * epoch / o.epochs)) / 2
-        for group, rate, beta in zip(adam.param_groups, (lr, lr, delay_lr), (beta1, beta1, 0.9)):
-            group["lr"], group["betas"] = rate, (beta, 0.999)
-        sigma = shrinking_sigma(epoch, o.epochs, o.taps) if o.delays == "learned" else 0.5
-        for layer in layers:
-            layer.sigma = sigma
-        net.train()
-        schedule, sums = data.batches(train_set, o.batch_size), 0  # sums: read after the epoch
-        for done, (indices, longest) in enumerate(schedule, 1):
-            scores, labels = predict(net, train_set, indices, longest), train_set.labels[indices]
-            loss = F.cross_entropy(scores, labels)
-            adam.zero_grad()
-            loss.backward()
-            adam.step()
-            for layer in layers:
-                layer.delay.data.clamp_(0, layer.taps - 1)
-            hit = (scores.detach().argmax(1) == labels).float().mean()
-            sums += torch.stack([loss.detach(), hit, *net.rates]) * len(labels)
-            if sys.stderr.isatty() and time.time() - begun > 3:
-                print(f"\rbatch {done} of {len(schedule)} ", end="\r", file=sys.stderr, flush=True)
-        loss, hit, *rates = (sums / len(train_set.labels)).tolist()
-        accuracy = {s: evaluate(net, sets[s], o.batch_size) for s in sets if s != "train"}
-        moved = sum((x.delay - d).abs().sum() for x, d in zip(layers, first)) / synapses
-        rows.append({
-            "epoch": epoch + 1, "loss": loss, "train_accuracy": hit,
-            **{f"{split}_accuracy": accuracy.get(split) for split in ("valid", "test")},
-            "sigma": sigma if learn else None, "lr": lr, "moved_ms": moved.item() * data.STEP_MS,
-            **{f"rate_{i}": r for i, r in enumerate(rates, 1)}, "seconds": time.time() - begun})
-        if epoch % 25 == 0 or saved:
-            saved = print(*(f"{name.replace('accuracy', 'acc'):>9}" for name in rows[0]))
-        print(*(f"{'-' if x is None else round(x, 5):>9}" for x in rows[-1].values()), flush=True)
-        improved = by_valid and (not best or accuracy["valid"] > rows[best - 1]["valid_accuracy"])
-        best = epoch + 1 if improved else best
-        state = {"options": vars(o), "net": net.state_dict(), "adam": adam.state_dict(),
-                 "rows": rows, "best": best}
-        for name in ["best.pt"] * improved + ["last.pt"]:
-            write(o.out, name, state)
-        write(o.out, "log.csv", "".join(",".join("" if x is None else str(x) for x in line) + "\n"
-                                        for line in [rows[0], *(row.values() for row in rows)]))
-    if by_valid:
-        net.load_state_dict(read_checkpoint(os.path.join(o.out, "best.pt"))["net"])
-        sets = load(o, "test")
-    result = {key: getattr(o, key) for key in ("dataset", "delays", "seed", "epochs")} | {
-        "parameters": parameters, "test_accuracy": evaluate(net, sets["test"], o.batch_size),
-        "rule": f"best on validation, epoch {best}" if by_valid else "last epoch",
-        "best_on_test": None if by_valid else max(row["test_accuracy"] for row in rows),
-        "seconds": sum(row["seconds"] for row in rows)}
-    write(o.out, "result.json", json.dumps(result, indent=1))
-    return result
+def evaluate_unrounded(net: DelaySNN, spikes: data.Spikes, batch_size: int) -> float | None:
+    """Accuracy with the kernels of training in place of whole steps; None if they are the same."""
+    layers = [layer for layer in delayed_layers(net) if layer.learn_delays and layer.whole_steps]
+    for layer in layers:
+        layer.whole_steps = False
+    accuracy = evaluate(net, spikes, batch_size) if layers else None
+    for layer in layers:
+        layer.whole_steps = True
+    return accuracy
 
-def tune_cpu():
-    """Without denormal numbers and without returning big blocks of memory after each use."""
-    torch.set_flush_denormal(True)  # the far taps of a Gaussian, which halve the speed of some CPUs
-    for option, value in ((-4, 0), (-1, 2**31 - 1)) * (sys.platform == "linux"):
-        ctypes.CDLL(None).mallopt(option, value)  # glibc: no M_MMAP_MAX, high M_TRIM_THRESHOLD
 
-def write(folder, name, content):
+# ------------------------------------------------------------------------------------------ a run
+
+
+def train(options: argparse.Namespace, net: DelaySNN | None = None, on_epoch=None) -> dict:
+    """Trains, or continues the run in options.out, and writes all of that folder.
+
+    options: of parse.  net: a network of one's own in place of build(options); it has DelaySNN's
+    .layers and .rates, and all of its parameters are trained.  on_epoch: a function of
+    (net, row of the log), called after each epoch.  Returns what result.json holds.
+    """
+    with claimed_run(options) as saved:
+        set_backend()
+        sets = load_sets(options)
+        net = (build(options) if net is None else net).to(options.device)
+        optimizer = make_optimizer(net, options)
+        first = [layer.delay.detach().clone() for layer in delayed_layers(net)]
+        rows = []
+        if saved is not None:
+            load_weights(net, saved, options.out, optimizer)
+            first = [delay.to(options.device) for delay in saved["first"]]
+            rows = saved["rows"]
+            write_log(options.out, rows)
+        config = describe(net, sets, options)
+        write(options.out, "config.json", json.dumps(config, indent=1))
+        for key in HEAD:
+            print(f"{key:<12}{config[key]}")
+
+        for epoch in range(len(rows), options.epochs):
+            begun = time.time()
+            torch.manual_seed(options.seed + 1_000_003 * (epoch + 1))  # so none has to be saved
+            lr = set_schedules(optimizer, net, epoch, options)
+            loss, hits, *rates = train_epoch(net, optimizer, sets["train"], options)
+            if not math.isfinite(loss):
+                raise ValueError(f"the loss of epoch {epoch + 1} is {loss}: try a lower --lr")
+
+            watched = (
+                "valid" if "valid" in sets else "test"
+            )  # or else test is read once, at the end
+            accuracy = {watched: evaluate(net, sets[watched], options.batch_size)}
+            row = {
+                "epoch": epoch + 1,
+                "loss": loss,
+                "train_accuracy": hits,
+                "valid_accuracy": accuracy.get("valid"),
+                "test_accuracy": accuracy.get("test"),
+                "sigma": net.layers[0].sigma if net.layers[0].learn_delays else None,
+                "lr": lr,
+                "moved_ms": moved_ms(net, first, options),
+                **{f"rate_{i}": rate for i, rate in enumerate(rates, 1)},
+                "seconds": time.time() - begun,
+            }
+            rows.append(row)
+            print_row(row, options)
+
+            state = {
+                "options": vars(options),
+                "net": net.state_dict(),
+                "rows": rows,
+                "first": first,
+            }
+            state["adam"] = optimizer.state_dict()
+            if best_epoch(rows) == epoch + 1:
+                write(options.out, "best.pt", state)
+            write(options.out, "last.pt", state)
+            write_log(options.out, rows)
+            if on_epoch is not None:
+                on_epoch(net, row)
+
+        result = finish(net, sets, rows, options)
+        write(options.out, "result.json", json.dumps(result, indent=1))
+        return result
+
+
+def best_epoch(rows: list[dict]) -> int | None:
+    """The epoch that validation chooses, the first of the best ones; None without validation."""
+    accuracy = [row["valid_accuracy"] for row in rows]
+    return None if None in accuracy else accuracy.index(max(accuracy)) + 1
+
+
+def finish(net: DelaySNN, sets: dict[str, data.Spikes], rows: list[dict], options) -> dict:
+    """What result.json holds: the accuracy by the rule, and what stands beside it."""
+    best = best_epoch(rows)
+    if best is not None:
+        load_weights(net, read_checkpoint(os.path.join(options.out, "best.pt")), options.out)
+    last_row = rows[-1] if best is None else rows[best - 1]
+    set_sigma(net, last_row["epoch"] - 1, options)
+    test = sets.get("test")
+    result = {key: vars(options)[key] for key in ("dataset", "delays", "seed", "epochs")}
+    return result | {
+        "parameters": count_parameters(net),
+        "test_accuracy": evaluate(net, test, options.batch_size) if test else None,
+        "rule": "last epoch" if best is None else f"best on validation, epoch {best}",
+        "valid_accuracy": last_row["valid_accuracy"],
+        "best_on_test": max(row["test_accuracy"] for row in rows) if best is None else None,
+        "unrounded_accuracy": evaluate_unrounded(net, test, options.batch_size) if test else None,
+        "seconds": sum(row["seconds"] for row in rows),
+    }
+
+
+def moved_ms(net: nn.Module, first: list[Tensor], options: argparse.Namespace) -> float:
+    """How far the delays are from the `first` ones, the mean of all synapses in ms."""
+    ways = []
+    for layer, before in zip(delayed_layers(net), first, strict=True):
+        ways.append(existing(layer, (layer.delay.detach() - before).abs()))
+    return torch.cat(ways).mean().item() * data.DATASETS[options.dataset].step_ms
+
+
+def set_backend() -> None:
+    """The same numbers on every device, and two settings that make a CPU fast."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    # Far taps of a Gaussian are denormal numbers, with which some CPUs compute at half the speed.
+    torch.set_flush_denormal(True)
+    if platform.libc_ver()[0] == "glibc":  # keep freed blocks of memory for the next step
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-4, 0)  # M_MMAP_MAX
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+
+
+# ----------------------------------------------------------------------------- files and terminal
+
+
+@contextmanager
+def claimed_run(options: argparse.Namespace):
+    """Keeps others from the folder of a run; yields the state to continue from, or None."""
+    last = os.path.join(options.out, "last.pt")
+    os.makedirs(options.out, exist_ok=True)
+    with data.claimed(os.path.join(options.out, "claim"), "trains in this folder"):
+        for name in os.listdir(options.out):
+            if name.endswith(".part"):  # half-written by a process that was killed
+                os.remove(os.path.join(options.out, name))
+        if os.path.exists(last) and not options.resume:
+            held = read_checkpoint(last)["options"]
+            named = "{dataset}, {delays} delays, seed {seed}, {epochs} epochs".format(**held)
+            rule = "--resume continues it; or use another --out"
+            raise ValueError(f"{options.out} holds a run ({named}): {rule}")
+        yield read_checkpoint(last) if options.resume else None
+
+
+def write(folder: str, name: str, content: str | dict) -> None:
     """A text or a checkpoint, which appears under its name whole or not at all."""
-    os.makedirs(folder, exist_ok=True)
     path = os.path.join(folder, name)
-    with open(path + ".part", "wb") as file:
-        file.write(content.encode()) if isinstance(content, str) else torch.save(content, file)
-    os.replace(path + ".part", path)
+    try:
+        with open(path + ".part", "wb") as file:
+            if isinstance(content, str):
+                file.write(content.encode())
+            else:
+                torch.save(content, file)
+        os.replace(path + ".part", path)
+    except BaseException:
+        with suppress(OSError):
+            os.remove(path + ".part")  # a full disk is no place for a half-written file
+        raise
 
-def read_checkpoint(path):
+
+def write_log(folder: str, rows: list[dict]) -> None:
+    lines = [rows[0].keys(), *(row.values() for row in rows)]
+    texts = [["" if value is None else str(value) for value in line] for line in lines]
+    write(folder, "log.csv", "".join(",".join(line) + "\n" for line in texts))
+
+
+def read_checkpoint(path: str) -> dict:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        return {key: state[key] for key in ("options", "net", "adam", "rows", "best")}
+        return {key: state[key] for key in ("options", "net", "adam", "rows", "first")}
     except Exception as problem:  # torch has many
         raise ValueError(f"{path!r} is no sound checkpoint of train.py, or not there") from problem
 
-def main(argv=None):
-    given, o = parse(argv)
-    last, saved, cuda = os.path.join(o.out, "last.pt"), None, torch.cuda.is_available()
+
+def load_weights(net: nn.Module, saved: dict, path: str, optimizer=None) -> None:
+    """Loads a checkpoint into a network, and into its optimizer."""
     try:
-        for folder in filter(os.path.isfile, (o.out, o.data_dir)):
-            raise ValueError(f"{folder} is a file: --out and --data-dir are to be folders")
-        if o.eval is not None or o.resume:
-            saved = read_checkpoint(last if o.eval is None else o.eval)
-            for key in saved["options"].keys() - {"out", "device", "resume", "eval"}:
-                value = saved["options"][key]
-                if given.get(key, value) != value and key != "data_dir":
-                    raise ValueError(f"--{key.replace('_', '-')} {given[key]}: the saved run has "
-                                     f"{value}; leave it out, or start a new run in another --out")
-                setattr(o, key, given.get(key, value))
-        elif os.path.exists(last):
-            raise ValueError(f"{o.out} holds a run: --resume continues it; or use another --out")
-        if o.device == "cuda" and not cuda:
-            raise ValueError("--device cuda: torch finds no CUDA card here; use cpu or auto")
-        o.device = "cuda" if cuda and o.device != "cpu" else "cpu"
-        torch.backends.cudnn.allow_tf32 = False  # the same numbers as on the CPU
-        tune_cpu()
-        if o.eval is not None:
-            net = build(o)
-            net.load_state_dict(saved["net"])
-            accuracy = evaluate(net, load(o, "test")["test"], o.batch_size)
-            print(f"test accuracy {accuracy:.2%} ({o.eval}, epoch {len(saved['rows'])})")
+        net.load_state_dict(saved["net"])
+        if optimizer is not None:
+            optimizer.load_state_dict(saved["adam"])
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as problem:
+        raise ValueError(f"the checkpoint of {path} is of another network: {problem}") from problem
+    if not all(value.isfinite().all() for value in saved["net"].values()):
+        raise ValueError(f"the checkpoint of {path} has weights or delays that are not finite")
+
+
+def load_run(path: str, net: DelaySNN | None = None) -> tuple[DelaySNN, argparse.Namespace]:
+    """The network of a run, in evaluation, and the options of the run.
+
+    path: a checkpoint, or a run's folder, of which it takes best.pt, where validation chose an
+    epoch, or else last.pt.  net: the network to load it into, if it is one of your own.
+    """
+    if os.path.isdir(path):
+        best = os.path.join(path, "best.pt")
+        path = best if os.path.exists(best) else os.path.join(path, "last.pt")
+    saved = read_checkpoint(path)
+    options = argparse.Namespace(**saved["options"])
+    net = build(options) if net is None else net
+    load_weights(net, saved, path)
+    set_sigma(net, len(saved["rows"]) - 1, options)
+    return net.eval(), options
+
+
+def describe(net: nn.Module, sets: dict[str, data.Spikes], options: argparse.Namespace) -> dict:
+    """What config.json holds: the options, and what was run on what."""
+    paths = [data.find(options.dataset, split, options.data_dir) for split in sets]
+    card = options.device == "cuda"
+    return vars(options) | {
+        "parameters": count_parameters(net),
+        "samples": {split: len(spikes.labels) for split, spikes in sets.items()},
+        "md5": {os.path.basename(path): data.md5(path) for path in paths if path},
+        "torch": torch.__version__,
+        "processor": torch.cuda.get_device_name() if card else platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def print_row(row: dict, options: argparse.Namespace) -> None:
+    """A row of the log, with the column names every 25 epochs, and how long the rest will take."""
+    if row["epoch"] % 25 == 1:
+        print(*(f"{name.replace('accuracy', 'acc'):>9}" for name in row))
+    values = ("-" if value is None else round(value, 5) for value in row.values())
+    print(*(f"{value:>9}" for value in values), flush=True)
+    rest = options.epochs - row["epoch"]
+    if row["epoch"] == 1 and rest:
+        print(f"the other {rest} epochs will take about {rest * row['seconds'] / 60:.0f} minutes")
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = None
+    try:
+        options = parse(argv)
+        if options.eval is not None:
+            set_backend()
+            net, _ = load_run(options.eval)
+            test = data.load(options.dataset, "test", options.data_dir).to(options.device)
+            accuracy = evaluate(net.to(options.device), test, options.batch_size)
+            print(f"test accuracy {accuracy:.2%} ({options.eval})")
         else:
-            result = train(o, saved)
-            best = result["best_on_test"]
-            print(f"test accuracy {result['test_accuracy']:.2%} ({result['rule']})" + (
-                "" if best is None else f", best on test {best:.2%} (no measure: test chose it)"))
+            result = train(options)
+            for key, note in NOTES.items():
+                if result[key] is not None:
+                    print(f"{key.replace('_', ' ')} {result[key]:.2%} ({note or result['rule']})")
     except (OSError, ValueError) as problem:
         sys.exit(f"train.py: {problem}")
+    except (MemoryError, RuntimeError) as problem:
+        if not isinstance(problem, MemoryError) and "alloc" not in str(problem):
+            raise
+        sys.exit("train.py: out of memory: use a smaller --batch-size, or a smaller network")
     except KeyboardInterrupt:
-        sys.exit(f"\nstopped; to continue: python train.py --out {shlex.quote(o.out)} --resume"
-                 if os.path.exists(last) else "\nstopped before anything was saved")
+        if options and os.path.exists(os.path.join(options.out, "last.pt")):
+            again = f"python train.py --out {shlex.quote(options.out)} --resume"
+            sys.exit(f"\nstopped; to continue: {again}")
+        sys.exit("\nstopped before anything was saved")
+
 
 if __name__ == "__main__":
     main()
