@@ -197,7 +197,7 @@ def read_published(dataset: str, classes: int, split: str, data_dir: str) -> Spi
         name = next(name for name in MD5 if name.startswith(f"{dataset}_{split}."))
         path = fetch(name, data_dir)
     try:
-        with unpacked(path) as file:
+        with open(path, "rb") if path.endswith(".h5") else unpacked(path) as file:
             return read(file, classes)
     except Exception as problem:  # gzip, zip and h5py have many for a broken file
         if isinstance(problem, MemoryError) or getattr(problem, "errno", None):
@@ -208,26 +208,30 @@ def read_published(dataset: str, classes: int, split: str, data_dir: str) -> Spi
         ) from problem
 
 
+@contextmanager
 def unpacked(path: str):
-    """The content of an .h5, .h5.gz or .h5.zip file as an open file, which leaves nothing behind."""
-    name, packing = os.path.splitext(path)
-    if packing == ".h5":
-        return open(path, "rb")
+    """An open file with what is in an .h5.gz or .h5.zip file; it leaves nothing behind."""
     folder = os.path.dirname(path) or "."
     if not os.access(folder, os.W_OK):
         folder = tempfile.gettempdir()
-    file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
-    member = zipfile.Path(path, os.path.basename(name))
-    try:
-        with gzip.open(path) if packing == ".gz" else member.open("rb") as source:
-            while block := source.read(1 << 22):
-                file.write(block)
-                progress(f"unpacking {path}: {file.tell() / 1e6:.0f} MB")
-    except OSError as problem:
-        if problem.errno:
-            problem.strerror = f"{problem.strerror}, while unpacking {path} into {folder}"
-        raise
-    return file
+    with tempfile.TemporaryFile(dir=folder) as file:  # has no name: it goes when the process does
+        try:
+            with packed(path) as source:
+                while block := source.read(1 << 22):
+                    file.write(block)
+                    progress(f"unpacking {path}: {file.tell() / 1e6:.0f} MB")
+        except OSError as problem:
+            if problem.errno:
+                problem.strerror = f"{problem.strerror}, while unpacking {path} into {folder}"
+            raise
+        yield file
+
+
+def packed(path: str):
+    if path.endswith(".gz"):
+        return gzip.open(path)
+    name = os.path.basename(path).removesuffix(".zip")
+    return zipfile.Path(path, name).open("rb")
 
 
 def read(file, classes: int, chunk: int = 128) -> Spikes:

@@ -234,7 +234,7 @@ def set_schedules(optimizer, net, epoch: int, options: argparse.Namespace) -> fl
 
 
 def train_epoch(net, optimizer, spikes: data.Spikes, options: argparse.Namespace) -> list[float]:
-    """A pass over all samples.  Returns the means of loss, accuracy and each hidden layer's rate."""
+    """A pass over all samples.  Returns the means of loss, accuracy and each layer's rate."""
     net.train()
     sums = 0  # stays on the device until the end: to look at a number makes a card wait
     schedule = data.batches(spikes, options.batch_size)
