@@ -13,7 +13,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 from urllib.request import Request, urlopen
@@ -56,8 +56,7 @@ class Spikes(NamedTuple):
     speakers: np.ndarray
 
     def to(self, device) -> "Spikes":
-        tensors = (field.to(device) for field in self[:3])
-        return Spikes(*tensors, self.speakers)
+        return Spikes(*(field.to(device) for field in self[:3]), self.speakers)
 
     def select(self, which: np.ndarray) -> "Spikes":
         """The samples for which `which`, a bool array [samples], is True."""
@@ -268,19 +267,13 @@ def fetch(name: str, data_dir: str) -> str:
     if not os.path.isdir(data_dir):
         raise ValueError(f"--data-dir {data_dir} is not there: make that folder, or mend its name")
     path = os.path.join(data_dir, name)
-    part = path + ".part"
     problems = []
     with claimed(path + ".claim", f"downloads {name}"):
         for server in SERVERS * 2:
             try:
-                if md5(part) != MD5[name]:
-                    download(f"{server}/{name}", part)
-                found = md5(part)
-                if found == MD5[name]:
-                    os.replace(part, path)
-                    return path
-                os.remove(part)
-                raise OSError(f"md5 {found}, expected {MD5[name]}")
+                download(f"{server}/{name}", path + ".part", MD5[name])
+                os.replace(path + ".part", path)
+                return path
             except (OSError, ValueError, http.client.HTTPException) as problem:
                 problems.append(f"{server}: {problem or type(problem).__name__}")
     raise OSError(
@@ -289,15 +282,17 @@ def fetch(name: str, data_dir: str) -> str:
     )
 
 
-def download(url: str, part: str) -> None:
-    """Appends to the file `part` what it lacks of the content of the address."""
+def download(url: str, part: str, digest: str) -> None:
+    """Appends to the file `part` what it lacks of the content of the address, and checks its md5."""
     have = os.path.getsize(part) if os.path.exists(part) else 0
+    if have and md5(part) == digest:
+        return
     request = Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     with urlopen(request, timeout=30) as reply:
         length = int(reply.headers["Content-Length"] or "")  # ValueError where there is none
         if reply.status != 206:  # the server sends all of it
             if length < have:
-                raise OSError(f"its {length} bytes are fewer than the {have} that are here already")
+                raise OSError(f"it has {length} bytes, fewer than the {have} that are here")
             have = 0
         total = have + length
         print(f"fetching {url}, {total / 1e6:.1f} MB", file=sys.stderr)
@@ -308,11 +303,13 @@ def download(url: str, part: str) -> None:
                 progress(f"{have / 1e6:.1f} of {total / 1e6:.1f} MB, {have / total:.0%}")
     if have != total:
         raise OSError(f"the connection ended after {have} of {total} bytes")
+    found = md5(part)
+    if found != digest:
+        os.remove(part)
+        raise OSError(f"md5 {found}, expected {digest}")
 
 
-def md5(path: str) -> str | None:
-    if not os.path.exists(path):
-        return None
+def md5(path: str) -> str:
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
     return digest.hexdigest()
@@ -332,11 +329,15 @@ def claimed(path: str, task: str):
     another.
     """
     host = socket.gethostname()
-    with suppress(FileNotFoundError, ValueError):
+    try:
         with open(path) as file:
             claimant, pid = file.read().split()
-        if claimant == host and not is_running(int(pid)):
-            os.remove(path)
+        if claimant == host and os.name != "nt":
+            os.kill(int(pid), 0)  # sends nothing: it asks whether the process runs
+    except ProcessLookupError:
+        os.remove(path)
+    except (FileNotFoundError, PermissionError, ValueError):
+        pass
     try:
         with open(path, "x") as file:
             file.write(f"{host} {os.getpid()}")
@@ -347,17 +348,6 @@ def claimed(path: str, task: str):
         yield
     finally:
         os.remove(path)
-
-
-def is_running(pid: int) -> bool:
-    """Whether a process of this host runs; on Windows, where one cannot ask so, True."""
-    if os.name == "nt":
-        return True
-    try:
-        os.kill(pid, 0)
-    except OSError as problem:
-        return not isinstance(problem, ProcessLookupError)
-    return True
 
 
 # ------------------------------------------------------------------------------------- the toy task

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+METHODS = ("auto", "direct", "fourier")  # of delay_conv
+
 # ------------------------------------------------------------------------------------- the kernels
 
 
@@ -97,8 +99,8 @@ def delay_conv(spikes: Tensor, kernel: Tensor, tail: int = 0, method: str = "aut
         raise ValueError(f"{shapes}: expected [B, T, in] and [out, in, taps].")
     if min(*spikes.shape, *kernel.shape) < 1 or tail < 0:
         raise ValueError(f"{shapes}: expected no size of 0, and a tail of at least 0.")
-    if method not in ("auto", "direct", "fourier"):
-        raise ValueError(f"method is {method!r}: expected auto, direct or fourier.")
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}: expected one of {METHODS}.")
 
     spikes = spikes.to(kernel.dtype)
     if kernel.shape[2] == 1:  # no delays: a linear layer

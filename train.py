@@ -2,6 +2,7 @@
 
 import argparse
 import ctypes
+import io
 import json
 import math
 import os
@@ -17,19 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import data
-from delays import DelayedLinear, DelaySNN, class_scores, shrinking_sigma
+from delays import METHODS, DelayedLinear, DelaySNN, class_scores, shrinking_sigma
 
 DEFAULTS = {  # the paper's, and those of the toy task; tau in ms
     "shd": dict(hidden=256, layers=2, taps=25, tau=10.05, dropout=0.4, batch_size=256, epochs=150),
     "ssc": dict(hidden=512, layers=3, taps=31, tau=15.0, dropout=0.25, batch_size=128, epochs=60),
     "toy": dict(hidden=16, layers=1, taps=25, tau=10.05, dropout=0.0, batch_size=50, epochs=20),
-}
-HEAD = ("dataset", "samples", "delays", "parameters", "device", "threads", "torch", "out")
-NOTES = {  # the last lines of a run; the rule stands beside the first
-    "test_accuracy": None,
-    "valid_accuracy": "at that epoch",
-    "best_on_test": "no measure: test chose the epoch",
-    "unrounded_accuracy": "test, with the kernels of training in place of whole steps",
 }
 FREE = {"data_dir", "device", "out", "resume", "eval"}  # may differ when a run is continued
 
@@ -51,11 +45,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         fixed = {key: value for key, value in saved.items() if key not in FREE}
         parser.set_defaults(**fixed, data_dir=saved["data_dir"])
         options = parser.parse_args(argv)
-        for key in fixed:
-            if vars(options)[key] != fixed[key]:
-                given = f"--{key.replace('_', '-')} {vars(options)[key]}"
-                rule = "leave it out, or start a new run in another --out"
-                raise ValueError(f"{given}: the saved run has {fixed[key]}; {rule}")
+        for key, value in fixed.items():
+            if vars(options)[key] != value:
+                rule = "leave the option out, or start a new run in another --out"
+                raise ValueError(f"the saved run has --{key.replace('_', '-')} {value}: {rule}")
 
     options.out = out
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -67,23 +60,20 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "train.py",
         usage="python train.py [option ...]; -h lists the options",
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
+    add = parser.add_argument
     whole, positive, real = number(int, 0), number(int, 1), number(float, 0)
-    methods = ["auto", "direct", "fourier"]
     variants = ["learned", "constant-sigma", "fixed", "none"]
 
-    add = parser.add_argument_group("data").add_argument
     add("--dataset", choices=list(data.DATASETS), default="shd", help="the defaults here are its")
     add("--data-dir", default=data.DATA_DIR, help="of .h5, .h5.gz, .h5.zip; the rest is fetched")
     add("--valid-speakers", default="", help="hold out for validation, as in 3,6")
     add("--no-test", action="store_true", help="do not read the test set, only validation")
 
-    add = parser.add_argument_group("network").add_argument
     add("--delays", choices=variants, default="learned", help="fixed: random; none: plain layers")
     add("--hidden", type=positive, help="neurons in a hidden layer")
     add("--layers", type=positive, help="hidden layers")
@@ -93,7 +83,6 @@ def make_parser() -> argparse.ArgumentParser:
     add("--tau", type=number(float, data.STEP_MS), help="time constant of the membranes, ms")
     add("--dropout", type=real, help="share of the hidden neurons silenced in training")
 
-    add = parser.add_argument_group("training").add_argument
     add("--epochs", type=positive, help="passes over the training samples")
     add("--batch-size", type=positive, help="samples")
     add("--lr", type=real, default=5e-3, help="peak learning rate of the weights")
@@ -101,9 +90,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--weight-decay", type=real, default=1e-5, help="L2 penalty of the weights")
     add("--seed", type=whole, default=0, help="of weights, delays, batches and dropout")
 
-    add = parser.add_argument_group("computer and output").add_argument
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to compute")
-    add("--conv", choices=methods, default="auto", help="auto: fourier on a CPU, direct on a card")
+    add("--conv", choices=METHODS, default="auto", help="auto: fourier on a CPU, direct on a card")
     add("--out", help="folder of the results; None: runs/DATASET-DELAYS-SEED")
     add("--resume", action="store_true", help="continue the run in --out")
     add("--eval", metavar="CHECKPOINT", help="only print the test accuracy of this checkpoint")
@@ -147,13 +135,11 @@ def build(options: argparse.Namespace) -> DelaySNN:
 def load_sets(options: argparse.Namespace) -> dict[str, data.Spikes]:
     """The Spikes of each split that the run needs, on its device."""
     splits = data.DATASETS[options.dataset].splits
-    if options.no_test and not options.valid_speakers and "valid" not in splits:
-        raise ValueError("--no-test: without a validation set, hold out some --valid-speakers")
-    sets = {}
-    for split in splits:
-        if split != "test" or not options.no_test:
-            sets[split] = data.load(options.dataset, split, options.data_dir)
-
+    if options.no_test:
+        splits = [split for split in splits if split != "test"]
+        if "valid" not in splits and not options.valid_speakers:
+            raise ValueError("--no-test: without a validation set, hold out some --valid-speakers")
+    sets = {split: data.load(options.dataset, split, options.data_dir) for split in splits}
     if options.valid_speakers:
         every = sets["train"]
         names = every.speakers.astype(str)
@@ -316,8 +302,8 @@ def train(options: argparse.Namespace, net: DelaySNN | None = None, on_epoch=Non
             write_log(options.out, rows)
         config = describe(net, sets, options)
         write(options.out, "config.json", json.dumps(config, indent=1))
-        for key in HEAD:
-            print(f"{key:<12}{config[key]}")
+        print(f"{options.dataset} {config['samples']}, {config['parameters']:,} parameters")
+        print(f"{config['processor']}, {config['threads']} threads; results in {options.out}")
 
         for epoch in range(len(rows), options.epochs):
             begun = time.time()
@@ -327,9 +313,8 @@ def train(options: argparse.Namespace, net: DelaySNN | None = None, on_epoch=Non
             if not math.isfinite(loss):
                 raise ValueError(f"the loss of epoch {epoch + 1} is {loss}: try a lower --lr")
 
-            watched = (
-                "valid" if "valid" in sets else "test"
-            )  # or else test is read once, at the end
+            # With a validation set, the test set is read once, at the end.
+            watched = "valid" if "valid" in sets else "test"
             accuracy = {watched: evaluate(net, sets[watched], options.batch_size)}
             row = {
                 "epoch": epoch + 1,
@@ -346,16 +331,13 @@ def train(options: argparse.Namespace, net: DelaySNN | None = None, on_epoch=Non
             rows.append(row)
             print_row(row, options)
 
-            state = {
-                "options": vars(options),
-                "net": net.state_dict(),
-                "rows": rows,
-                "first": first,
-            }
-            state["adam"] = optimizer.state_dict()
+            state = {"options": vars(options), "rows": rows, "first": first}
+            state |= {"net": net.state_dict(), "adam": optimizer.state_dict()}
+            buffer = io.BytesIO()
+            torch.save(state, buffer)
             if best_epoch(rows) == epoch + 1:
-                write(options.out, "best.pt", state)
-            write(options.out, "last.pt", state)
+                write(options.out, "best.pt", buffer.getvalue())
+            write(options.out, "last.pt", buffer.getvalue())
             write_log(options.out, rows)
             if on_epoch is not None:
                 on_epoch(net, row)
@@ -431,19 +413,16 @@ def claimed_run(options: argparse.Namespace):
         yield read_checkpoint(last) if options.resume else None
 
 
-def write(folder: str, name: str, content: str | dict) -> None:
-    """A text or a checkpoint, which appears under its name whole or not at all."""
+def write(folder: str, name: str, content: bytes | str) -> None:
+    """A file that appears under its name whole or not at all."""
     path = os.path.join(folder, name)
     try:
         with open(path + ".part", "wb") as file:
-            if isinstance(content, str):
-                file.write(content.encode())
-            else:
-                torch.save(content, file)
+            file.write(content if isinstance(content, bytes) else content.encode())
         os.replace(path + ".part", path)
-    except BaseException:
+    except OSError:
         with suppress(OSError):
-            os.remove(path + ".part")  # a full disk is no place for a half-written file
+            os.remove(path + ".part")  # it would keep a full disk full
         raise
 
 
@@ -515,6 +494,14 @@ def print_row(row: dict, options: argparse.Namespace) -> None:
         print(f"the other {rest} epochs will take about {rest * row['seconds'] / 60:.0f} minutes")
 
 
+def print_result(result: dict) -> None:
+    for key in ("best_on_test", "unrounded_accuracy"):
+        if result[key] is not None:
+            print(f"{key.replace('_', ' ')} {result[key]:.2%}")
+    headline = "valid" if result["test_accuracy"] is None else "test"
+    print(f"{headline} accuracy {result[f'{headline}_accuracy']:.2%} ({result['rule']})")
+
+
 def main(argv: list[str] | None = None) -> None:
     options = None
     try:
@@ -526,10 +513,7 @@ def main(argv: list[str] | None = None) -> None:
             accuracy = evaluate(net.to(options.device), test, options.batch_size)
             print(f"test accuracy {accuracy:.2%} ({options.eval})")
         else:
-            result = train(options)
-            for key, note in NOTES.items():
-                if result[key] is not None:
-                    print(f"{key.replace('_', ' ')} {result[key]:.2%} ({note or result['rule']})")
+            print_result(train(options))
     except (OSError, ValueError) as problem:
         sys.exit(f"train.py: {problem}")
     except (MemoryError, RuntimeError) as problem:
