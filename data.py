@@ -77,9 +77,7 @@ def padded(spikes: Spikes, indices: Tensor, longest: int) -> Tensor:
     return spikes.counts[row] * own[:, :, None]
 
 
-def batches(
-    spikes: Spikes, size: int, shuffle: bool = True, similar: bool = False
-) -> list[tuple[Tensor, int]]:
+def batches(spikes: Spikes, size: int, shuffle=True, similar=False) -> list[tuple[Tensor, int]]:
     """A list of (indices of the samples, steps of the longest of them), one for each batch.
 
     Without shuffle, samples come in order of length.  similar: shuffled batches have samples of
@@ -283,7 +281,7 @@ def fetch(name: str, data_dir: str) -> str:
 
 
 def download(url: str, part: str, digest: str) -> None:
-    """Appends to the file `part` what it lacks of the content of the address, and checks its md5."""
+    """Appends to the file `part` what it lacks of the content at `url`, and checks its md5."""
     have = os.path.getsize(part) if os.path.exists(part) else 0
     if have and md5(part) == digest:
         return
@@ -318,7 +316,7 @@ def md5(path: str) -> str:
 def progress(text: str) -> None:
     """Overwrites a line on the terminal; silent where stderr is a file."""
     if sys.stderr and sys.stderr.isatty():
-        print(f"\r{text} ", end="\r", file=sys.stderr, flush=True)
+        print(f"\r{text:<60}", end="\r", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -57,9 +57,7 @@ def integer_kernel(weight: Tensor, delay: Tensor, taps: int) -> Tensor:
     position = delay.detach().round().long()
     # A card checks the bounds itself, in scatter; to look at them from here would stall it.
     if not position.is_cuda and not ((position >= 0) & (position < taps)).all():
-        raise ValueError(
-            f"a delay lies outside 0..{taps - 1} steps: clamp the delays, or use more taps."
-        )
+        raise ValueError(f"a delay lies outside 0..{taps - 1} steps: clamp it, or use more taps.")
     kernel = weight.new_zeros(taps, *weight.shape)
     kernel = kernel.scatter(0, position.expand_as(weight)[None], weight[None])
     return kernel.sum(1).permute(1, 2, 0)  # [out, in, taps]
@@ -202,9 +200,8 @@ def leaky_integrator(current: Tensor, tau: float) -> Tensor:
 
 def _check_current(current, tau):
     if current.dim() != 3 or current.shape[1] < 1 or not tau >= 1:
-        raise ValueError(
-            f"current {list(current.shape)}, tau {tau}: expected [B, T, N], T and tau at least 1."
-        )
+        found = f"current {list(current.shape)}, tau {tau}"
+        raise ValueError(f"{found}: expected [B, T, N], T and tau at least 1.")
 
 
 def class_scores(membrane: Tensor, steps: Tensor | None = None) -> Tensor:
@@ -226,9 +223,7 @@ def class_scores(membrane: Tensor, steps: Tensor | None = None) -> Tensor:
 # ------------------------------------------------------------------- sigma, the layer, the network
 
 
-def shrinking_sigma(
-    epoch: int, epochs: int, taps: int, offset: float = 0.27, narrowest: float = 0.23
-) -> float:
+def shrinking_sigma(epoch: int, epochs: int, taps: int, offset=0.27, narrowest=0.23) -> float:
     """The Gaussian's width in an epoch, counted from 0, in steps.
 
     Over the first quarter of all epochs a part shrinks exponentially, from taps // 2, as wide as
@@ -297,9 +292,7 @@ class DelayedLinear(nn.Module):
         mask = None
         if connections:
             chosen = torch.rand(out_features, in_features).argsort(1)[:, :fan_in]
-            mask = torch.zeros(out_features, in_features, dtype=torch.bool).scatter_(
-                1, chosen, True
-            )
+            mask = torch.zeros(out_features, in_features).bool().scatter_(1, chosen, True)
             self.weight.data.mul_(mask)
         self.register_buffer("mask", mask)
 
@@ -348,13 +341,12 @@ class DelaySNN(nn.Module):
         conv="auto",
     ):
         super().__init__()
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout is {dropout}: expected a share from 0 to below 1.")
+        if not 0 <= dropout < 1 or not tau >= 1:
+            found = f"dropout {dropout}, tau {tau} steps"
+            raise ValueError(f"{found}: expected a share from 0 to below 1, and at least 1 step.")
         sizes = [in_features, *hidden, classes]
         self.layers = nn.ModuleList(
-            DelayedLinear(
-                before, after, taps, count, learn_delays, connections, delay_shape=None, conv=conv
-            )
+            DelayedLinear(before, after, taps, count, learn_delays, connections, conv=conv)
             for before, after in pairwise(sizes)
         )
         self.norms = nn.ModuleList(nn.BatchNorm1d(size) for size in sizes[1:-1])

@@ -35,7 +35,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--dataset", default="shd")
     parser = make_parser()
-    parser.set_defaults(**DEFAULTS.get(early.parse_known_args(argv)[0].dataset, {}))
+    own = DEFAULTS.get(early.parse_known_args(argv)[0].dataset, {})
+    parser.set_defaults(**DEFAULTS["shd"] | own)
     options = parser.parse_args(argv)
     out = options.out or f"runs/{options.dataset}-{options.delays}-{options.seed}"
 
@@ -80,7 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--taps", type=positive, help="delays are 0 to TAPS - 1 steps")
     add("--kernel-count", type=positive, default=1, help="synapses for each pair of neurons")
     add("--connections", type=whole, default=0, help="inputs of a neuron, drawn at random; 0: all")
-    add("--tau", type=number(float, data.STEP_MS), help="time constant of the membranes, ms")
+    add("--tau", type=real, help="time constant of the membranes, ms")
     add("--dropout", type=real, help="share of the hidden neurons silenced in training")
 
     add("--epochs", type=positive, help="passes over the training samples")
@@ -290,8 +291,8 @@ def train(options: argparse.Namespace, net: DelaySNN | None = None, on_epoch=Non
     """
     with claimed_run(options) as saved:
         set_backend()
-        sets = load_sets(options)
         net = (build(options) if net is None else net).to(options.device)
+        sets = load_sets(options)
         optimizer = make_optimizer(net, options)
         first = [layer.delay.detach().clone() for layer in delayed_layers(net)]
         rows = []
