@@ -146,6 +146,8 @@ def join(counts: list[np.ndarray], labels: np.ndarray, speakers=None) -> Spikes:
     """Spikes from the counts of each sample; without speakers, their number is -1."""
     steps = np.array([len(sample) for sample in counts], dtype=np.int64)
     speakers = np.full(len(labels), -1) if speakers is None else np.asarray(speakers)
+    if len(speakers) != len(labels):
+        raise ValueError(f"{len(speakers)} speakers, {len(labels)} labels: expected as many each.")
     joined = torch.from_numpy(np.concatenate(counts))
     return Spikes(joined, torch.from_numpy(steps), torch.from_numpy(labels), speakers)
 

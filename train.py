@@ -23,7 +23,7 @@ from delays import METHODS, DelayedLinear, DelaySNN, class_scores, shrinking_sig
 DEFAULTS = {  # the paper's, and those of the toy task; tau in ms
     "shd": dict(hidden=256, layers=2, taps=25, tau=10.05, dropout=0.4, batch_size=256, epochs=150),
     "ssc": dict(hidden=512, layers=3, taps=31, tau=15.0, dropout=0.25, batch_size=128, epochs=60),
-    "toy": dict(hidden=16, layers=1, taps=25, tau=10.05, dropout=0.0, batch_size=50, epochs=20),
+    "toy": dict(hidden=14, layers=1, taps=25, tau=10.05, dropout=0.0, batch_size=50, epochs=20),
 }
 FREE = {"data_dir", "device", "out", "resume", "eval"}  # may differ when a run is continued
 
