@@ -1,248 +1,375 @@
 """Draws the README's figures from saved runs (matplotlib is needed here and nowhere else).
 
-    python experiments/variants.py --dataset toy                    # for variants.png
+    python experiments/figures.py --record              # trains the toy task
+    python experiments/variants.py --dataset toy
     python experiments/variants.py --dataset shd --data-dir DIR --epochs 30
-    python experiments/figures.py --record                          # trains the toy task, 20 s
-    python experiments/figures.py --data-dir DIR                    # draws
-"""
-import argparse, json, os, pickle, sys
+    python experiments/figures.py --data-dir DIR        # draws all four
+    python experiments/figures.py --only kernel why     # draws two
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, os.path.dirname(HERE))
-try:
-    import matplotlib
-except ImportError:
-    sys.exit("figures.py: it needs matplotlib; first run: python -m pip install matplotlib")
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+kernel.png and why.png show the run of --record; variants.png all runs of variants.py, and
+speech.png one of those of SHD.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import matplotlib
 import numpy as np
 import torch
+
 import data
-import delays
 import train
+from delays import gaussian_kernel, shrinking_sigma
 
-INK, GREY, BLUE, ORANGE = "#222222", "#b8b8b8", "#2166ac", "#d6604d"
-NEURON_STEPS = 60  # shown of a toy sample
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
 
-def need(path, first):
-    if not os.path.exists(path):
-        sys.exit(f"figures.py: {path} is not there; first run: {first}")
-    return path
+FIGURES = ["kernel", "why", "variants", "speech"]
+INK = "#222222"
+GREY = "#b8b8b8"
+PALE = "#dcdcdc"
+BLUE = "#2166ac"
+RED = "#d6604d"
+TIME = "time (steps of 10 ms)"
 
-def style(axis, title="", x="", y=""):
+
+def style(axis, title: str = "", x: str = "", y: str = "") -> None:
     axis.set_title(title, fontsize=9, loc="left", color=INK)
     axis.set_xlabel(x, fontsize=8, color=INK)
     axis.set_ylabel(y, fontsize=8, color=INK)
     axis.tick_params(labelsize=7, color=GREY, labelcolor=INK)
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
-    for side in ("bottom", "left"):
-        axis.spines[side].set_color(GREY)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["bottom", "left"]].set_color(GREY)
 
-def save(figure, a, name):
-    os.makedirs(a.out, exist_ok=True)
-    figure.savefig(os.path.join(a.out, name), dpi=130, facecolor="white", bbox_inches="tight")
+
+def label(axis, x: float, y: float, words: str, color: str = INK, **layout) -> None:
+    axis.text(x, y, words, color=color, fontsize=8, **layout)
+
+
+def save(figure, folder: str, name: str) -> None:
+    os.makedirs(folder, exist_ok=True)
+    path = os.path.join(folder, name)
+    figure.savefig(path, dpi=130, facecolor="white", bbox_inches="tight")
     plt.close(figure)
-    print(os.path.join(a.out, name))
+    print(path)
 
-def record(a):
-    """Trains the toy task and keeps the first layer's weights and delays of every epoch."""
-    out, history = os.path.join(a.runs, "recorded"), []
-    if os.path.exists(os.path.join(out, "last.pt")):
-        sys.exit(f"figures.py: {out} holds a run already; remove it to record anew")
-    o = train.parse(["--dataset", "toy", "--out", out, "--device", "cpu"])[1]
-    o.device = "cpu"
-    history.append(train.build(o).layers[0].delay.detach().clone())
-    write = train.write
-    def keep(folder, name, content):
-        if name == "last.pt":
-            history.append(content["net"]["layers.0.delay"].clone())
-        write(folder, name, content)
-    train.write = keep
-    train.train(o)
-    torch.save({"delay": torch.stack(history)}, os.path.join(out, "history.pt"))
 
-def saved(path):
-    """-> options and network, in evaluation, of a checkpoint."""
-    state = train.read_checkpoint(path)
-    o = argparse.Namespace(**state["options"])
-    o.device = "cpu"
-    net = train.build(o)
-    first = [layer.delay.detach().clone() for layer in net.layers]
-    net.load_state_dict(state["net"])
-    return o, net.eval(), first
+def need(path: str, command: str) -> str:
+    if not os.path.exists(path):
+        raise ValueError(f"{path} is not there; first run: python experiments/{command}")
+    return path
 
-def kernel_figure(a):
-    folder = os.path.join(a.runs, "recorded")
-    path = need(os.path.join(folder, "history.pt"), "python experiments/figures.py --record")
-    history = torch.load(path, weights_only=True)["delay"]  # [1 + epochs, out, in]
-    o, net, _ = saved(os.path.join(folder, "last.pt"))
-    moved, weight = (history[-1] - history[0]).abs(), net.layers[0].weight.detach().abs()
-    whole = (history[-1] - history[-1].round()).abs() < 0.2  # not one that ends between two taps
-    out, i = divmod(int((weight * moved.clamp(max=8) * whole).argmax()), weight.shape[1])
-    track = history[:, out, i]
-    kernels = torch.stack([delays.gaussian_kernel(
-        torch.ones(1, 1), track[e].view(1, 1), delays.shrinking_sigma(e, o.epochs, o.taps),
-        o.taps)[0, 0] for e in range(o.epochs)])
-    figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 2.5), width_ratios=(1.25, 1))
-    shades = kernels / kernels.amax(1, keepdim=True)
-    left.imshow(shades.T, origin="lower", aspect="auto", cmap="Blues", vmax=1.25,
-                extent=(-0.5, o.epochs - 0.5, -0.5, o.taps - 0.5))
-    left.plot(range(len(track)), track, color=ORANGE, linewidth=1.8)
-    left.text(len(track) - 0.7, track[-1], " its delay", color=ORANGE, fontsize=8, va="center")
-    left.set_xlim(-0.5, o.epochs + 3)
-    style(left, "one synapse's kernel while it learns", "epoch", "delay (steps of 10 ms)")
-    for level, e in enumerate((0, 2, 4, o.epochs - 1)):
-        curve = level + 0.85 * shades[e]
-        right.fill_between(range(o.taps), level, curve, color=BLUE, alpha=0.35, linewidth=0)
-        right.plot(range(o.taps), curve, color=BLUE, linewidth=1)
-        right.plot([track[e]] * 2, [level, level + 0.85], color=ORANGE, linewidth=1.2)
-        right.text(o.taps - 0.2, level + 0.25, f"epoch {e + 1}", fontsize=8, color=INK)
-    right.plot([round(float(track[-1]))] * 2, [4, 4.85], color=INK, linewidth=2)
-    right.text(o.taps - 0.2, 4.25, "evaluation", fontsize=8, color=INK)
-    right.set_yticks([])
-    style(right, "from a wide Gaussian to one tap", "delay (steps of 10 ms)")
-    right.spines["left"].set_visible(False)
-    save(figure, a, "kernel.png")
 
-def why_figure(a):
-    o, net, _ = saved(need(os.path.join(a.runs, "recorded", "last.pt"),
-                           "python experiments/figures.py --record"))
-    toy, layer, norm = data.load("toy", "test", ""), net.layers[0], net.norms[0]
+# ------------------------------------------------------------------------- kernel.png: one synapse
+
+
+def record(folder: str) -> None:
+    """Trains the toy task and keeps the first layer's delays of every epoch in history.pt."""
+    last = os.path.join(folder, "last.pt")
+    if os.path.exists(last):
+        raise ValueError(f"{folder} holds a run already; remove it to record anew")
+    options = train.parse(["--dataset", "toy", "--device", "cpu", "--out", folder])
+    history = []
+
+    def keep(net, row):
+        history.append(net.layers[0].delay.detach().clone())
+
+    train.train(options, on_epoch=keep)
+    first = train.read_checkpoint(last)["first"][0]
+    torch.save(torch.stack([first, *history]), os.path.join(folder, "history.pt"))
+
+
+def kernel_figure(folder: str, out: str) -> None:
+    path = need(os.path.join(folder, "history.pt"), "figures.py --record")
+    history = torch.load(path, weights_only=True)  # [1 + epochs, out, in]
+    net, options = train.load_run(folder)
+    neuron, i = travelled(net.layers[0], history)
+    track = history[:, neuron, i]  # [1 + epochs]
+    kernels = []
+    for epoch, delay in enumerate(track[:-1]):
+        sigma = shrinking_sigma(epoch, options.epochs, options.taps)
+        kernel = gaussian_kernel(torch.ones(1, 1), delay.view(1, 1), sigma, options.taps)
+        kernels.append(kernel[0, 0] / kernel.max())
+    shades = torch.stack(kernels)  # [epochs, taps]
+
+    figure = plt.figure(figsize=(7.2, 2.5))
+    left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
+    draw_learning(left, track.tolist(), shades)
+    draw_kernels(right, track.tolist(), shades, epochs=[0, 1, 3, options.epochs - 1])
+    save(figure, out, "kernel.png")
+
+
+def travelled(layer, history) -> tuple[int, int]:
+    """Neuron and input of a strong synapse that moved far, to a whole step amid the range."""
+    end = history[-1]
+    way = (end - history[0]).abs().clamp(max=8)
+    whole = (end - end.round()).abs() < 0.2
+    amid = (end - layer.taps / 2).abs() < layer.taps / 4
+    merit = layer.weight.detach().abs() * way * whole * amid
+    return divmod(int(merit.argmax()), merit.shape[1])
+
+
+def draw_learning(axis, track, shades) -> None:
+    epochs, taps = shades.shape
+    axis.pcolormesh(range(epochs), range(taps), shades.T, cmap="Blues", vmax=1.25)
+    axis.plot(range(epochs + 1), track, color=RED, linewidth=1.8)
+    label(axis, epochs + 0.3, track[-1], " its delay", RED, va="center")
+    axis.set_xlim(-0.5, epochs + 3)
+    style(axis, "one synapse's kernel while it learns", "epoch", "delay (steps of 10 ms)")
+
+
+def draw_kernels(axis, track, shades, epochs: list[int]) -> None:
+    """The kernel at the start of some epochs, one above the other; on top that of evaluation."""
+    taps = shades.shape[1]
+    for level, epoch in enumerate(epochs):
+        curve = level + 0.85 * shades[epoch]
+        axis.fill_between(range(taps), level, curve, color=BLUE, alpha=0.35, linewidth=0)
+        axis.plot(range(taps), curve, color=BLUE, linewidth=1)
+        axis.vlines(track[epoch], level, level + 0.85, color=RED, linewidth=1.2)
+        label(axis, taps - 0.2, level + 0.25, f"epoch {epoch + 1}")
+    top = len(epochs)
+    axis.vlines(round(track[-1]), top, top + 0.85, color=INK, linewidth=2)
+    label(axis, taps - 0.2, top + 0.25, "evaluation")
+    axis.set_yticks([])
+    style(axis, "from a wide Gaussian to one tap", "delay (steps of 10 ms)")
+    axis.spines["left"].set_visible(False)
+
+
+# --------------------------------------------------------------------------- why.png: one neuron
+
+
+def why_figure(folder: str, out: str) -> None:
+    """A neuron of the toy task, and two classes, of which one makes it fire and one hardly does."""
+    net, _ = train.load_run(need(folder, "figures.py --record"))
+    counts = clear_patterns()
     with torch.no_grad():
-        samples = data.padded(toy, torch.arange(len(toy.labels)), int(toy.steps.max()))
-        x = samples.transpose(0, 1).float()
-        current = norm(layer(x).permute(1, 2, 0)[..., None])[..., 0].permute(2, 0, 1)  # [T, B, N]
-        fired = delays.lif(current, net.tau).amax(0)  # [B, N]
-    rate = torch.stack([fired[toy.labels == c].mean(0) for c in range(10)])  # [classes, N]
-    neuron = int((rate.amax(0) - rate.amin(0)).argmax())  # the most selective one
-    classes = int(rate[:, neuron].argmin()), int(rate[:, neuron].argmax())
-    figure, axes = plt.subplots(3, 2, figsize=(7.2, 4.2), sharex=True, height_ratios=(1, 1, 1.2))
-    weight, delay = layer.weight[neuron].detach(), layer.delay[neuron].detach().round()
-    for column, label in enumerate(classes):
-        wanted = (toy.labels == label) & (fired[:, neuron] == column)
-        b = int(wanted.nonzero()[0])
-        for row, shift in ((0, 0 * delay), (1, delay)):
-            axis = axes[row, column]
-            for step, i in samples[b].nonzero().tolist():
-                w = float(weight[i] / weight.abs().max())
-                axis.plot(step + float(shift[i]), i, "|", markersize=10,
-                          markeredgewidth=0.8 + 2.5 * abs(w), color=BLUE if w > 0 else ORANGE)
-            axis.set_ylim(-0.7, toy.counts.shape[1] - 0.3)
-            style(axis, "as they reach the neuron, each after its delay" if row else
-                  f"a class that {('silences it', 'makes it fire')[column]}: spikes as they come",
-                  "", "" if column else "input")
-        v, h = 0.0, []
-        for value in current[:, b, neuron].tolist():
-            h.append((1 - 1 / net.tau) * v + value)
-            v = h[-1] * (h[-1] < 1)
-        axes[2, column].plot(h, color=INK, linewidth=1)
-        axes[2, column].axhline(1, color=ORANGE, linewidth=1, linestyle="--")
-        axes[2, column].text(NEURON_STEPS, 1, "threshold", color=ORANGE, fontsize=7, ha="right",
-                             va="bottom")
-        style(axes[2, column], "membrane of the neuron", "time (steps of 10 ms)")
-        axes[2, column].set_xlim(0, NEURON_STEPS)
-    low = min(axis.get_ylim()[0] for axis in axes[2])
-    high = max(axis.get_ylim()[1] for axis in axes[2])
-    for axis in axes[2]:
-        axis.set_ylim(low, high)
-    figure.tight_layout()
-    save(figure, a, "why.png")
+        current = net.layers[0](counts)
+        current = net.norms[0](current.flatten(0, 1)).view_as(current)
+        spikes = net.neurons(0, current)  # [B, T + tail, N]
 
-def speech_figure(a, folder):
-    o, net, first = saved(need(os.path.join(folder, "last.pt"), "python experiments/variants.py "
-                               "--dataset shd --data-dir DIR --epochs 30"))
-    test, seen = data.load("shd", "test", a.data_dir), []
+    fired = spikes.sum(1)  # [B, N]
+    contrast = (fired.amax(0) + 1) / (fired.amin(0) + 1)
+    neuron = int(contrast.argmax())  # the one that the classes differ in most
+    quiet = int(fired[:, neuron].argmin())
+    firing = int(fired[:, neuron].argmax())
+
+    figure = plt.figure(figsize=(7.2, 4.6))
+    axes = figure.subplots(3, 2, sharex=True, sharey="row", height_ratios=(1, 1, 0.9))
+    titles = ["spikes of a class that hardly makes it fire", "of a class that makes it fire"]
+    for column, b, title in zip(axes.T, (quiet, firing), titles, strict=True):
+        draw_arrivals(column, net.layers[0], neuron, counts[b])
+        draw_membrane(column[2], current[b, :, neuron], net.tau)
+        for step in spikes[b, :, neuron].nonzero()[:, 0].tolist():
+            for axis in column[1:]:
+                axis.axvspan(step - 0.5, step + 0.5, color=PALE, zorder=0)
+        style(column[0], title)
+    for axis in axes[:2, 0]:
+        axis.set_ylabel("input", fontsize=8, color=INK)
+    label(axes[0, 1], 72, 6, "exciting", BLUE, ha="right")
+    label(axes[0, 1], 72, 5, "inhibiting", RED, ha="right")
+    figure.tight_layout()
+    save(figure, out, "why.png")
+
+
+def clear_patterns() -> torch.Tensor:
+    """Toy samples of all classes without noise, which begin at once: all of their spikes arrive."""
+    toy = data.toy("test", jitter=0, noise=0)
+    every = torch.arange(len(toy.labels))
+    counts = data.padded(toy, every, int(toy.steps.max()))  # [B, T, in]
+    begins = (counts[:, 1] > 0).any(1)  # in the first step that has spikes
+    return counts[begins]
+
+
+def draw_arrivals(axes, layer, neuron: int, counts) -> None:
+    """Spikes of the inputs, and below as they reach the neuron; as high as the weight is strong."""
+    weight = layer.weight[neuron].detach()
+    height = 0.9 * weight.abs() / weight.abs().max()
+    delay = layer.delay[neuron].detach().round()
+    step, i = counts.nonzero().T
+    looks = {
+        "height": height[i],
+        "bottom": i - height[i] / 2,
+        "width": 0.85,
+        "color": np.where(weight[i] > 0, BLUE, RED),
+    }
+    axes[0].bar(step, **looks)
+    axes[1].bar(step + delay[i], **looks)
+    for axis in axes[:2]:
+        axis.set_ylim(-0.7, len(weight) - 0.3)
+    style(axes[1], "as they reach the neuron, each after its delay")
+
+
+def draw_membrane(axis, current, tau: float) -> None:
+    """h of the neuron, as lif computes it."""
+    v = 0.0
+    potential = []
+    for value in current.tolist():
+        h = (1 - 1 / tau) * v + value
+        potential.append(h)
+        v = 0.0 if h >= 1 else h
+    axis.plot(potential, color=INK, linewidth=1)
+    axis.axhline(1, color=INK, linewidth=0.8, linestyle="--")
+    label(axis, len(potential), 1.35, "threshold", ha="right")
+    axis.set_xlim(0, len(potential))
+    style(axis, "its membrane; grey: it spikes", TIME)
+
+
+# ------------------------------------------------------------------------- variants.png: accuracies
+
+
+def variants_figure(runs: str, shd: str, out: str) -> None:
+    """A panel for each folder of variants.py's runs, a dot a seed, a line for the mean."""
+    tasks = read_results(runs)
+    if not tasks:
+        rule = "first run: python experiments/variants.py --dataset toy"
+        raise ValueError(f"{runs} has no finished runs to compare; {rule}")
+
+    figure = plt.figure(figsize=(4.2 * len(tasks), 3.2))
+    axes = figure.subplots(1, len(tasks), squeeze=False)[0]
+    for axis, (task, kinds) in zip(axes, tasks.items(), strict=True):
+        names = []
+        for y, kind in enumerate(sorted(kinds, key=lambda kind: np.mean(kinds[kind]))):
+            accuracies = kinds[kind]
+            axis.scatter(accuracies, [y] * len(accuracies), s=16, color=BLUE, alpha=0.6)
+            axis.vlines(np.mean(accuracies), y - 0.3, y + 0.3, color=INK, linewidth=2)
+            names.append(f"{kind} (n = {len(accuracies)})")
+        axis.set_yticks(range(len(names)), names)
+        dataset, epochs, *rest = task.split("-", 2)
+        title = f"{shd if dataset == 'shd' else dataset}, {epochs} epochs"
+        style(axis, ", ".join([title, *rest]), "test accuracy, last epoch (%)")
+    figure.tight_layout()
+    save(figure, out, "variants.png")
+
+
+def read_results(runs: str) -> dict[str, dict[str, list[float]]]:
+    """Test accuracies in %, by task as in toy-20, and variant as in learned-dense."""
+    tasks = {}
+    for path in sorted(Path(runs).glob("*-*/*-*/result.json")):
+        try:
+            accuracy = json.loads(path.read_text())["test_accuracy"]
+        except (KeyError, TypeError, ValueError):
+            continue  # not train.py's
+        task = path.parent.parent.name
+        kind = path.parent.name.rsplit("-", 1)[0]
+        if accuracy is not None:
+            tasks.setdefault(task, {}).setdefault(kind, []).append(100 * accuracy)
+    return {task: kinds for task, kinds in tasks.items() if len(kinds) > 1}
+
+
+# --------------------------------------------------------------------- speech.png: a spoken digit
+
+
+def speech_figure(folder: str, data_dir: str, out: str) -> None:
+    """A sample of SHD on its way through the network, and the delays before and after learning."""
+    command = "variants.py --dataset shd --data-dir DIR --epochs 30"
+    last = need(os.path.join(folder, "last.pt"), command)
+    first = train.read_checkpoint(last)["first"]
+    net, options = train.load_run(last)
+    test = data.load("shd", "test", data_dir)
+    b = first_right(net, test)
+    steps = int(test.steps[b])
+
+    arriving = []  # spikes at each layer, [1, T, N]
+    for layer in net.layers:
+        layer.register_forward_pre_hook(lambda layer, inputs: arriving.append(inputs[0]))
+    tail = options.taps // 2
+    counts = data.padded(test, torch.tensor([b]), steps + len(net.norms) * tail)
     with torch.no_grad():
-        scores = torch.cat([train.predict(net, test, part, int(test.steps[part].max()))
-                            for part in torch.arange(200).split(50)])
-        right = (scores.argmax(1) == test.labels[:200]).nonzero()[:, 0]
-        b = int(right[0])
-        for norm in net.norms:
-            norm.register_forward_hook(lambda module, args, out: seen.append(delays.lif(
-                out.permute(0, 2, 3, 1).flatten(0, 1).transpose(0, 1), net.tau)[:, 0]))
-        longest = int(test.steps[b]) + 2 * (o.taps // 2)
-        x = data.padded(test, right[:1], longest).float().transpose(0, 1)
-        share = net(x)[:, 0].softmax(1)
-    figure, axes = plt.subplots(2, 4, figsize=(9.6, 3.9), width_ratios=(1, 1, 1, 0.9))
-    shown = [(x[:, 0], "one spoken digit", "input"), (seen[0], "hidden layer 1", "neuron"),
-             (seen[1], "hidden layer 2", "neuron")]
-    end = int(test.steps[b]) + 3 * (o.taps // 2)
-    for axis, (spikes, title, y) in zip(axes[0], shown):
-        step, unit = spikes.nonzero().T
-        axis.scatter(step, unit, s=0.5, color=INK, linewidths=0)
-        axis.set_xlim(0, end)
-        style(axis, title, "", y)
-    grid = axes[1, 0].get_gridspec()
-    for axis in axes[1, :3]:
-        axis.remove()
-    wide = figure.add_subplot(grid[1, :3])
-    for c in range(20):
-        true = c == int(test.labels[b])
-        wide.plot(share[:, c], color=BLUE if true else GREY, linewidth=2 if true else 0.8,
-                  zorder=2 + true)
-    wide.set_xlim(0, end)
-    spoken = share[:, int(test.labels[b])]
-    wide.text(int(spoken.argmax()) + 2, float(spoken.max()), "the spoken one", color=BLUE,
-              fontsize=8, va="top")
-    style(wide, "softmax over the 20 classes at each step; their sums decide",
-          "time (steps of 10 ms)", "share")
-    for index, axis in enumerate(axes[:, 3]):
-        bins = np.linspace(0, o.taps - 1, o.taps)
-        axis.hist(first[index].flatten(), bins, color=GREY, label="initial")
-        axis.hist(net.layers[index].delay.detach().flatten(), bins, histtype="step", color=BLUE,
-                  linewidth=1.4, label="learned")
-        axis.set_yticks([])
-        axis.set_ylim(0, 1.5 * axis.get_ylim()[1])
-        style(axis, f"delays, layer {index + 1}", "steps of 10 ms" if index else "")
-    axes[0, 3].legend(fontsize=7, frameon=False, ncols=2, loc="upper center")
-    figure.tight_layout()
-    save(figure, a, "speech.png")
+        share = net(counts)[0].softmax(1)  # [T, classes]
 
-def variants_figure(a):
-    found = {}
-    for task in sorted(os.listdir(a.runs)) if os.path.isdir(a.runs) else []:
-        for run in sorted(os.listdir(os.path.join(a.runs, task))):
-            path = os.path.join(a.runs, task, run, "result.json")
-            if os.path.exists(path):
-                with open(path) as file:
-                    accuracy = 100 * json.load(file)["test_accuracy"]
-                found.setdefault(task, {}).setdefault(run.rsplit("-", 1)[0], []).append(accuracy)
-    found = {task: kinds for task, kinds in found.items() if len(kinds) > 1}  # to compare
-    if not found:
-        sys.exit("figures.py: no finished run in " + a.runs +
-                 "; first run: python experiments/variants.py --dataset toy")
-    figure, axes = plt.subplots(1, len(found), figsize=(4.2 * len(found), 3.2), squeeze=False)
-    for axis, (task, kinds) in zip(axes[0], found.items()):
-        order = sorted(kinds, key=lambda kind: np.mean(kinds[kind]))
-        for y, kind in enumerate(order):
-            axis.plot(kinds[kind], [y] * len(kinds[kind]), "o", color=BLUE, markersize=4, alpha=0.6)
-            axis.plot([np.mean(kinds[kind])] * 2, [y - 0.3, y + 0.3], color=INK, linewidth=2)
-        axis.set_yticks(range(len(order)), [f"{kind} (n = {len(kinds[kind])})" for kind in order])
-        name, epochs = task.split("-")[:2]
-        style(axis, f"{'SHD (regenerated)' if name == 'shd' else name}, {epochs} epochs",
-              "test accuracy, last epoch (%)")
+    hidden = len(net.norms)
+    figure = plt.figure(figsize=(9.6, 3.9))
+    grid = figure.add_gridspec(2, hidden + 2, width_ratios=[1] * (hidden + 1) + [0.9])
+    names = ["one spoken digit", *(f"hidden layer {i + 1}" for i in range(hidden))]
+    end = steps + (hidden + 1) * tail
+    for i, (spikes, name) in enumerate(zip(arriving, names, strict=True)):
+        draw_raster(figure.add_subplot(grid[0, i]), spikes[0], name, end)
+    draw_scores(figure.add_subplot(grid[1, :-1]), share[:end], int(test.labels[b]))
+    for i in range(2):
+        axis = figure.add_subplot(grid[i, -1])
+        draw_delays(axis, first[i], net.layers[i], f"delays, layer {i + 1}", legend=i == 0)
     figure.tight_layout()
-    save(figure, a, "variants.png")
+    save(figure, out, "speech.png")
 
-def main():
-    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    ap.add_argument("--runs", default="runs/variants", help="folder of variants.py's runs")
-    ap.add_argument("--data-dir", default="data", help="SHD's files")
-    ap.add_argument("--out", default=os.path.join(HERE, "figures"), help="folder of the pictures")
-    ap.add_argument("--record", action="store_true", help="train the toy task for the first two")
-    a = ap.parse_args()
+
+def first_right(net, test: data.Spikes) -> int:
+    """The first sample whose class the network gets right."""
+    with torch.no_grad():
+        for b, (label, steps) in enumerate(zip(test.labels, test.steps, strict=True)):
+            scores = train.predict(net, test, torch.tensor([b]), int(steps))
+            if scores.argmax(1) == label:
+                return b
+    raise ValueError("speech.png: the network gets no sample of the test set right")
+
+
+def draw_raster(axis, spikes, name: str, end: int) -> None:
+    step, unit = spikes.nonzero().T
+    axis.scatter(step, unit, s=0.5, color=INK, linewidths=0)
+    axis.set_xlim(0, end)
+    style(axis, name, "", "input" if name == "one spoken digit" else "neuron")
+
+
+def draw_scores(axis, share, spoken: int) -> None:
+    axis.plot(share, color=GREY, linewidth=0.8)
+    axis.plot(share[:, spoken], color=BLUE, linewidth=2)
+    height, top = share[:, spoken].max(0)
+    label(axis, int(top) + 2, float(height), "the spoken one", BLUE, va="top")
+    axis.set_xlim(0, len(share))
+    title = f"softmax over the {share.shape[1]} classes at each step; their sums decide"
+    style(axis, title, TIME, "share")
+
+
+def draw_delays(axis, first, layer, title: str, legend: bool) -> None:
+    bins = np.arange(layer.taps)
+    learned = layer.delay.detach().flatten()
+    axis.hist(first.flatten(), bins, color=GREY, label="initial")
+    axis.hist(learned, bins, histtype="step", color=BLUE, linewidth=1.4, label="learned")
+    axis.set_yticks([])
+    axis.set_ylim(0, 1.5 * axis.get_ylim()[1])
+    style(axis, title, "" if legend else "steps of 10 ms")
+    if legend:
+        axis.legend(fontsize=7, frameon=False, ncols=2, loc="upper center")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    here = os.path.dirname(os.path.abspath(__file__))
+    add("--runs", default="runs/variants", help="variants.py's --out, default: runs/variants")
+    add("--recorded", default="runs/recorded", help="folder of --record, default: runs/recorded")
+    add("--speech", help="the run of speech.png, default: RUNS/shd-30/learned-dense-0")
+    add("--data-dir", default=data.DATA_DIR, help="SHD's files, default: data")
+    add("--shd-name", default="SHD (regenerated)", help="their name in variants.png")
+    add("--only", nargs="+", choices=FIGURES, default=FIGURES, help="default: all")
+    add("--out", default=os.path.join(here, "figures"), help="folder of the pictures")
+    add("--record", action="store_true", help="train the toy task, for kernel.png and why.png")
+    options = parser.parse_args()
+
+    if options.record:
+        record(options.recorded)
+        return
+    if "kernel" in options.only:
+        kernel_figure(options.recorded, options.out)
+    if "why" in options.only:
+        why_figure(options.recorded, options.out)
+    if "variants" in options.only:
+        variants_figure(options.runs, options.shd_name, options.out)
+    if "speech" in options.only:
+        speech = options.speech or os.path.join(options.runs, "shd-30", "learned-dense-0")
+        speech_figure(speech, options.data_dir, options.out)
+
+
+if __name__ == "__main__":
     try:
-        if a.record:
-            return record(a)
-        kernel_figure(a)
-        why_figure(a)
-        variants_figure(a)
-        speech_figure(a, os.path.join(a.runs, "shd-30", "learned-dense-0"))
-    except (OSError, ValueError, pickle.UnpicklingError) as problem:
+        main()
+    except (OSError, ValueError) as problem:
         sys.exit(f"figures.py: {problem}")
     except KeyboardInterrupt:
         sys.exit("\nstopped")
-
-if __name__ == "__main__":
-    main()

@@ -2,153 +2,276 @@
 
     python experiments/variants.py --dataset toy
     python experiments/variants.py --dataset shd --data-dir DIR --epochs 30 --seeds 0,1,2
+    python experiments/variants.py --dataset toy --table    # of the runs that are there
 
-A variant is a value of train.py's --delays, or none-wide: no delays, and hidden layers widened
-until there are as many parameters as with learned delays.  Each is run dense, and sparse with
---connections inputs a neuron.  One run at a time, in its own process; a finished run is not run
-again and one that was cut off goes on where it stopped, so the command can be stopped and repeated
-at will.  The table, table.md beside the runs, has mean +- sample standard deviation over the seeds
-of the test accuracy at the last epoch, and the difference to learned delays over the seeds that
-both have, with its 95 % interval (Student's t).
+A variant is a value of train.py's --delays.  With "-wide", its hidden layers are widened until it
+has as many parameters as the network with learned delays.  Each variant is run dense, and sparse
+with --connections inputs a neuron.  Options that are not listed here are handed to train.py.
+
+The runs follow one another, each in a process of its own.  If one fails, the others go on.  Stop
+the command and repeat it at will: finished runs stay, and one that was cut off is continued.
+
+The table, also in table.md beside the runs, has accuracies in %: mean ± sample standard deviation
+over the seeds.  "Unrounded" is test accuracy with the kernels of training in place of whole steps.
+The difference to learned delays is over the seeds that both have, with its 95 % interval.
 """
-import argparse, itertools, json, math, os, statistics, subprocess, sys, time
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, os.path.dirname(HERE))
+import argparse
+import bisect
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
 import data
 import train
 
-VARIANTS = ["learned", "constant-sigma", "fixed", "none", "none-wide"]
-T95 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]  # t(0.975) for 1..9 degrees
+VARIANTS = ["learned", "constant-sigma", "fixed", "none", "fixed-wide", "none-wide"]
+DENSITIES = ["dense", "sparse"]
+# Student's t, two-sided, 95 %, for 1 to 9 degrees of freedom.
+T95 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]
+HEADS = {  # the table's columns of accuracies, by their names in result.json
+    "test_accuracy": "test accuracy",
+    "valid_accuracy": "validation accuracy",
+    "best_on_test": "best on test",
+    "unrounded_accuracy": "unrounded",
+}
 
-def parameters(o, hidden, delays, connections):
-    """Trainable numbers of a network, as train.py counts them."""
-    sizes = [data.INPUTS[o.dataset], *[hidden] * o.layers, data.CLASSES[o.dataset]]
-    synapses = sum(min(connections or i, i) * out for i, out in zip(sizes, sizes[1:]))
-    return synapses * (2 if delays in train.LEARNED else 1) + 2 * hidden * o.layers
 
-def command(o, variant, connections, seed, out):
-    hidden = o.hidden
-    if variant == "none-wide":
-        target = parameters(o, hidden, "learned", connections)
-        while parameters(o, hidden, "none", connections) < target:
-            hidden += 1
-    words = ["--dataset", o.dataset, "--data-dir", o.data_dir, "--epochs", o.epochs, "--layers",
-             o.layers, "--hidden", hidden, "--delays", variant.replace("-wide", ""),
-             "--connections", connections, "--valid-speakers", o.valid_speakers, "--seed", seed,
-             "--out", out]
-    if os.path.exists(os.path.join(out, "last.pt")):
-        words.append("--resume")
-    return [sys.executable, os.path.join(os.path.dirname(HERE), "train.py"), *map(str, words)]
+def parse() -> tuple[argparse.Namespace, list[str]]:
+    """The options of this program, and those for train.py."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--dataset", choices=list(data.DATASETS), default="toy", help="default: toy")
+    add("--seeds", type=seeds, default=[0, 1, 2], help="default: 0,1,2")
+    add("--variants", type=some_of(VARIANTS), default=VARIANTS, help=f"of {','.join(VARIANTS)}")
+    add("--density", type=some_of(DENSITIES), default=DENSITIES, help="of dense,sparse")
+    add(
+        "--connections",
+        type=train.number(int, 1),
+        default=10,
+        help="inputs of a sparse neuron, default: 10",
+    )
+    add("--out", default="runs/variants", help="folder of all runs, default: runs/variants")
+    add("--table", action="store_true", help="run nothing, only print the table")
+    arguments, rest = parser.parse_known_args()
 
-def result(folder, name="result.json"):
+    for name in ("--delays", "--seed", "--resume", "--eval"):
+        if any(word.split("=")[0] == name for word in rest):
+            parser.error(f"{name}: this program sets it for each run")
+    return arguments, ["--dataset", arguments.dataset, *rest]
+
+
+def seeds(text: str) -> list[int]:
+    return sorted({int(seed) for seed in text.split(",")})
+
+
+def some_of(names: list[str]):
+    """An argparse type: some of the names, with commas between them."""
+
+    def convert(text):
+        chosen = text.split(",")
+        if not set(chosen) <= set(names):
+            raise argparse.ArgumentTypeError(f"{text}: expected some of {','.join(names)}")
+        return chosen
+
+    return convert
+
+
+# ---------------------------------------------------------------------------------------- the runs
+
+
+def run_options(words: list[str], variant: str, connections: int) -> list[str]:
+    """The arguments of train.py for a variant, without seed and folder."""
+    delays = variant.removesuffix("-wide")
+    words = [*words, "--delays", delays, "--connections", str(connections)]
+    if delays != variant:
+        words += ["--hidden", str(wide(words))]
+    return words
+
+
+def wide(words: list[str]) -> int:
+    """How wide hidden layers have to be for as many parameters as with learned delays."""
+
+    def parameters(*more):
+        return train.count_parameters(train.build(train.parse([*words, *more])))
+
+    hidden = train.parse(words).hidden
+    wanted = parameters("--delays", "learned")
+    widths = range(hidden, 4 * hidden + 100)
+    return widths[bisect.bisect_left(widths, wanted, key=lambda n: parameters("--hidden", str(n)))]
+
+
+def read_json(folder: str, name: str) -> dict | None:
     path = os.path.join(folder, name)
     if not os.path.exists(path):
         return None
-    with open(path) as file:
-        try:
+    try:
+        with open(path) as file:
             return json.load(file)
-        except ValueError:
-            sys.exit(f"variants.py: {path} is broken: remove that run's folder to run it again")
+    except ValueError:
+        raise ValueError(f"{path} is broken: remove that folder to run it again") from None
 
-def check(folder, **wanted):
-    """A run that is there has to be of the same options."""
-    there = result(folder, "config.json") or wanted
-    for key, value in wanted.items():
-        if there[key] != value:
-            sys.exit(f"variants.py: {folder} is a run with --{key.replace('_', '-')} {there[key]}, "
-                     f"not {value}: use another --out")
 
-def spread(values):
-    mean = f"{100 * statistics.mean(values):.2f}"
-    return mean + (f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else "")
+def check_same(folder: str, words: list[str], free: set[str]) -> None:
+    """A run that is there already has to be of the same options, but for the free ones."""
+    there = read_json(folder, "config.json")
+    if there is None:
+        return
+    for key, value in vars(train.parse(words)).items():
+        if key not in free and there.get(key) != value:
+            option = f"--{key.replace('_', '-')}"
+            rule = "use another --out"
+            raise ValueError(f"{folder} has {option} {there.get(key)}, not {value}: {rule}")
 
-def interval(differences):
-    if not differences:
+
+def run(folder: str, words: list[str]) -> str | None:
+    """Trains in a child process; returns what went wrong, if anything did."""
+    command = [sys.executable, train.__file__, *words, "--out", folder]
+    if os.path.exists(os.path.join(folder, "last.pt")):
+        command.append("--resume")
+
+    os.makedirs(folder, exist_ok=True)
+    console = os.path.join(folder, "console.txt")
+    with open(console, "a") as file:
+        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT).returncode
+    if code == 0:
+        return None
+    with open(console, errors="replace") as file:
+        lines = file.read().split("\n")
+    said = [line for line in lines if line.strip()] or ["no output"]
+    return f"exit code {code}: {said[-1]}"
+
+
+def run_all(runs: dict[str, list[str]], headline: str) -> dict[str, str]:
+    """Trains what is not finished yet.  Returns what went wrong in each folder that failed."""
+    todo = [folder for folder in runs if read_json(folder, "result.json") is None]
+    begun = time.time()
+    failures = {}
+    for done, folder in enumerate(todo):
+        rest = ""
+        if done:
+            minutes = (time.time() - begun) / done * (len(todo) - done) / 60
+            rest = f", about {minutes:.0f} min left"
+        print(f"run {done + 1} of {len(todo)}: {folder}{rest}", flush=True)
+
+        failure = run(folder, runs[folder])
+        if failure is None:
+            accuracy = read_json(folder, "result.json")[headline]
+            print(f"  {accuracy:.2%}, {time.time() - begun:.0f} s so far", flush=True)
+        else:
+            failures[folder] = failure
+            print(f"  failed, {failure}", flush=True)
+    return failures
+
+
+# --------------------------------------------------------------------------------------- the table
+
+
+def spread(values: list[float | None]) -> str:
+    """Mean ± sample standard deviation of shares, in %."""
+    known = [100 * value for value in values if value is not None]
+    if not known:
         return "-"
-    mean, n = 100 * statistics.mean(differences), len(differences)
+    mean = f"{statistics.mean(known):.2f}"
+    return mean if len(known) == 1 else f"{mean} ± {statistics.stdev(known):.2f}"
+
+
+def interval(differences: list[float]) -> str:
+    """Mean of paired differences in points, with its 95 % interval by Student's t."""
+    n = len(differences)
+    if n == 0:
+        return "-"
+    mean = 100 * statistics.mean(differences)
     if n == 1:
         return f"{mean:+.2f} (one pair)"
-    half = T95[min(n, 10) - 2] * 100 * statistics.stdev(differences) / math.sqrt(n)
+    t = T95[min(n, 10) - 2]  # beyond ten pairs this is a little too wide
+    half = t * 100 * statistics.stdev(differences) / math.sqrt(n)
     return f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]"
 
-def table(folder, kinds, seeds):
-    """Markdown, a row a kind: accuracies in %, minutes a run."""
-    done = {(kind, s): r for kind in kinds for s in seeds if (r := result(f"{folder}/{kind}-{s}"))}
-    lines = ["| variant | parameters | test accuracy, last epoch | best on test | difference to "
-             "learned | n | minutes |", "|---|---|---|---|---|---|---|"]
-    for kind in kinds:
-        rows = {s: done[kind, s] for s in seeds if (kind, s) in done}
-        if not rows:
-            lines.append(f"| {kind} | | not run | | | 0 | |")
-            continue
-        reference = "learned-" + kind.rsplit("-", 1)[1]
-        pairs = [rows[s]["test_accuracy"] - done[reference, s]["test_accuracy"]
-                 for s in rows if (reference, s) in done and kind != reference]
-        best = [r["best_on_test"] for r in rows.values() if r["best_on_test"] is not None]
-        lines.append(f"| {kind} | {next(iter(rows.values()))['parameters']:,} | "
-                     f"{spread([r['test_accuracy'] for r in rows.values()])} | "
-                     f"{spread(best) if best else '-'} | {interval(pairs)} | {len(rows)} | "
-                     f"{statistics.mean(r['seconds'] for r in rows.values()) / 60:.1f} |")
-    return "\n".join(lines) + "\n"
 
-def main():
-    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    ap.add_argument("--dataset", choices=list(train.SPLITS), default="toy")
-    ap.add_argument("--data-dir", default="data")
-    ap.add_argument("--epochs", type=int, help="passes [those of train.py]")
-    ap.add_argument("--seeds", default="0,1,2", help="comma-separated [0,1,2]")
-    ap.add_argument("--variants", default=",".join(VARIANTS), help=f"of {','.join(VARIANTS)}")
-    ap.add_argument("--density", default="dense,sparse", help="of dense,sparse")
-    ap.add_argument("--connections", type=int, default=10, help="inputs of a sparse neuron [10]")
-    ap.add_argument("--valid-speakers", default="", help="as train.py's")
-    ap.add_argument("--out", default="runs/variants", help="folder of the runs [runs/variants]")
-    ap.add_argument("--table", action="store_true", help="run nothing, only print the table")
-    a = ap.parse_args()
-    variants, densities = a.variants.split(","), a.density.split(",")
-    if not set(variants) <= set(VARIANTS) or not set(densities) <= {"dense", "sparse"}:
-        ap.error(f"--variants {a.variants} --density {a.density}: expected of the values in -h")
-    try:
-        seeds = [int(s) for s in a.seeds.split(",")]
-    except ValueError:
-        ap.error(f"--seeds {a.seeds}: expected whole numbers, as in 0,1,2")
-    if a.connections < 1 or min(seeds) < 0 or a.epochs is not None and a.epochs < 1:
-        ap.error("expected at least 1 connection and epoch, and no negative seed")
-    o = train.parse(["--dataset", a.dataset] + (["--epochs", str(a.epochs)] if a.epochs else []))[1]
-    o.data_dir, o.valid_speakers = a.data_dir, a.valid_speakers
-    without = f"-without-{a.valid_speakers}" if a.valid_speakers else ""
-    folder = os.path.join(a.out, f"{a.dataset}-{o.epochs}{without}")
-    kinds = [f"{v}-{d}" for d in densities for v in variants]
-    for kind, seed in itertools.product(kinds, seeds):
-        check(f"{folder}/{kind}-{seed}", connections=a.connections * kind.endswith("sparse"),
-              **({} if a.table else {"data_dir": a.data_dir}))
-    todo = [(v, d, s) for s in seeds for d in densities for v in variants
-            if not result(f"{folder}/{v}-{d}-{s}")] * (not a.table)
-    begun = time.time()
-    for number, (variant, density, seed) in enumerate(todo):
-        out = f"{folder}/{variant}-{density}-{seed}"
-        rest = (time.time() - begun) / number * (len(todo) - number) if number else 0
-        print(f"run {number + 1} of {len(todo)}: {out}" +
-              (f", about {rest / 60:.0f} min left" if number else ""), flush=True)
-        os.makedirs(out, exist_ok=True)
-        words = command(o, variant, a.connections * (density == "sparse"), seed, out)
-        with open(f"{out}/console.txt", "a") as console:
-            code = subprocess.run(words, stdout=console, stderr=subprocess.STDOUT).returncode
-        if code:
-            with open(f"{out}/console.txt") as console:
-                last = (console.read().strip().splitlines() or ["no output"])[-1]
-            sys.exit(f"{out} failed: {last}")
-        accuracy = result(out)["test_accuracy"]
-        print(f"  {accuracy:.2%}, {time.time() - begun:.0f} s so far", flush=True)
-    text = table(folder, kinds, seeds)
-    if not a.table:
-        train.write(folder, "table.md", text)
+def row(results: dict[int, dict], learned: dict[int, dict], columns: list[str]) -> list[str]:
+    """A row's cells behind its name, from the results by seed of a variant and of learned."""
+    if not results:
+        return ["", "not run", *[""] * len(columns), "0", ""]
+    runs = list(results.values())
+    cells = [f"{runs[0]['parameters']:,}"]
+    for column in columns:
+        cells.append(spread([result[column] for result in runs]))
+
+    differences = []
+    if results is not learned:
+        for seed in results.keys() & learned.keys():
+            differences.append(results[seed][columns[0]] - learned[seed][columns[0]])
+    cells.append(interval(differences))
+
+    minutes = statistics.mean(result["seconds"] for result in runs) / 60
+    return [*cells, str(len(runs)), f"{minutes:.1f}"]
+
+
+def table(results: dict[str, dict[int, dict]], headline: str) -> str:
+    """Markdown, from the results by kind, as in learned-dense, and by seed."""
+    columns = [headline, "best_on_test", "unrounded_accuracy"]
+    heads = ["variant", "parameters", *(HEADS[column] for column in columns)]
+    heads += ["difference to learned", "n", "minutes"]
+    lines = [heads, ["---"] * len(heads)]
+    for kind, by_seed in results.items():
+        variant, density = kind.rsplit("-", 1)
+        learned = results.get(f"learned-{density}", {})
+        lines.append([f"{variant}, {density}", *row(by_seed, learned, columns)])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def finished(out: str, kind: str, seeds: list[int]) -> dict[int, dict]:
+    """The results by seed of a kind's finished runs."""
+    results = {seed: read_json(f"{out}/{kind}-{seed}", "result.json") for seed in seeds}
+    return {seed: result for seed, result in results.items() if result is not None}
+
+
+def main() -> int:
+    """Returns 1 if a run failed, else 0."""
+    sys.stdout.reconfigure(errors="replace")  # a terminal without the sign of ± shows "?"
+    arguments, words = parse()
+    options = train.parse(words)
+    headline = "valid_accuracy" if options.no_test else "test_accuracy"
+    out = f"{arguments.out}/{options.dataset}-{options.epochs}"
+    if options.valid_speakers:
+        out += f"-without-{options.valid_speakers}"
+
+    kinds = {}  # and the arguments of train.py for each
+    for density in arguments.density:
+        connections = arguments.connections if density == "sparse" else 0
+        for variant in arguments.variants:
+            kinds[f"{variant}-{density}"] = run_options(words, variant, connections)
+    runs = {}  # folders, and the arguments of train.py for each
+    for seed in arguments.seeds:
+        for kind in kinds:
+            runs[f"{out}/{kind}-{seed}"] = [*kinds[kind], "--seed", str(seed)]
+    free = train.FREE if arguments.table else train.FREE - {"data_dir"}
+    for folder in runs:
+        check_same(folder, runs[folder], free)
+
+    failures = {} if arguments.table else run_all(runs, headline)
+    text = table({kind: finished(out, kind, arguments.seeds) for kind in kinds}, headline)
+    if not arguments.table:
+        train.write(out, "table.md", text)
     print(text, end="")
+    for folder, failure in failures.items():
+        print(f"{folder} failed, {failure}")
+    return 1 if failures else 0
+
 
 if __name__ == "__main__":
     try:
-        main()
-    except OSError as problem:
+        sys.exit(main())
+    except (OSError, ValueError) as problem:
         sys.exit(f"variants.py: {problem}")
     except KeyboardInterrupt:
         sys.exit("\nstopped; the same command goes on from here")
