@@ -31,12 +31,12 @@ MD5 = {
     "ssc_valid.h5.zip": "b4eee3516a4a90dd0c71a6ac23a8ae43",
     "ssc_test.h5.zip": "a35ff1e9cffdd02a20eb850c17c37748",
 }
-DATA_DIR = "data"  # the one folder that is made if it is not there
+DATA_DIR = "data"  # made if need be; any other folder has to exist, for its name may be mistyped
 CHANNELS = 700  # of the cochlea
 GROUP = 5  # channels that are summed to one input
 INPUTS = CHANNELS // GROUP
 STEP_MS = 10  # a step of time
-LONGEST_S = 120  # a recording that lasts longer is taken for one in other units
+LONGEST_S = 120  # the times of a longer recording are hardly in seconds: it is refused
 
 # ------------------------------------------------------------------------------ samples and batches
 
@@ -56,12 +56,13 @@ class Spikes(NamedTuple):
     speakers: np.ndarray
 
     def to(self, device) -> "Spikes":
-        return Spikes(*(field.to(device) for field in self[:3]), self.speakers)
+        counts, steps, labels = (field.to(device) for field in self[:3])
+        return Spikes(counts, steps, labels, self.speakers)
 
     def select(self, which: np.ndarray) -> "Spikes":
         """The samples for which `which`, a bool array [samples], is True."""
         chosen = torch.from_numpy(which).to(self.steps.device)
-        rows = chosen.repeat_interleave(self.steps)
+        rows = chosen.repeat_interleave(self.steps)  # bool, for each row of counts
         return Spikes(
             self.counts[rows], self.steps[chosen], self.labels[chosen], self.speakers[which]
         )
@@ -80,9 +81,9 @@ def padded(spikes: Spikes, indices: Tensor, longest: int) -> Tensor:
 def batches(spikes: Spikes, size: int, shuffle=True, similar=False) -> list[tuple[Tensor, int]]:
     """A list of (indices of the samples, steps of the longest of them), one for each batch.
 
-    Without shuffle, samples come in order of length.  similar: shuffled batches have samples of
-    similar length, which leaves less padding to compute: within blocks of some eight batches, drawn
-    at random, samples are sorted by length.
+    Without shuffle, samples come in order of length, which leaves the least padding to compute.
+    similar: shuffled, but the samples of a batch have similar lengths.  A random block of samples,
+    of eight batches or a quarter of the set, is sorted by length and then cut.
     """
     steps = spikes.steps.cpu()
     order = torch.randperm(len(steps)) if shuffle else steps.argsort(stable=True)
@@ -101,9 +102,9 @@ def batches(spikes: Spikes, size: int, shuffle=True, similar=False) -> list[tupl
 def from_events(sample, step, channel, labels, inputs: int, speakers=None) -> Spikes:
     """Spikes of one's own data, from four arrays of whole numbers.
 
-    sample, step, channel: an entry a spike: the sample it is of (0..samples-1), its time in steps
-    from the sample's beginning, and its input (0..inputs-1).  labels: [samples], classes from 0.
-    speakers: [samples], numbers or names, if there are any.
+    sample, step, channel: one entry for each spike: its sample (0..samples-1), its time in steps
+        from the beginning of the sample, and its input (0..inputs-1).
+    labels: [samples], classes from 0.  speakers: [samples], numbers or names, if there are any.
     A sample ends with its last spike.  At most 255 spikes may share a step and input.
     """
     labels = whole_numbers("label", labels)
@@ -113,6 +114,7 @@ def from_events(sample, step, channel, labels, inputs: int, speakers=None) -> Sp
     if not len(sample) == len(step) == len(channel):
         sizes = [len(sample), len(step), len(channel)]
         raise ValueError(f"sample, step and channel have {sizes} entries: expected as many each.")
+    # `own` below are the places of one sample's spikes.
     order = np.argsort(sample, kind="stable")
     ends = np.bincount(sample, minlength=len(labels)).cumsum()
     counts = [count_spikes(step[own], channel[own], inputs) for own in np.split(order, ends[:-1])]
@@ -123,12 +125,12 @@ def whole_numbers(name: str, values, upper: int | None = None) -> np.ndarray:
     """The values as int64 [n]; a ValueError unless they are whole, from 0 and below `upper`."""
     array = np.asarray(values)
     if array.ndim != 1 or array.dtype.kind not in "iuf":
-        found = f"of type {array.dtype} and shape {list(array.shape)}"
-        raise ValueError(f"{name}s are {found}: expected one whole number each.")
+        found = f"type {array.dtype} and shape {list(array.shape)}"
+        raise ValueError(f"{name} has {found}: expected a list of whole numbers.")
     wanted = "at least 0" if upper is None else f"0..{upper - 1}"
     right = (array >= 0) & (array < (np.inf if upper is None else upper)) & (array % 1 == 0)
     if not right.all():
-        at = right.argmin()
+        at = right.argmin()  # the first that is not right
         raise ValueError(f"{name} {at} is {array[at]}: expected a whole number, {wanted}.")
     return array.astype(np.int64)
 
@@ -136,14 +138,15 @@ def whole_numbers(name: str, values, upper: int | None = None) -> np.ndarray:
 def count_spikes(step: np.ndarray, channel: np.ndarray, inputs: int) -> np.ndarray:
     """Counts of one sample, uint8 [steps, inputs], up to its last spike; one empty step if none."""
     steps = int(step.max(initial=0)) + 1
-    counts = np.bincount(step * inputs + channel, minlength=steps * inputs)
+    cell = step * inputs + channel  # of the flattened counts
+    counts = np.bincount(cell, minlength=steps * inputs)
     if counts.max() > 255:
         raise ValueError(f"{counts.max()} spikes in one step and input: expected at most 255.")
     return counts.astype(np.uint8).reshape(steps, inputs)
 
 
 def join(counts: list[np.ndarray], labels: np.ndarray, speakers=None) -> Spikes:
-    """Spikes from the counts of each sample; without speakers, their number is -1."""
+    """Spikes from the counts of each sample; without speakers, each is called -1."""
     steps = np.array([len(sample) for sample in counts], dtype=np.int64)
     speakers = np.full(len(labels), -1) if speakers is None else np.asarray(speakers)
     if len(speakers) != len(labels):
@@ -155,7 +158,8 @@ def join(counts: list[np.ndarray], labels: np.ndarray, speakers=None) -> Spikes:
 def bin_sample(times, units) -> np.ndarray:
     """Counts of one sample of SHD or SSC, uint8 [steps, INPUTS].
 
-    times: float16, seconds.  units: channels 0..699.  The first spike is at step 0.
+    times: float16, seconds.  units: channels 0..699.  As in the authors' code, time begins with the
+    sample's first spike.
     """
     times, units = np.asarray(times), whole_numbers("unit", units, CHANNELS)
     if len(times) != len(units):
@@ -196,11 +200,12 @@ def read_published(dataset: str, classes: int, split: str, data_dir: str) -> Spi
         name = next(name for name in MD5 if name.startswith(f"{dataset}_{split}."))
         path = fetch(name, data_dir)
     try:
-        with open(path, "rb") if path.endswith(".h5") else unpacked(path) as file:
-            return read(file, classes)
-    except Exception as problem:  # gzip, zip and h5py have many for a broken file
+        with opened(path) as file:
+            return read_h5(file, classes)
+    except Exception as problem:  # gzip, zip and h5py raise many kinds for a broken file
+        # A lack of memory, of disk or of rights says nothing against the file.
         if isinstance(problem, MemoryError) or getattr(problem, "errno", None):
-            raise  # of the computer: the file may be sound
+            raise
         raise ValueError(
             f"{path} is not a sound spike file of {dataset} ({problem}): replace it, or delete it "
             "to have the published one fetched"
@@ -208,8 +213,12 @@ def read_published(dataset: str, classes: int, split: str, data_dir: str) -> Spi
 
 
 @contextmanager
-def unpacked(path: str):
-    """An open file with what is in an .h5.gz or .h5.zip file; it leaves nothing behind."""
+def opened(path: str):
+    """An open .h5 file; an .h5.gz or .h5.zip file is unpacked, into a file that leaves no trace."""
+    if path.endswith(".h5"):
+        with open(path, "rb") as file:
+            yield file
+        return
     folder = os.path.dirname(path) or "."
     if not os.access(folder, os.W_OK):
         folder = tempfile.gettempdir()
@@ -233,12 +242,14 @@ def packed(path: str):
     return zipfile.Path(path, name).open("rb")
 
 
-def read(file, classes: int, chunk: int = 128) -> Spikes:
+def read_h5(file, classes: int, chunk: int = 128) -> Spikes:
     """The Spikes of an .h5 file in the layout of SHD and SSC; reads `chunk` samples at a time."""
     with h5py.File(file, "r") as h5:
         labels = whole_numbers("label", h5["labels"][:], classes)
         speakers = h5["extra/speaker"]
-        speakers = speakers.asstr()[:] if h5py.check_string_dtype(speakers.dtype) else speakers[:]
+        if h5py.check_string_dtype(speakers.dtype):
+            speakers = speakers.asstr()
+        speakers = speakers[:]
         times, units = h5["spikes/times"], h5["spikes/units"]
         sizes = [len(labels), len(speakers), len(times), len(units)]
         if len(set(sizes)) > 1 or not sizes[0]:
@@ -259,8 +270,8 @@ def read(file, classes: int, chunk: int = 128) -> Spikes:
 def fetch(name: str, data_dir: str) -> str:
     """Downloads a published file, or what is missing of it.  Returns its path.
 
-    The file has its name only once its md5 is right; until then it is NAME.part, which a later call
-    completes.  Each server is tried twice.
+    It is NAME.part until its md5 is right.  A call that breaks off leaves that for the next one to
+    complete.  Each server is tried twice.
     """
     if data_dir == DATA_DIR:
         os.makedirs(data_dir, exist_ok=True)
@@ -275,6 +286,8 @@ def fetch(name: str, data_dir: str) -> str:
                 os.replace(path + ".part", path)
                 return path
             except (OSError, ValueError, http.client.HTTPException) as problem:
+                if getattr(problem, "code", None) == 416:  # complete, yet not right
+                    os.remove(path + ".part")
                 problems.append(f"{server}: {problem or type(problem).__name__}")
     raise OSError(
         f"{name} is not in {data_dir} and could not be fetched ({'; '.join(problems)}): put it "
@@ -289,7 +302,9 @@ def download(url: str, part: str, digest: str) -> None:
         return
     request = Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     with urlopen(request, timeout=30) as reply:
-        length = int(reply.headers["Content-Length"] or "")  # ValueError where there is none
+        length = int(reply.headers["Content-Length"] or -1)
+        if length < 0:
+            raise OSError("it does not say how long the file is")
         if reply.status != 206:  # the server sends all of it
             if length < have:
                 raise OSError(f"it has {length} bytes, fewer than the {have} that are here")
@@ -325,8 +340,8 @@ def progress(text: str) -> None:
 def claimed(path: str, task: str):
     """Keeps others from a task while this process is at it, by a file that names the process.
 
-    The claim of a process of this host that no longer runs is void.  Raises OSError if there is
-    another.
+    The claim of a process of this host that no longer runs is void (on Windows, where one cannot
+    ask for it, it stays).  Any other claim raises an OSError.
     """
     host = socket.gethostname()
     try:
@@ -337,7 +352,7 @@ def claimed(path: str, task: str):
     except ProcessLookupError:
         os.remove(path)
     except (FileNotFoundError, PermissionError, ValueError):
-        pass
+        pass  # no claim, or one that may be alive: the next lines find out
     try:
         with open(path, "x") as file:
             file.write(f"{host} {os.getpid()}")
@@ -356,25 +371,27 @@ def claimed(path: str, task: str):
 def toy(split: str, data_dir: str = "", *, jitter: float = 0.25, noise: int = 8) -> Spikes:
     """The task that needs delays: ten classes, which differ in the order of the inputs alone.
 
-    A class is a permutation of the inputs.  After a random onset of up to 20 steps each input has a
-    slot of 5 steps to itself.  It spikes in three steps on end, from the slot's second step on or,
-    each with probability `jitter`, from the first or third.  So no two inputs are active in one
-    step, and step by step all classes look the same.  `noise` spikes a sample fall anywhere.
+    A class is an order of the inputs.  After a random onset of up to 20 steps each input has a slot
+    of 5 steps to itself, and spikes in three consecutive steps of it.  They begin at the slot's
+    second step; or, each with probability `jitter`, one step earlier or later.  So only one input
+    speaks at a time, and whoever sees a single step, without knowing when it is, cannot tell the
+    classes apart.  `noise` more spikes a sample fall anywhere.  data_dir is not used.
     """
     inputs, slot, burst, latest = 8, 5, 3, 20
     samples, seed = {"train": (2000, 1), "test": (1000, 2)}[split]
     rng = np.random.default_rng(seed)
-    orders = np.random.default_rng(0).permuted(np.tile(np.arange(inputs), (10, 1)), axis=1)
+    slots = np.tile(np.arange(inputs), (10, 1))
+    slots = np.random.default_rng(0).permuted(slots, axis=1)  # of each input, [classes, inputs]
     labels = np.arange(samples, dtype=np.int64) % 10
     onset = rng.integers(0, latest + 1, (samples, 1))
-    start = rng.choice(3, (samples, inputs), p=[jitter, 1 - 2 * jitter, jitter])
-    start += onset + slot * orders[labels]  # [samples, inputs]
+    within = rng.choice(3, (samples, inputs), p=[jitter, 1 - 2 * jitter, jitter])
+    start = onset + slot * slots[labels] + within  # of each input's burst, [samples, inputs]
 
     steps = latest + slot * inputs
     counts = np.zeros((samples, steps, inputs), np.uint8)
-    sample = np.arange(samples)[:, None]
+    sample, channel = np.arange(samples)[:, None], np.arange(inputs)
     for later in range(burst):
-        counts[sample, start + later, np.arange(inputs)] = 1
+        counts[sample, start + later, channel] = 1  # [samples, inputs] cells
     noise_step = rng.integers(0, steps, (samples, noise))
     noise_input = rng.integers(0, inputs, (samples, noise))
     np.add.at(counts, (sample, noise_step, noise_input), 1)
@@ -399,7 +416,7 @@ class Dataset(NamedTuple):
     step_ms: float
 
 
-# A data set of one's own is one more row here, and a row in train.DEFAULTS.
+# A data set of one's own is one more row here, and one in train.DEFAULTS.
 DATASETS = {
     "shd": Dataset(partial(read_published, "shd", 20), ("train", "test"), INPUTS, 20, STEP_MS),
     "ssc": Dataset(

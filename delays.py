@@ -1,7 +1,8 @@
 """Spiking networks whose synapses learn a transmission delay beside their weight.
 
 The method is that of "Learning Delays in Spiking Neural Networks using Dilated Convolutions with
-Learnable Spacings" (Hammouamri, Khalfaoui-Hassani, Masquelier, ICLR 2024, arXiv 2306.17670).
+Learnable Spacings" (DCLS, also the name of the authors' library; Hammouamri, Khalfaoui-Hassani,
+Masquelier, ICLR 2024, arXiv 2306.17670).
 
 Time is discrete.  A synapse of weight w and delay d hands each spike on d steps later, times w.
 That is a convolution over time, whose kernel has one tap that is not zero: w at position d.  A
@@ -20,53 +21,54 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-METHODS = ("auto", "direct", "fourier")  # of delay_conv
-
 # ------------------------------------------------------------------------------------- the kernels
 
 
 def gaussian_kernel(weight: Tensor, delay: Tensor, sigma: float | Tensor, taps: int) -> Tensor:
-    """The differentiable kernel of training (section 3.1 of the paper; DCLS's version "gauss").
+    """The differentiable kernel of training (section 3.1 of the paper; version "gauss" of DCLS).
 
         k[o,i,d] = w[o,i] g[d] / (sum_d' g[d'] + 1e-7)
         g[d] = exp(-((d - delay[o,i]) / sigma)^2 / 2)
 
-    weight: [out, in], or [count, out, in] for several synapses a pair, which are added up.
-    delay: in steps; of the weights' shape, or of one that broadcasts to it: [1, in] is one delay
-        an axon, [out, 1] one a dendrite.
+    weight: [out, in]; or [count, out, in] for `count` synapses between each pair of neurons, whose
+        kernels are added.
+    delay: in steps.  It has the weights' shape, or one that broadcasts to it: [1, in] is one delay
+        for each axon, which all synapses of an input share, [out, 1] one for each neuron.
     sigma: the Gaussian's width in steps, above 0.  A number, or a tensor that broadcasts as well.
     taps: length of the kernel, for delays of 0..taps-1 steps.
     Returns [out, in, taps], with gradients to weight, delay and sigma.
     """
-    weight = _check_synapses(weight, delay, taps)  # [count, out, in]
-    if not torch.is_tensor(sigma) and not sigma > 0:
+    weight = _as_synapses(weight, delay, taps)  # [count, out, in]
+    if not torch.is_tensor(sigma) and not sigma > 0:  # in these words it refuses nan too
         raise ValueError(f"sigma is {sigma}: expected a positive width in steps.")
+    # The taps come first, so that a delay of any shape broadcasts; they move to the end at last.
     d = torch.arange(taps, dtype=delay.dtype, device=delay.device).view(-1, 1, 1, 1)
-    bell = torch.exp(-((d - delay) / sigma).square() / 2)  # [taps, count, out, in], or broadcasts
-    kernel = bell * (weight / (bell.sum(0) + 1e-7))  # [taps, count, out, in]
+    g = torch.exp(-((d - delay) / sigma).square() / 2)  # [taps, count, out, in] or broadcasts to it
+    kernel = g * (weight / (g.sum(0) + 1e-7))  # [taps, count, out, in]
     return kernel.sum(1).permute(1, 2, 0)  # [out, in, taps]
 
 
 def integer_kernel(weight: Tensor, delay: Tensor, taps: int) -> Tensor:
     """The kernel of evaluation and of fixed delays: one tap a synapse, its weight at round(delay).
 
-    This is the limit of gaussian_kernel for sigma -> 0.  Arguments and result are the same, but
-    rounded delays have to lie in 0..taps-1, and no gradient reaches them.
+    A Gaussian around a whole number becomes this as sigma shrinks.  Arguments and result are those
+    of gaussian_kernel, but the rounded delays have to lie in 0..taps-1 and get no gradient.
     """
-    weight = _check_synapses(weight, delay, taps)  # [count, out, in]
-    position = delay.detach().round().long()
-    # A card checks the bounds itself, in scatter; to look at them from here would stall it.
+    weight = _as_synapses(weight, delay, taps)  # [count, out, in]
+    position = delay.detach().round().long().expand_as(weight)  # [count, out, in]
+    # On a GPU this check would wait for the device; scatter checks the same there.
     if not position.is_cuda and not ((position >= 0) & (position < taps)).all():
         raise ValueError(f"a delay lies outside 0..{taps - 1} steps: clamp it, or use more taps.")
     kernel = weight.new_zeros(taps, *weight.shape)
-    kernel = kernel.scatter(0, position.expand_as(weight)[None], weight[None])
+    # kernel[position[c,o,i], c, o, i] = weight[c,o,i]
+    kernel = kernel.scatter(0, position[None], weight[None])  # [taps, count, out, in]
     return kernel.sum(1).permute(1, 2, 0)  # [out, in, taps]
 
 
-def _check_synapses(weight, delay, taps):
-    """Returns the weights as [count, out, in], if the delays broadcast to them."""
+def _as_synapses(weight, delay, taps):
+    """The weights as [count, out, in]; a ValueError if the delays do not broadcast to them."""
     try:
-        delay.expand_as(weight)
+        delay.expand_as(weight)  # a RuntimeError if it cannot be done
         fits = weight.dim() in (2, 3) and taps >= 1
     except RuntimeError:
         fits = False
@@ -86,25 +88,28 @@ def delay_conv(spikes: Tensor, kernel: Tensor, tail: int = 0, method: str = "aut
 
         y[b,t,o] = sum_i sum_d k[o,i,d] x[b,t-d,i],   x = 0 before its first step and after its last
 
-    spikes: [B, T, in].  kernel: [out, in, taps].  tail: steps to go on for beyond the input.
+    spikes: [B, T, in].  kernel: [out, in, taps].
+    tail: by how many steps the output is longer than the input, for spikes that arrive late.
     method: "direct" is torch's convolution, "fourier" the convolution theorem, which gives the same
-        numbers up to rounding; "auto" takes fourier on a CPU, where it is faster, and else direct.
-    Returns [B, T + tail, out].  A card may compute "direct" in the less exact TF32; train.py turns
-    that off with torch.backends.cudnn.allow_tf32 = False, and so should others.
+        numbers up to rounding.  "auto" is fourier on a CPU, where it is faster, and else direct.
+    Returns [B, T + tail, out].  On a GPU, torch may compute "direct" in the less exact TF32.
+    train.py turns that off with torch.backends.cudnn.allow_tf32 = False, and so should others.
     """
     shapes = f"spikes {list(spikes.shape)}, kernel {list(kernel.shape)}, tail {tail}"
     if spikes.dim() != 3 or kernel.dim() != 3 or spikes.shape[2] != kernel.shape[1]:
         raise ValueError(f"{shapes}: expected [B, T, in] and [out, in, taps].")
     if min(*spikes.shape, *kernel.shape) < 1 or tail < 0:
         raise ValueError(f"{shapes}: expected no size of 0, and a tail of at least 0.")
-    if method not in METHODS:
-        raise ValueError(f"method is {method!r}: expected one of {METHODS}.")
+    if method not in ("auto", "direct", "fourier"):
+        raise ValueError(f"method is {method!r}: expected auto, direct or fourier.")
 
     spikes = spikes.to(kernel.dtype)
-    if kernel.shape[2] == 1:  # no delays: a linear layer
+    if kernel.shape[2] == 1:  # no delays: a linear layer, and zeros for the tail
         return F.pad(F.linear(spikes, kernel[:, :, 0]), (0, 0, 0, tail))
     if method == "fourier" or (method == "auto" and not spikes.is_cuda):
         return conv_fourier(spikes, kernel, tail)
+    # taps - 1 zeros in front, so that nothing comes from the future.  conv1d slides a kernel along
+    # without reversing it, as a convolution does: hence the flip.
     x = F.pad(spikes.transpose(1, 2), (kernel.shape[2] - 1, tail))  # [B, in, taps - 1 + T + tail]
     return F.conv1d(x, kernel.flip(2)).transpose(1, 2)  # [B, T + tail, out]
 
@@ -119,9 +124,9 @@ def lif(current: Tensor, tau: float, threshold: float = 1.0, alpha: float = 5.0)
         s[t] = 1 if h[t] >= threshold, else 0
         v[t] = h[t] (1 - s[t])
 
-    current: I, [B, T, N].  tau: time constant of the membrane in steps, at least 1.  alpha: the
-    steepness of the surrogate gradient (see surrogate_slope).
-    Returns the spikes s, [B, T, N].  They can be differentiated once.
+    current: I, [B, T, N].  tau: time constant of the membrane in steps, at least 1.
+    alpha: steepness of the surrogate gradient (see surrogate_slope).
+    Returns the spikes s, [B, T, N].  They have a first derivative, and refuse a second one.
     """
     _check_current(current, tau)
     return LIF.apply(current, 1 - 1 / tau, threshold, alpha)
@@ -130,7 +135,8 @@ def lif(current: Tensor, tau: float, threshold: float = 1.0, alpha: float = 5.0)
 class LIF(torch.autograd.Function):
     """The time loop of lif, and its backward pass, a loop back in time.
 
-    unbind(1) turns [B, T, N] into a list of views [B, N], one a step.
+    The backward pass is written out because autograd through all these small steps takes three
+    times as long.  unbind(1) turns [B, T, N] into a list of views [B, N], one for each step.
     """
 
     @staticmethod
@@ -140,9 +146,9 @@ class LIF(torch.autograd.Function):
         v = torch.zeros_like(current[:, 0])
         inputs, h, s = current.unbind(1), potential.unbind(1), spikes.unbind(1)
         for t in range(len(h)):
-            torch.add(inputs[t], v, alpha=decay, out=h[t])  # charge
-            torch.ge(h[t], threshold, out=s[t])  # fire
-            torch.addcmul(h[t], h[t], s[t], value=-1, out=v)  # reset
+            torch.add(inputs[t], v, alpha=decay, out=h[t])  # h = I + decay v
+            torch.ge(h[t], threshold, out=s[t])  # s = 1 if h >= threshold
+            torch.addcmul(h[t], h[t], s[t], value=-1, out=v)  # v = h - h s
         ctx.save_for_backward(potential)
         ctx.constants = decay, threshold, alpha
         return spikes
@@ -150,10 +156,14 @@ class LIF(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_spikes):
-        """dL/dI[t] = dL/dh[t] = slope(h[t] - threshold) dL/ds[t] + decay (1 - s[t]) dL/dh[t+1].
+        """h[t] acts through the spike s[t] and, by way of v[t], through h[t+1].  It holds I[t]:
 
-        The last term comes through v[t].  In it s[t] counts as a constant: the paper detaches the
-        reset, or a spike would also be blamed for having reset its neuron.
+            dL/dh[t] = slope(h[t] - threshold) dL/ds[t] + decay (1 - s[t]) dL/dh[t+1]
+            dL/dI[t] = dL/dh[t]
+
+        dL/ds[t] is grad_spikes.  In v[t] = h[t] (1 - s[t]) the spike counts as a constant: as in
+        the paper, no gradient flows through the reset.  Else it would blame a spike for having
+        reset its own neuron.
         """
         (potential,) = ctx.saved_tensors
         decay, threshold, alpha = ctx.constants
@@ -172,7 +182,7 @@ def spike(x: Tensor, alpha: float = 5.0) -> Tensor:
     x: how far a membrane lies above its threshold, of any shape.
     """
     smooth = torch.arctan(math.pi / 2 * alpha * x) / math.pi  # its slope is surrogate_slope
-    return (x >= 0).to(x.dtype) + (smooth - smooth.detach())  # the bracket is 0, but has a slope
+    return (x >= 0).to(x.dtype) + (smooth - smooth.detach())  # the bracket is 0 and has that slope
 
 
 def surrogate_slope(x: Tensor, alpha: float) -> Tensor:
@@ -187,14 +197,15 @@ def surrogate_slope(x: Tensor, alpha: float) -> Tensor:
 def leaky_integrator(current: Tensor, tau: float) -> Tensor:
     """The neurons of the readout, which do not spike: their potential is the network's output.
 
-        v[t] = (1 - 1/tau) v[t-1] + I[t] = sum_{s <= t} (1 - 1/tau)^(t-s) I[s]
+        v[t] = (1 - 1/tau) v[t-1] + I[t] = sum_{u <= t} (1 - 1/tau)^(t-u) I[u]
 
     current: I, [B, T, N].  tau: in steps, at least 1.  Returns v, [B, T, N], as a matrix product.
     """
     _check_current(current, tau)
     t = torch.arange(current.shape[1], dtype=torch.float64, device=current.device)
-    elapsed = (t[:, None] - t).clamp(min=0)  # [T, T], rows are t, columns are s
-    memory = ((1 - 1 / tau) ** elapsed).tril()  # 0 where s > t
+    # Entries with u > t are no memory: clamp keeps their power from overflowing, tril makes them 0.
+    elapsed = (t[:, None] - t).clamp(min=0)  # t - u, [T, T]: a row for each t, a column for each u
+    memory = ((1 - 1 / tau) ** elapsed).tril()
     return memory.to(current.dtype) @ current
 
 
@@ -207,9 +218,10 @@ def _check_current(current, tau):
 def class_scores(membrane: Tensor, steps: Tensor | None = None) -> Tensor:
     """The score of each class: softmax over the classes at every step, summed over time.
 
-    membrane: of the readout, [B, T, classes].  steps: [B], how many steps of each sample count, so
-    that padding does not (None: all).  Returns [B, classes].  Training puts these scores through
-    cross-entropy, that is through a second softmax, as the original does.
+    membrane: of the readout, [B, T, classes].
+    steps: [B], how many steps of each sample count, so that padding does not.  None: all.
+    Returns [B, classes].  Training puts these scores through cross-entropy, which is a second
+    softmax: the original does so.
     """
     if membrane.dim() != 3:
         raise ValueError(f"membrane {list(membrane.shape)}: expected [B, T, classes].")
@@ -224,15 +236,15 @@ def class_scores(membrane: Tensor, steps: Tensor | None = None) -> Tensor:
 
 
 def shrinking_sigma(epoch: int, epochs: int, taps: int, offset=0.27, narrowest=0.23) -> float:
-    """The Gaussian's width in an epoch, counted from 0, in steps.
+    """Sigma, the Gaussian's width in steps, in an epoch counted from 0.
 
-    Over the first quarter of all epochs a part shrinks exponentially, from taps // 2, as wide as
-    the range of delays, to `narrowest`, and stays there.  Sigma is that part plus the `offset`,
-    which DCLS adds to every width: 12.27 to 0.5 steps for 25 taps.
+    Sigma is `offset`, which DCLS adds to every width, plus a part that shrinks.  Over the first
+    quarter of all epochs that part falls exponentially from taps // 2, half the range of delays, to
+    `narrowest`, and stays there.  With 25 taps sigma goes from 12.27 to 0.5 steps.
     """
     quarter = epochs // 4
-    widest = max(taps // 2, narrowest)
-    if epoch >= quarter:
+    widest = max(taps // 2, narrowest)  # of a single tap, half the range is 0: there sigma is 0.5
+    if epoch >= quarter:  # from the start, with fewer than four epochs
         return offset + narrowest
     return offset + widest * (narrowest / widest) ** (epoch / quarter)
 
@@ -240,13 +252,14 @@ def shrinking_sigma(epoch: int, epochs: int, taps: int, offset=0.27, narrowest=0
 class DelayedLinear(nn.Module):
     """A linear layer whose synapses have delays, without bias: [B, T, in] -> [B, T + taps//2, out].
 
-    taps: delays are 0..taps-1 steps.  The output is taps // 2 steps longer than the input, so that
-        most of the late spikes still arrive.
-    count: synapses for each pair of neurons.
+    taps: delays are 0..taps-1 steps.  The output is taps // 2 steps longer than the input.  So do
+        the authors have it: most late spikes still arrive, and the signal grows by half as much.
+    count: synapses between each pair of neurons.
     learn_delays: False draws random delays of whole steps, which stay as they are.
     connections: inputs of each neuron, drawn at random; 0 connects all.
-    delay_shape: what delays to have; None is one a synapse, as the weights.  It has to broadcast to
-        them: (1, in_features) is one an axon, (out_features, 1) one a dendrite.
+    delay_shape: of .delay; None is that of the weights, one delay for each synapse.  It has to
+        broadcast to them: (1, in_features) is one delay for each axon, (out_features, 1) one for
+        each neuron.
     conv: the method of delay_conv.
 
     .weight: [out, in], or [count, out, in] if count > 1.
@@ -277,7 +290,7 @@ class DelayedLinear(nn.Module):
         self.taps = taps
         self.learn_delays = learn_delays
         self.conv = conv
-        self.sigma = 0.5
+        self.sigma = 0.5  # where shrinking_sigma ends
         self.whole_steps = True
 
         shape = (out_features, in_features)
@@ -286,11 +299,12 @@ class DelayedLinear(nn.Module):
         bound = math.sqrt(6 / (fan_in * count))  # Kaiming's uniform distribution for relu
         self.weight = nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
         delay = torch.empty(delay_shape or shape).uniform_(0, taps - 1)
-        _check_synapses(self.weight, delay, taps)
+        _as_synapses(self.weight, delay, taps)  # for its ValueError
         self.delay = nn.Parameter(delay) if learn_delays else nn.Buffer(delay.round())
 
         mask = None
         if connections:
+            # For each neuron, fan_in different inputs.
             chosen = torch.rand(out_features, in_features).argsort(1)[:, :fan_in]
             mask = torch.zeros(out_features, in_features).bool().scatter_(1, chosen, True)
             self.weight.data.mul_(mask)
@@ -320,11 +334,12 @@ class DelaySNN(nn.Module):
     delayed sum into leaky integrators.  Every layer adds taps // 2 steps, so
     T' = T + (hidden layers + 1) * (taps // 2).
 
-    tau: of all neurons, in steps.  dropout: share of the neurons silenced in training.  The others
-    are DelayedLinear's; taps=1, learn_delays=False is the network without delays.
+    tau: time constant of all neurons, in steps.  dropout: share of the neurons silenced in
+    training.  All other arguments go to DelayedLinear; taps=1, learn_delays=False is the network
+    without delays.
 
     .layers: the DelayedLinear, the readout last.  .norms: the batch norms.
-    .rates: spikes per neuron and step of each hidden layer in the last forward pass, no gradient.
+    .rates: firing rate of each hidden layer in the last forward pass, spikes per neuron and step.
     """
 
     def __init__(
@@ -367,7 +382,8 @@ class DelaySNN(nn.Module):
             x = self.neurons(i, current)
             self.rates.append(x.detach().mean())
             if self.training:
-                x = x * F.dropout(torch.ones_like(x[:, :1]), self.dropout)  # one draw for all steps
+                mask = torch.ones_like(x[:, :1])  # [B, 1, N], the same for all steps
+                x = x * F.dropout(mask, self.dropout)  # by 0, or by 1 / (1 - dropout)
         return leaky_integrator(self.layers[-1](x), self.tau)
 
 
@@ -375,24 +391,32 @@ class DelaySNN(nn.Module):
 
 
 def conv_fourier(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
-    """The delayed sum by the convolution theorem, Y[f] = X[f] K[f], with a tenth of the products.
+    """The delayed sum by the convolution theorem: at each frequency f, Y[f] = X[f] K[f].
 
-    The transforms are products with a matrix of cosines and sines: at these lengths that takes less
-    time than an FFT, and its layout is the one that the products need.  A complex product
-    (a + ib)(c + id) is three real ones: ac, bd and (a + b)(c + d), which is ac + bd + (ad + bc).
+    With 25 taps and some 100 steps this takes a tenth of the multiplications.  The transforms are
+    products with a matrix of cosines and sines: at these lengths an FFT takes longer (measured in
+    experiments/RESULTS.md), and its layout is not the one that the products need.
     """
     steps, taps = spikes.shape[1], kernel.shape[2]
     period = steps + max(taps - 1, tail)  # long enough for nothing to wrap around
-    f = torch.arange(period // 2 + 1, device=spikes.device)
+    f = torch.arange(period // 2 + 1, device=spikes.device)  # F frequencies
     t = torch.arange(period, device=spikes.device)
-    angle = (torch.outer(f, t) % period).double() * (2 * math.pi / period)
+    angle = (torch.outer(f, t) % period).double() * (2 * math.pi / period)  # small, hence exact
     basis = torch.cat([angle.cos(), -angle.sin()]).to(spikes)  # exp(-i angle), [2 F, period]
-    # Each frequency stands for its conjugate too; 0 and period / 2 are their own.
-    share = torch.where((f == 0) | (2 * f == period), 1, 2).repeat(2)[:, None].to(spikes) / period
+    # The other frequencies are conjugates of these, so each counts twice; but 0 and period / 2 are
+    # their own conjugates.
+    twice = (f > 0) & (2 * f < period)
+    share = (1 + twice.int()).to(spikes) / period  # [F]
 
+    # The inverse transform is the transposed basis, weighted by share.  The weights stand here on
+    # the kernel, which is smaller than the output.
     x = (basis[:, :steps] @ spikes).transpose(0, 1)  # [2 F, B, in]
-    k = ((basis[:, :taps] * share) @ kernel.transpose(1, 2)).permute(1, 2, 0)  # [2 F, in, out]
-    (a, b), (c, d) = x.chunk(2), k.chunk(2)  # real and imaginary parts
+    of_kernel = basis[:, :taps] * share.repeat(2)[:, None]  # [2 F, taps]
+    k = (of_kernel @ kernel.transpose(1, 2)).permute(1, 2, 0)  # [2 F, in, out]
+
+    # A complex product (a + ib)(c + id) takes three real ones, since ad + bc is the last below.
+    a, b = x.chunk(2)  # real and imaginary part of X, [F, B, in]
+    c, d = k.chunk(2)  # of K, [F, in, out]
     ac, bd = a @ c, b @ d
     y = torch.cat([ac - bd, (a + b) @ (c + d) - ac - bd])  # [2 F, B, out]
     return basis[:, : steps + tail].T @ y.transpose(0, 1)  # [B, T + tail, out]

@@ -18,42 +18,47 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import data
-from delays import METHODS, DelayedLinear, DelaySNN, class_scores, shrinking_sigma
+from delays import DelayedLinear, DelaySNN, class_scores, shrinking_sigma
 
-DEFAULTS = {  # the paper's, and those of the toy task; tau in ms
+# The paper's settings, and those of the toy task.  tau is in ms here, and in steps in delays.py.
+DEFAULTS = {
     "shd": dict(hidden=256, layers=2, taps=25, tau=10.05, dropout=0.4, batch_size=256, epochs=150),
     "ssc": dict(hidden=512, layers=3, taps=31, tau=15.0, dropout=0.25, batch_size=128, epochs=60),
-    "toy": dict(hidden=14, layers=1, taps=25, tau=10.05, dropout=0.0, batch_size=50, epochs=20),
+    "toy": dict(hidden=15, layers=1, taps=25, tau=10.05, dropout=0.0, batch_size=50, epochs=20),
 }
-FREE = {"data_dir", "device", "out", "resume", "eval"}  # may differ when a run is continued
+# These options may differ from those of the saved run that --resume or --eval takes up.
+MAY_DIFFER = {"data_dir", "device", "out", "resume", "eval"}
 
 # ---------------------------------------------------------------------------------------- options
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """All options: those given, else those of the saved run, else the defaults of the data set."""
+    # The data set decides the defaults, so it is looked for first.
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--dataset", default="shd")
+    dataset = early.parse_known_args(argv)[0].dataset
     parser = make_parser()
-    own = DEFAULTS.get(early.parse_known_args(argv)[0].dataset, {})
-    parser.set_defaults(**DEFAULTS["shd"] | own)
+    # What a data set of one's own leaves out is as in SHD.
+    parser.set_defaults(**DEFAULTS["shd"] | DEFAULTS.get(dataset, {}))
     options = parser.parse_args(argv)
     out = options.out or f"runs/{options.dataset}-{options.delays}-{options.seed}"
 
     if options.resume or options.eval is not None:
         path = os.path.join(out, "last.pt") if options.eval is None else options.eval
         saved = read_checkpoint(path)["options"]
-        fixed = {key: value for key, value in saved.items() if key not in FREE}
-        parser.set_defaults(**fixed, data_dir=saved["data_dir"])
+        kept = {key: value for key, value in saved.items() if key not in MAY_DIFFER}
+        # With the saved options as defaults, one that differs afterwards was given.
+        parser.set_defaults(**kept, data_dir=saved["data_dir"])
         options = parser.parse_args(argv)
-        for key, value in fixed.items():
+        for key, value in kept.items():
             if vars(options)[key] != value:
                 rule = "leave the option out, or start a new run in another --out"
                 raise ValueError(f"the saved run has --{key.replace('_', '-')} {value}: {rule}")
 
     options.out = out
     if options.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch finds no CUDA card here; use cpu or auto")
+        raise ValueError("--device cuda: torch finds no GPU here; use cpu or auto")
     if options.device == "auto":
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
     return options
@@ -69,13 +74,16 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     whole, positive, real = number(int, 0), number(int, 1), number(float, 0)
     variants = ["learned", "constant-sigma", "fixed", "none"]
+    meaning = "constant-sigma: learned with sigma 0.5; fixed: random; none: plain linear layers"
 
-    add("--dataset", choices=list(data.DATASETS), default="shd", help="the defaults here are its")
-    add("--data-dir", default=data.DATA_DIR, help="of .h5, .h5.gz, .h5.zip; the rest is fetched")
-    add("--valid-speakers", default="", help="hold out for validation, as in 3,6")
-    add("--no-test", action="store_true", help="do not read the test set, only validation")
+    add(
+        "--dataset", choices=list(data.DATASETS), default="shd", help="this help shows its defaults"
+    )
+    add("--data-dir", default=data.DATA_DIR, help="folder of the files; missing ones are fetched")
+    add("--valid-speakers", default="", help="speakers to hold out for validation, as in 3,6")
+    add("--no-test", action="store_true", help="leave the test set alone; needs validation")
 
-    add("--delays", choices=variants, default="learned", help="fixed: random; none: plain layers")
+    add("--delays", choices=variants, default="learned", help=meaning)
     add("--hidden", type=positive, help="neurons in a hidden layer")
     add("--layers", type=positive, help="hidden layers")
     add("--taps", type=positive, help="delays are 0 to TAPS - 1 steps")
@@ -86,13 +94,15 @@ def make_parser() -> argparse.ArgumentParser:
 
     add("--epochs", type=positive, help="passes over the training samples")
     add("--batch-size", type=positive, help="samples")
+    add("--batches", choices=["random", "similar"], default="random", help="similar: in length")
     add("--lr", type=real, default=5e-3, help="peak learning rate of the weights")
-    add("--delay-lr", type=real, default=0.1, help="first learning rate of the delays, steps")
+    add("--delay-lr", type=real, default=0.1, help="first learning rate of the delays, in steps")
     add("--weight-decay", type=real, default=1e-5, help="L2 penalty of the weights")
     add("--seed", type=whole, default=0, help="of weights, delays, batches and dropout")
 
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to compute")
-    add("--conv", choices=METHODS, default="auto", help="auto: fourier on a CPU, direct on a card")
+    methods = ["auto", "direct", "fourier"]
+    add("--conv", choices=methods, default="auto", help="auto: fourier on a CPU, direct on a GPU")
     add("--out", help="folder of the results; None: runs/DATASET-DELAYS-SEED")
     add("--resume", action="store_true", help="continue the run in --out")
     add("--eval", metavar="CHECKPOINT", help="only print the test accuracy of this checkpoint")
@@ -104,7 +114,7 @@ def number(kind: type, least: float):
 
     def convert(text):
         value = kind(text)
-        if not least <= value < 2**31:
+        if not least <= value < 2**31:  # what torch can take as a size or a seed
             raise argparse.ArgumentTypeError(f"{text}: expected at least {least}, below 2**31")
         return value
 
@@ -115,11 +125,11 @@ def number(kind: type, least: float):
 # ------------------------------------------------------------------------- what a run starts from
 
 
-def build(options: argparse.Namespace) -> DelaySNN:
-    """The network that the options and their seed describe, on the CPU."""
+def build(options: argparse.Namespace, kind: type[DelaySNN] = DelaySNN) -> DelaySNN:
+    """The network that the options and their seed describe, on the CPU.  kind: a subclass."""
     torch.manual_seed(options.seed)
     dataset = data.DATASETS[options.dataset]
-    return DelaySNN(
+    return kind(
         dataset.inputs,
         [options.hidden] * options.layers,
         dataset.classes,
@@ -142,14 +152,14 @@ def load_sets(options: argparse.Namespace) -> dict[str, data.Spikes]:
             raise ValueError("--no-test: without a validation set, hold out some --valid-speakers")
     sets = {split: data.load(options.dataset, split, options.data_dir) for split in splits}
     if options.valid_speakers:
-        every = sets["train"]
-        names = every.speakers.astype(str)
+        everyone = sets["train"]
+        names = everyone.speakers.astype(str)
         wanted, known = options.valid_speakers.split(","), sorted(set(names.tolist()))
-        if not set(wanted) < set(known):
+        if not set(wanted) < set(known):  # a part of them, and not all
             rule = f"expected some, not all, of its {len(known)} speakers, as {known[:20]}"
             raise ValueError(f"--valid-speakers {options.valid_speakers}: {rule}")
         held_out = np.isin(names, wanted)
-        sets["train"], sets["valid"] = every.select(~held_out), every.select(held_out)
+        sets["train"], sets["valid"] = everyone.select(~held_out), everyone.select(held_out)
     return {split: spikes.to(options.device) for split, spikes in sets.items()}
 
 
@@ -158,7 +168,10 @@ def delayed_layers(net: nn.Module) -> list[DelayedLinear]:
 
 
 def make_optimizer(net: nn.Module, options: argparse.Namespace) -> torch.optim.Adam:
-    """Adam for all parameters of the network, in three groups: weights, delays and all others."""
+    """Adam for all parameters of the network, in three groups: weights, delays and all others.
+
+    Their learning rates are set by set_schedules in each epoch.
+    """
     weights = [layer.weight for layer in delayed_layers(net)]
     delays = [layer.delay for layer in delayed_layers(net) if layer.learn_delays]
     placed = {id(parameter) for parameter in weights + delays}
@@ -167,49 +180,53 @@ def make_optimizer(net: nn.Module, options: argparse.Namespace) -> torch.optim.A
     return torch.optim.Adam([decayed, {"params": delays}, {"params": others}], fused=True)
 
 
-def existing(layer: DelayedLinear, values: Tensor) -> Tensor:
-    """A vector of a layer's weights or delays, without those that a sparse layer lacks."""
+def connected(layer: DelayedLinear, values: Tensor) -> Tensor:
+    """A layer's weights or delays as a vector, without those of connections that it lacks."""
     if layer.mask is None or values.shape[-2:] != layer.mask.shape:
-        return values.flatten()
+        return values.flatten()  # all are connected, or share delays that belong to no single one
     return values[..., layer.mask].flatten()
 
 
 def count_parameters(net: nn.Module) -> int:
-    """All trained numbers, without those that a sparse layer lacks."""
-    sizes = {parameter: parameter.numel() for parameter in net.parameters()}
+    """All trained numbers, without those of connections that a sparse layer lacks."""
+    total = sum(parameter.numel() for parameter in net.parameters())
     for layer in delayed_layers(net):
-        sizes[layer.weight] = existing(layer, layer.weight).numel()
+        total -= layer.weight.numel() - connected(layer, layer.weight).numel()
         if layer.learn_delays:
-            sizes[layer.delay] = existing(layer, layer.delay).numel()
-    return sum(sizes.values())
+            total -= layer.delay.numel() - connected(layer, layer.delay).numel()
+    return total
 
 
 # ---------------------------------------------------------------------------- training, evaluation
 
 
 def one_cycle(epoch: int, epochs: int, peak: float) -> tuple[float, float]:
-    """Learning rate and Adam's beta1 of an epoch, counted from 0, as torch's OneCycleLR has them.
+    """Learning rate and Adam's beta1 of an epoch, counted from 0.
 
     Half a cosine leads from peak / 25 up to the peak, at 30 % of the epochs, and half a cosine down
-    to peak / 250,000.  beta1 goes from 0.95 to 0.85 and back.
+    to peak / 250,000.  beta1 goes from 0.95 to 0.85 and back.  These are the values of torch's
+    OneCycleLR, but as a function of the epoch they need not be saved.
     """
-    top = max(0.3 * epochs - 1, 0)  # the epoch of the peak, seldom a whole number
+    top = max(0.3 * epochs - 1, 0)  # the epoch of the peak, counted from 0; seldom a whole number
     if epoch < top:
-        end, way = peak / 25, epoch / top
+        low, risen = peak / 25, epoch / top
     else:
-        end, way = peak / 25e4, 1 - (epoch - top) / max(epochs - 1 - top, 1)
-    height = (1 - math.cos(math.pi * way)) / 2
-    return end + (peak - end) * height, 0.95 - 0.1 * height
+        low, risen = peak / 25e4, 1 - (epoch - top) / max(epochs - 1 - top, 1)
+    height = (1 - math.cos(math.pi * risen)) / 2  # 0 to 1
+    return low + (peak - low) * height, 0.95 - 0.1 * height
 
 
 def set_sigma(net: nn.Module, epoch: int, options: argparse.Namespace) -> None:
     for layer in delayed_layers(net):
-        learned = options.delays == "learned"
-        layer.sigma = shrinking_sigma(epoch, options.epochs, layer.taps) if learned else 0.5
+        shrinks = options.delays == "learned"
+        layer.sigma = shrinking_sigma(epoch, options.epochs, layer.taps) if shrinks else 0.5
 
 
 def set_schedules(optimizer, net, epoch: int, options: argparse.Namespace) -> float:
-    """Sets the learning rates, Adam's beta1 and sigma of an epoch; returns the weights' rate."""
+    """Sets the learning rates, Adam's beta1 and sigma of an epoch; returns the weights' rate.
+
+    The delays' rate is a cosine from its first value to 0, with a constant beta1, as in the paper.
+    """
     lr, beta1 = one_cycle(epoch, options.epochs, options.lr)
     delay_lr = options.delay_lr * (1 + math.cos(math.pi * epoch / options.epochs)) / 2
     weights, delays, others = optimizer.param_groups
@@ -223,9 +240,9 @@ def set_schedules(optimizer, net, epoch: int, options: argparse.Namespace) -> fl
 def train_epoch(net, optimizer, spikes: data.Spikes, options: argparse.Namespace) -> list[float]:
     """A pass over all samples.  Returns the means of loss, accuracy and each layer's rate."""
     net.train()
-    sums = 0  # stays on the device until the end: to look at a number makes a card wait
-    schedule = data.batches(spikes, options.batch_size)
-    for done, (indices, longest) in enumerate(schedule, 1):
+    sums = 0  # stays on its device until the end: each look at a number makes a GPU wait
+    parts = data.batches(spikes, options.batch_size, similar=options.batches == "similar")
+    for done, (indices, longest) in enumerate(parts, 1):
         counts = data.padded(spikes, indices, longest)  # [B, T, inputs]
         labels = spikes.labels[indices]
         # The place to augment the batch's counts and labels.
@@ -238,17 +255,18 @@ def train_epoch(net, optimizer, spikes: data.Spikes, options: argparse.Namespace
         for layer in delayed_layers(net):
             layer.clamp_delays()
 
-        hits = (scores.detach().argmax(1) == labels).float().mean()
-        sums = sums + torch.stack([loss.detach(), hits, *net.rates]) * len(labels)
-        data.progress(f"batch {done} of {len(schedule)}")
+        accuracy = (scores.detach().argmax(1) == labels).float().mean()
+        sums = sums + torch.stack([loss.detach(), accuracy, *net.rates]) * len(labels)
+        data.progress(f"batch {done} of {len(parts)}")
     return (sums / len(spikes.labels)).tolist()
 
 
 def predict(net: DelaySNN, spikes: data.Spikes, indices: Tensor, longest: int) -> Tensor:
     """Class scores [B, classes] in evaluation, which do not depend on the other samples.
 
-    They count a sample's own steps and the tails of all layers.  Enough silence follows the longest
-    sample for each layer to see all of its tail.
+    Each layer adds its tail of late spikes, so the scores of a sample of 80 steps and three layers
+    of 25 taps sum up 80 + 3 * 12 steps.  To get that far, the first layer needs 80 + 2 * 12 steps
+    of input, also where the sample is the longest of its batch: silence is added.
     """
     tails = [layer.taps // 2 for layer in net.layers]
     counts = data.padded(spikes, indices, longest + sum(tails[:-1]))
@@ -285,22 +303,24 @@ def evaluate_unrounded(net: DelaySNN, spikes: data.Spikes, batch_size: int) -> f
 def train(options: argparse.Namespace, net: DelaySNN | None = None, on_epoch=None) -> dict:
     """Trains, or continues the run in options.out, and writes all of that folder.
 
-    options: of parse.  net: a network of one's own in place of build(options); it has DelaySNN's
-    .layers and .rates, and all of its parameters are trained.  on_epoch: a function of
-    (net, row of the log), called after each epoch.  Returns what result.json holds.
+    options: of parse.
+    net: a network of one's own in place of build(options), with the .layers and .rates of DelaySNN.
+        All of its parameters are trained.
+    on_epoch: a function of (net, row of the log), called after each epoch.
+    Returns what result.json holds.
     """
     with claimed_run(options) as saved:
         set_backend()
         net = (build(options) if net is None else net).to(options.device)
         sets = load_sets(options)
         optimizer = make_optimizer(net, options)
-        first = [layer.delay.detach().clone() for layer in delayed_layers(net)]
+        first_delays = [layer.delay.detach().clone() for layer in delayed_layers(net)]
         rows = []
         if saved is not None:
             load_weights(net, saved, options.out, optimizer)
-            first = [delay.to(options.device) for delay in saved["first"]]
+            first_delays = [delay.to(options.device) for delay in saved["first_delays"]]
             rows = saved["rows"]
-            write_log(options.out, rows)
+            write_log(options.out, rows)  # it may lack the last row
         config = describe(net, sets, options)
         write(options.out, "config.json", json.dumps(config, indent=1))
         print(f"{options.dataset} {config['samples']}, {config['parameters']:,} parameters")
@@ -308,32 +328,37 @@ def train(options: argparse.Namespace, net: DelaySNN | None = None, on_epoch=Non
 
         for epoch in range(len(rows), options.epochs):
             begun = time.time()
-            torch.manual_seed(options.seed + 1_000_003 * (epoch + 1))  # so none has to be saved
+            # A seed for each epoch: a run that goes on needs no saved state of the generator.
+            torch.manual_seed(options.seed + 1_000_003 * (epoch + 1))
             lr = set_schedules(optimizer, net, epoch, options)
-            loss, hits, *rates = train_epoch(net, optimizer, sets["train"], options)
+            loss, accuracy, *rates = train_epoch(net, optimizer, sets["train"], options)
             if not math.isfinite(loss):
                 raise ValueError(f"the loss of epoch {epoch + 1} is {loss}: try a lower --lr")
 
             # With a validation set, the test set is read once, at the end.
-            watched = "valid" if "valid" in sets else "test"
-            accuracy = {watched: evaluate(net, sets[watched], options.batch_size)}
+            valid = test = None
+            if "valid" in sets:
+                valid = evaluate(net, sets["valid"], options.batch_size)
+            else:
+                test = evaluate(net, sets["test"], options.batch_size)
             row = {
                 "epoch": epoch + 1,
                 "loss": loss,
-                "train_accuracy": hits,
-                "valid_accuracy": accuracy.get("valid"),
-                "test_accuracy": accuracy.get("test"),
+                "train_accuracy": accuracy,
+                "valid_accuracy": valid,
+                "test_accuracy": test,
                 "sigma": net.layers[0].sigma if net.layers[0].learn_delays else None,
                 "lr": lr,
-                "moved_ms": moved_ms(net, first, options),
+                "moved_ms": moved_ms(net, first_delays, options),
                 **{f"rate_{i}": rate for i, rate in enumerate(rates, 1)},
                 "seconds": time.time() - begun,
             }
             rows.append(row)
             print_row(row, options)
 
-            state = {"options": vars(options), "rows": rows, "first": first}
+            state = {"options": vars(options), "rows": rows, "first_delays": first_delays}
             state |= {"net": net.state_dict(), "adam": optimizer.state_dict()}
+            state["network"] = type(net).__name__
             buffer = io.BytesIO()
             torch.save(state, buffer)
             if best_epoch(rows) == epoch + 1:
@@ -359,36 +384,40 @@ def finish(net: DelaySNN, sets: dict[str, data.Spikes], rows: list[dict], option
     best = best_epoch(rows)
     if best is not None:
         load_weights(net, read_checkpoint(os.path.join(options.out, "best.pt")), options.out)
-    last_row = rows[-1] if best is None else rows[best - 1]
-    set_sigma(net, last_row["epoch"] - 1, options)
-    test = sets.get("test")
+    row = rows[-1] if best is None else rows[best - 1]
+    set_sigma(
+        net, row["epoch"] - 1, options
+    )  # checkpoints have none, and unrounded kernels need it
+    test, size = sets.get("test"), options.batch_size
     result = {key: vars(options)[key] for key in ("dataset", "delays", "seed", "epochs")}
     return result | {
         "parameters": count_parameters(net),
-        "test_accuracy": evaluate(net, test, options.batch_size) if test else None,
+        "test_accuracy": None if test is None else evaluate(net, test, size),
         "rule": "last epoch" if best is None else f"best on validation, epoch {best}",
-        "valid_accuracy": last_row["valid_accuracy"],
+        "valid_accuracy": row["valid_accuracy"],
         "best_on_test": max(row["test_accuracy"] for row in rows) if best is None else None,
-        "unrounded_accuracy": evaluate_unrounded(net, test, options.batch_size) if test else None,
+        "unrounded_accuracy": None if test is None else evaluate_unrounded(net, test, size),
         "seconds": sum(row["seconds"] for row in rows),
     }
 
 
-def moved_ms(net: nn.Module, first: list[Tensor], options: argparse.Namespace) -> float:
-    """How far the delays are from the `first` ones, the mean of all synapses in ms."""
+def moved_ms(net: nn.Module, first_delays: list[Tensor], options: argparse.Namespace) -> float:
+    """How far the delays are from the first ones, in ms: the mean of all that are stored."""
     ways = []
-    for layer, before in zip(delayed_layers(net), first, strict=True):
-        ways.append(existing(layer, (layer.delay.detach() - before).abs()))
+    for layer, before in zip(delayed_layers(net), first_delays, strict=True):
+        ways.append(connected(layer, (layer.delay.detach() - before).abs()))
     return torch.cat(ways).mean().item() * data.DATASETS[options.dataset].step_ms
 
 
 def set_backend() -> None:
-    """The same numbers on every device, and two settings that make a CPU fast."""
+    """Full precision on a GPU, and two settings that make a CPU fast."""
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     # Far taps of a Gaussian are denormal numbers, with which some CPUs compute at half the speed.
     torch.set_flush_denormal(True)
-    if platform.libc_ver()[0] == "glibc":  # keep freed blocks of memory for the next step
+    if platform.libc_ver()[0] == "glibc":
+        # Big blocks of memory go back to the system when they are freed, and come back as pages
+        # that have to be cleared, in each step.  These two settings keep them.
         libc = ctypes.CDLL(None)
         libc.mallopt(-4, 0)  # M_MMAP_MAX
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
@@ -399,7 +428,7 @@ def set_backend() -> None:
 
 @contextmanager
 def claimed_run(options: argparse.Namespace):
-    """Keeps others from the folder of a run; yields the state to continue from, or None."""
+    """Keeps other processes from the folder of a run; yields its saved state to resume, or None."""
     last = os.path.join(options.out, "last.pt")
     os.makedirs(options.out, exist_ok=True)
     with data.claimed(os.path.join(options.out, "claim"), "trains in this folder"):
@@ -436,13 +465,18 @@ def write_log(folder: str, rows: list[dict]) -> None:
 def read_checkpoint(path: str) -> dict:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        return {key: state[key] for key in ("options", "net", "adam", "rows", "first")}
-    except Exception as problem:  # torch has many
+        keys = ("options", "network", "net", "adam", "rows", "first_delays")
+        return {key: state[key] for key in keys}
+    except Exception as problem:  # torch raises many kinds
         raise ValueError(f"{path!r} is no sound checkpoint of train.py, or not there") from problem
 
 
 def load_weights(net: nn.Module, saved: dict, path: str, optimizer=None) -> None:
-    """Loads a checkpoint into a network, and into its optimizer."""
+    """Loads a checkpoint into a network, and into its optimizer if there is one."""
+    if saved["network"] != type(net).__name__:
+        raise ValueError(
+            f"the checkpoint of {path} is of a {saved['network']}: hand it over as net"
+        )
     try:
         net.load_state_dict(saved["net"])
         if optimizer is not None:
@@ -456,8 +490,9 @@ def load_weights(net: nn.Module, saved: dict, path: str, optimizer=None) -> None
 def load_run(path: str, net: DelaySNN | None = None) -> tuple[DelaySNN, argparse.Namespace]:
     """The network of a run, in evaluation, and the options of the run.
 
-    path: a checkpoint, or a run's folder, of which it takes best.pt, where validation chose an
-    epoch, or else last.pt.  net: the network to load it into, if it is one of your own.
+    path: a checkpoint, or the folder of a run, which then means best.pt, where validation chose an
+        epoch, and else last.pt.
+    net: a network of one's own to load it into.  Its whole_steps are not saved: set them again.
     """
     if os.path.isdir(path):
         best = os.path.join(path, "best.pt")
@@ -518,11 +553,12 @@ def main(argv: list[str] | None = None) -> None:
     except (OSError, ValueError) as problem:
         sys.exit(f"train.py: {problem}")
     except (MemoryError, RuntimeError) as problem:
-        if not isinstance(problem, MemoryError) and "alloc" not in str(problem):
+        # torch says of a GPU "CUDA out of memory ... allocate", of a CPU "can't allocate memory".
+        if not isinstance(problem, MemoryError) and "allocate" not in str(problem):
             raise
-        sys.exit("train.py: out of memory: use a smaller --batch-size, or a smaller network")
+        sys.exit("train.py: out of memory: a new run with a smaller --batch-size may fit")
     except KeyboardInterrupt:
-        if options and os.path.exists(os.path.join(options.out, "last.pt")):
+        if options and not options.eval and os.path.exists(os.path.join(options.out, "last.pt")):
             again = f"python train.py --out {shlex.quote(options.out)} --resume"
             sys.exit(f"\nstopped; to continue: {again}")
         sys.exit("\nstopped before anything was saved")
