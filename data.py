@@ -128,7 +128,8 @@ def whole_numbers(name: str, values, upper: int | None = None) -> np.ndarray:
         found = f"type {array.dtype} and shape {list(array.shape)}"
         raise ValueError(f"{name} has {found}: expected a list of whole numbers.")
     wanted = "at least 0" if upper is None else f"0..{upper - 1}"
-    right = (array >= 0) & (array < (np.inf if upper is None else upper)) & (array % 1 == 0)
+    limit = np.inf if upper is None else upper
+    right = (array >= 0) & (array < limit) & (array == np.floor(array))
     if not right.all():
         at = right.argmin()  # the first that is not right
         raise ValueError(f"{name} {at} is {array[at]}: expected a whole number, {wanted}.")
@@ -288,7 +289,8 @@ def fetch(name: str, data_dir: str) -> str:
             except (OSError, ValueError, http.client.HTTPException) as problem:
                 if getattr(problem, "code", None) == 416:  # complete, yet not right
                     os.remove(path + ".part")
-                problems.append(f"{server}: {problem or type(problem).__name__}")
+                words = " ".join(str(problem).split()) or type(problem).__name__
+                problems.append(f"{server}: {words}")
     raise OSError(
         f"{name} is not in {data_dir} and could not be fetched ({'; '.join(problems)}): put it "
         f"there from {' or '.join(SERVERS)}, or try --dataset toy, which needs no files"

@@ -465,6 +465,8 @@ def write_log(folder: str, rows: list[dict]) -> None:
 def read_checkpoint(path: str) -> dict:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+        if "data_dir" not in state["options"] or "epoch" not in state["rows"][-1]:
+            raise ValueError("made by another program")
         keys = ("options", "network", "net", "adam", "rows", "first_delays")
         return {key: state[key] for key in keys}
     except Exception as problem:  # torch raises many kinds
@@ -473,16 +475,18 @@ def read_checkpoint(path: str) -> dict:
 
 def load_weights(net: nn.Module, saved: dict, path: str, optimizer=None) -> None:
     """Loads a checkpoint into a network, and into its optimizer if there is one."""
-    if saved["network"] != type(net).__name__:
+    kind = saved["network"]
+    if kind != type(net).__name__:
         raise ValueError(
-            f"the checkpoint of {path} is of a {saved['network']}: hand it over as net"
+            f"the checkpoint of {path} is of another network: hand over a {kind} as net"
         )
     try:
         net.load_state_dict(saved["net"])
         if optimizer is not None:
             optimizer.load_state_dict(saved["adam"])
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as problem:
-        raise ValueError(f"the checkpoint of {path} is of another network: {problem}") from problem
+        words = " ".join(str(problem).split())  # torch puts them on several lines
+        raise ValueError(f"the checkpoint of {path} is of another network: {words}") from problem
     if not all(value.isfinite().all() for value in saved["net"].values()):
         raise ValueError(f"the checkpoint of {path} has weights or delays that are not finite")
 
