@@ -1,10 +1,12 @@
 """Every claim against an independent, slow oracle: `python -m pytest -q`, offline, one thread."""
 
+import csv
 import gzip
 import hashlib
 import http.server
 import io
 import itertools
+import json
 import math
 import os
 import signal
@@ -1980,3 +1982,987 @@ def test_ctrl_c_before_anything_is_saved_promises_nothing(tmp_path, monkeypatch)
     monkeypatch.setattr(train, "train", interrupted)
     with pytest.raises(SystemExit, match="stopped before anything was saved"):
         train.main(["--dataset", "toy", "--out", str(tmp_path / "r")])
+
+
+# ------------------------------------------------------------------------- a data set of the tests
+
+# Small, with samples of 8 to 14 steps of 4 ms.  No number is a default of another data set.
+LITTLE_INPUTS, LITTLE_CLASSES, LITTLE_STEP_MS = 5, 3, 4.0
+LITTLE_SIZES = {"train": 44, "valid": 27, "test": 61}
+LITTLE = dict(hidden=7, layers=2, taps=6, tau=12.0, dropout=0.2, batch_size=8, epochs=9)
+
+
+def little_samples(split):
+    """[(counts [steps, inputs], label, speaker)].  A class is the input that spikes most."""
+    rng = np.random.default_rng(LITTLE_SIZES[split])
+    samples = []
+    for number in range(LITTLE_SIZES[split]):
+        label, speaker = number % LITTLE_CLASSES, number % 4
+        rate = np.full(LITTLE_INPUTS, 0.1)
+        rate[label] = 0.4
+        counts = rng.poisson(rate, (rng.integers(8, 15), LITTLE_INPUTS))
+        samples.append((counts, label, speaker))
+    return samples
+
+
+def read_little(split, data_dir):
+    counts, labels, speakers = zip(*little_samples(split), strict=True)
+    rows = torch.from_numpy(np.concatenate(counts).astype(np.uint8))
+    steps = torch.tensor([len(sample) for sample in counts])
+    return data.Spikes(rows, steps, torch.tensor(labels), np.array(speakers))
+
+
+@pytest.fixture
+def little(monkeypatch):
+    """Two data sets of one's own, each by one row in data.py's table and one in train.py's."""
+    for name, splits in (("little", ("train", "test")), ("validated", ("train", "valid", "test"))):
+        row = data.Dataset(read_little, splits, LITTLE_INPUTS, LITTLE_CLASSES, LITTLE_STEP_MS)
+        monkeypatch.setitem(data.DATASETS, name, row)
+        monkeypatch.setitem(train.DEFAULTS, name, LITTLE)
+
+
+def options_of(out, *words):
+    return train.parse(["--device", "cpu", "--out", str(out), *map(str, words)])
+
+
+def state_of(net):
+    return {name: value.detach().clone() for name, value in net.state_dict().items()}
+
+
+def log_of(folder):
+    with open(folder / "log.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def result_of(folder):
+    return json.loads((folder / "result.json").read_text())
+
+
+def same_bits(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def record_batches(monkeypatch):
+    """The shuffled batches of all epochs to come, [[[index, ..], ..], ..]."""
+    epochs = []
+    draw = data.batches
+
+    def batches(spikes, size, shuffle=True, **more):
+        drawn = draw(spikes, size, shuffle, **more)
+        if shuffle:
+            epochs.append([indices.tolist() for indices, _ in drawn])
+        return drawn
+
+    monkeypatch.setattr(data, "batches", batches)
+    return epochs
+
+
+def record_dropout(monkeypatch):
+    """The dropout masks of all batches and layers to come."""
+    masks = []
+    draw = torch.nn.functional.dropout
+
+    def dropout(*args, **kwargs):
+        mask = draw(*args, **kwargs)
+        masks.append(mask.detach().clone())
+        return mask
+
+    monkeypatch.setattr(delays.F, "dropout", dropout)
+    return masks
+
+
+# ------------------------------------------------------------------- the whole training, done twice
+
+# A slow trainer that uses nothing of the project.  A network is a dictionary of tensors, under the
+# names that they have in the program; it has two hidden layers.
+
+
+def plain_kernel(weight, delay, taps, sigma):
+    """[out, in, taps]: Gaussians, or one tap at the rounded delay where sigma is None."""
+    bells = []
+    for d in range(taps):
+        if sigma is None:
+            bells.append((delay.round() == d).double())
+        else:
+            bells.append(torch.exp(-(((d - delay) / sigma) ** 2) / 2))
+    bells = torch.stack(bells, -1)
+    if sigma is not None:
+        bells = bells / (bells.sum(-1, keepdim=True) + 1e-7)
+    kernel = weight[..., None] * bells  # [out, in, taps] or [count, out, in, taps]
+    return kernel.sum(0) if kernel.dim() == 4 else kernel
+
+
+def plain_delayed_sum(x, kernel, tail):
+    """[B, T + tail, out]: for every delay the input is shifted by it, and weighed."""
+    x = torch.cat([x, torch.zeros(len(x), tail, x.shape[2]).double()], 1)
+    steps = x.shape[1]
+    y = 0
+    for d in range(kernel.shape[2]):
+        late = torch.cat([torch.zeros(len(x), d, x.shape[2]).double(), x], 1)[:, :steps]
+        y = y + late @ kernel[:, :, d].T
+    return y
+
+
+def plain_norm(net, i, current, training):
+    """Batch norm over batch and time; in training it moves the running statistics."""
+    mean, variance = net[f"norms.{i}.running_mean"], net[f"norms.{i}.running_var"]
+    if training:
+        n = current.shape[0] * current.shape[1]
+        own_mean = current.mean((0, 1))
+        own_variance = ((current - own_mean) ** 2).mean((0, 1))
+        mean.copy_(0.9 * mean + 0.1 * own_mean.detach())
+        variance.copy_(0.9 * variance + 0.1 * own_variance.detach() * n / (n - 1))
+        mean, variance = own_mean, own_variance
+    current = (current - mean) / torch.sqrt(variance + 1e-5)
+    return current * net[f"norms.{i}.weight"] + net[f"norms.{i}.bias"]
+
+
+def plain_lif(current, tau):
+    v = torch.zeros_like(current[:, 0])
+    spikes = []
+    for t in range(current.shape[1]):
+        h = (1 - 1 / tau) * v + current[:, t]
+        s = (h >= 1).double()
+        smooth = torch.atan(math.pi / 2 * 5 * (h - 1)) / math.pi
+        spikes.append(s + (smooth - smooth.detach()))
+        v = h * (1 - s)  # s has no gradient
+    return torch.stack(spikes, 1)
+
+
+def plain_readout(current, tau):
+    v = torch.zeros_like(current[:, 0])
+    membrane = []
+    for t in range(current.shape[1]):
+        v = (1 - 1 / tau) * v + current[:, t]
+        membrane.append(v)
+    return torch.stack(membrane, 1)
+
+
+def plain_forward(net, x, options, sigma, tail, masks=None):
+    """Class scores [B, classes], and the rates of the hidden layers [2, B].
+
+    masks: of dropout, if this is training.
+    """
+    taps = 1 if options.delays == "none" else options.taps
+    tau = options.tau / LITTLE_STEP_MS
+    rates = []
+    for i in (0, 1, 2):
+        weight = net[f"layers.{i}.weight"]
+        if f"layers.{i}.mask" in net:
+            weight = weight * net[f"layers.{i}.mask"]
+        kernel = plain_kernel(weight, net[f"layers.{i}.delay"], taps, sigma)
+        current = plain_delayed_sum(x, kernel, tail)
+        if i < 2:
+            spikes = plain_lif(plain_norm(net, i, current, masks is not None), tau)
+            rates.append(spikes.detach().mean((1, 2)))
+            x = spikes if masks is None else spikes * masks[i]
+    share = torch.exp(plain_readout(current, tau))
+    share = share / share.sum(2, keepdim=True)
+    return share.sum(1), torch.stack(rates)
+
+
+def plain_accuracy(net, samples, options, sigma=None):
+    """Each sample alone, over its own steps and all tails, which is enough silence for each layer.
+
+    Delays are whole steps; with a sigma, the Gaussians of training.
+    """
+    tail = 0 if options.delays == "none" else options.taps // 2
+    hits = 0
+    for counts, label, _ in samples:
+        silence = np.zeros((3 * tail, LITTLE_INPUTS))
+        x = torch.from_numpy(np.concatenate([counts, silence])[None])
+        scores, _ = plain_forward(net, x, options, sigma, tail=0)
+        hits += scores.argmax().item() == label
+    return hits / len(samples)
+
+
+def plain_sigma(epoch, options):
+    """Of the kernels of training; None: they have one tap."""
+    if options.delays in ("fixed", "none"):
+        return None
+    quarter = options.epochs // 4
+    if options.delays == "constant-sigma" or epoch >= quarter:
+        return 0.5
+    widest = options.taps // 2
+    return 0.27 + widest * (0.23 / widest) ** (epoch / quarter)
+
+
+def plain_batch(samples, indices):
+    """Counts, padded with zeros to the longest, [B, T, inputs], and labels."""
+    longest = max(len(samples[index][0]) for index in indices)
+    x = torch.zeros(len(indices), longest, LITTLE_INPUTS).double()
+    for b, index in enumerate(indices):
+        counts = samples[index][0]
+        x[b, : len(counts)] = torch.from_numpy(counts)
+    return x, torch.tensor([samples[index][1] for index in indices])
+
+
+def plain_epoch(net, optimizers, samples, batches, masks, options, sigma):
+    """A pass over the training samples; returns loss, accuracy and the two rates."""
+    taps = 1 if options.delays == "none" else options.taps
+    losses, hits, rates = [], [], []
+    for indices in batches:
+        x, labels = plain_batch(samples, indices)
+        own_masks = [next(masks), next(masks)]
+        scores, own_rates = plain_forward(net, x, options, sigma, taps // 2, own_masks)
+        right = scores[torch.arange(len(labels)), labels]
+        loss = scores.exp().sum(1).log() - right  # cross-entropy of each sample
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss.mean().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        for i in (0, 1, 2):
+            net[f"layers.{i}.delay"].data.clamp_(0, taps - 1)
+        losses += loss.tolist()
+        hits += (scores.argmax(1) == labels).tolist()
+        rates += own_rates.T.tolist()
+    return np.mean(losses), np.mean(hits), *np.mean(rates, 0)
+
+
+def plain_moved_ms(net, start):
+    ways = []
+    for i in (0, 1, 2):
+        way = (net[f"layers.{i}.delay"].detach() - start[f"layers.{i}.delay"]).abs()
+        there = start.get(f"layers.{i}.mask", torch.ones(way.shape[-2:], dtype=torch.bool))
+        ways += (LITTLE_STEP_MS * way)[there.expand_as(way)].tolist()
+    return np.mean(ways)
+
+
+def plain_training(start, options, epochs, masks, sets):
+    """Yields the network and the row of the log after each epoch."""
+    net = {name: value.clone() for name, value in start.items()}
+    weights = [net[f"layers.{i}.weight"].requires_grad_() for i in (0, 1, 2)]
+    norms = [
+        net[f"norms.{i}.{name}"].requires_grad_() for i in (0, 1) for name in ("weight", "bias")
+    ]
+    decayed = {"params": weights, "weight_decay": options.weight_decay}
+    adam = torch.optim.Adam([decayed, {"params": norms}])
+    optimizers = [adam]
+    cycle = torch.optim.lr_scheduler.OneCycleLR(adam, options.lr, total_steps=options.epochs)
+    cosine = None
+    if options.delays in ("learned", "constant-sigma"):
+        moving = [net[f"layers.{i}.delay"].requires_grad_() for i in (0, 1, 2)]
+        optimizers.append(torch.optim.Adam(moving, lr=options.delay_lr))
+        cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizers[1], options.epochs)
+
+    watched = "valid" if "valid" in sets else "test"
+    masks = iter(masks)
+    for epoch, batches in enumerate(epochs):
+        sigma = plain_sigma(epoch, options)
+        row = {"epoch": epoch + 1, "sigma": sigma, "lr": adam.param_groups[0]["lr"]}
+        means = plain_epoch(net, optimizers, sets["train"], batches, masks, options, sigma)
+        row["loss"], row["train_accuracy"], row["rate_1"], row["rate_2"] = means
+        row["valid_accuracy"] = row["test_accuracy"] = None
+        with torch.no_grad():
+            row[f"{watched}_accuracy"] = plain_accuracy(net, sets[watched], options)
+        row["moved_ms"] = plain_moved_ms(net, start)
+        yield {name: value.detach().clone() for name, value in net.items()}, row
+        if epoch + 1 < options.epochs:
+            cycle.step()
+            if cosine is not None:
+                cosine.step()
+
+
+RECIPES = [
+    "learned",
+    "learned --kernel-count 2 --connections 3 --valid-speakers 1,2",
+    "constant-sigma --kernel-count 2",
+    "constant-sigma --connections 3 --conv direct",
+    "fixed --kernel-count 2 --connections 3",
+    "fixed --valid-speakers 0",
+    "none --kernel-count 2",
+    "none --connections 3",
+]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_whole_training_is_that_of_a_slow_trainer(recipe, little, tmp_path, monkeypatch):
+    rates = "--lr 0.03 --delay-lr 0.3 --weight-decay 0.005"
+    words = f"--dataset little {rates} --delays {recipe}".split()
+    options = options_of(tmp_path / "run", *words)
+    epochs, masks = record_batches(monkeypatch), record_dropout(monkeypatch)
+    net = train.build(options).double()
+    start = state_of(net)
+    seen = []
+    result = train.train(options, net, lambda net, row: seen.append((state_of(net), row)))
+
+    sets = {split: little_samples(split) for split in ("train", "test")}
+    if options.valid_speakers:
+        held_out = [int(speaker) for speaker in options.valid_speakers.split(",")]
+        sets["valid"] = [sample for sample in sets["train"] if sample[2] in held_out]
+        sets["train"] = [sample for sample in sets["train"] if sample[2] not in held_out]
+    samples = len(sets["train"])
+    for batches in epochs:  # each has every sample once, and the ragged rest is one of its batches
+        assert sorted(sum(batches, [])) == list(range(samples))
+        assert sorted(map(len, batches)) == [samples % 8] + [8] * (samples // 8)
+    for mask, batch in zip(masks[::2], sum(epochs, []), strict=True):
+        assert mask.shape == (len(batch), 1, 7)
+    drawn = torch.cat([mask.flatten() for mask in masks])
+    assert set(drawn.tolist()) == {0.0, 1 / 0.8}
+    assert (drawn == 0).double().mean().item() == pytest.approx(0.2, rel=0, abs=0.03)
+
+    want = []
+    twice = zip(seen, plain_training(start, options, epochs, masks, sets), strict=True)
+    for (net_there, row_there), (net_here, row_here) in twice:
+        want.append((net_here, row_here))
+        for key, value in row_here.items():
+            there = row_there[key]
+            if value is not None:  # hits are averaged in single precision
+                exact = 1e-7 if key == "train_accuracy" else 1e-9
+                value = pytest.approx(value, rel=exact, abs=exact)
+            assert there == value, (row_here["epoch"], key)
+        for name, value in net_here.items():
+            if not name.endswith("num_batches_tracked"):
+                torch.testing.assert_close(net_there[name], value, rtol=1e-9, atol=1e-9)
+    assert len(want) == 9
+    for line, (_, row) in zip(log_of(tmp_path / "run"), seen, strict=True):
+        for key, value in row.items():
+            assert line[key] == ("" if value is None else str(value)), key
+
+    at = 8
+    if options.valid_speakers:
+        accuracies = [row["valid_accuracy"] for _, row in want]
+        at = accuracies.index(max(accuracies))
+    chosen, row = want[at]
+    sigma = plain_sigma(at, options)
+    assert result["test_accuracy"] == plain_accuracy(chosen, sets["test"], options)
+    assert 0.4 < result["test_accuracy"] < 0.9  # or little could be seen
+    unrounded = None if sigma is None else plain_accuracy(chosen, sets["test"], options, sigma)
+    assert result["unrounded_accuracy"] == unrounded
+    assert result["valid_accuracy"] == row["valid_accuracy"]
+    if not options.valid_speakers:
+        assert result["best_on_test"] == max(row["test_accuracy"] for _, row in want)
+    if sigma is not None:  # the delays came to both ends of their range
+        ends = torch.cat([want[-1][0][f"layers.{i}.delay"].flatten() for i in (0, 1, 2)])
+        assert (ends == 0).any() and (ends == 5).any()
+
+
+# ------------------------------------------------------------------------ files of spoken words
+
+# A word is a band of channels, so that a few epochs learn something.
+
+
+def write_words(folder, dataset, sizes, classes, speakers):
+    """Files in the layout of SHD and SSC; sizes: how many samples each split has."""
+    rng = np.random.default_rng(0)
+    for split, size in sizes.items():
+        labels = np.arange(size) % classes
+        with h5py.File(folder / f"{dataset}_{split}.h5", "w") as file:
+            times = file.create_dataset("spikes/times", size, h5py.vlen_dtype(np.float16))
+            units = file.create_dataset("spikes/units", size, h5py.vlen_dtype(np.uint16))
+            for n, label in enumerate(labels):
+                spikes = rng.integers(60, 120)
+                times[n] = np.sort(rng.uniform(0.01, rng.uniform(0.1, 0.3), spikes))
+                units[n] = 20 * label + rng.integers(0, 20, spikes)
+            file["labels"] = labels.astype(np.uint16)
+            names = [speakers[n % len(speakers)] for n in range(size)]
+            kind = h5py.string_dtype() if isinstance(names[0], str) else np.uint16
+            file.create_dataset("extra/speaker", data=names, dtype=kind)
+
+
+def write_shd(folder):
+    """Speaker 2 has 8 of the 24 training samples."""
+    write_words(folder, "shd", {"train": 24, "test": 9}, 20, [0, 1, 2])
+
+
+def write_ssc(folder):
+    """As published: speakers are strings, and files are zipped."""
+    sizes = {"train": 70, "valid": 21, "test": 35}
+    write_words(folder, "ssc", sizes, 35, ["c50f55b8", "1e9b215e", "0ff728b5"])
+    for split in sizes:
+        name = f"ssc_{split}.h5"
+        with zipfile.ZipFile(folder / f"{name}.zip", "w") as archive:
+            archive.write(folder / name, name)
+        (folder / name).unlink()
+
+
+def program(*words, code=None):
+    """Runs train.py, or a piece of code beside it, on one thread."""
+    script = [train.__file__] if code is None else ["-c", code]
+    return subprocess.run(
+        [sys.executable, *script, *map(str, words)],
+        cwd=os.path.dirname(train.__file__),
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+
+
+# ------------------------------------------------------------------- the rule behind each headline
+
+
+# Splits are told apart by their sizes.
+SPLIT_OF_SIZE = {61: "test", 27: "valid", 22: "valid"}  # little; half of its training samples
+SPLIT_OF_SIZE |= {9: "test", 8: "valid", 35: "test", 21: "valid"}  # the files
+
+
+def make_up_accuracies(monkeypatch, table):
+    """Puts made-up accuracies in place of train.evaluate: table[split] has one an epoch.
+
+    An accuracy belongs to weights, so it is looked up by them: new weights are those of the next
+    epoch.  Returns the list of (what was evaluated, of which epoch), which grows during the run.
+    """
+    asked, weights = [], []
+
+    def evaluate(net, spikes, batch_size):
+        now = net.layers[0].weight.detach().clone()
+        if not any(torch.equal(now, there) for there in weights):
+            weights.append(now)
+        epoch = [torch.equal(now, there) for there in weights].index(True) + 1
+        split = SPLIT_OF_SIZE[len(spikes.labels)]
+        if not net.layers[0].whole_steps:
+            split = f"{split}, unrounded"
+        asked.append((split, epoch))
+        return table[split][epoch - 1]
+
+    monkeypatch.setattr(train, "evaluate", evaluate)
+    return asked
+
+
+MADE_UP = {
+    "valid": [0.2, 0.6, 0.5, 0.6, 0.3],
+    "test": [0.1, 0.45, 0.9, 0.75, 0.4],
+    "test, unrounded": [0.15, 0.55, 0.95, 0.8, 0.5],
+}
+
+
+def test_without_validation_the_headline_is_the_last_epoch(little, tmp_path, monkeypatch, capsys):
+    make_up_accuracies(monkeypatch, MADE_UP)
+    words = f"--dataset little --device cpu --epochs 5 --out {tmp_path / 'run'}"
+    train.main(words.split())
+    result = result_of(tmp_path / "run")
+    assert result["test_accuracy"] == 0.4
+    assert result["rule"] == "last epoch"
+    assert result["best_on_test"] == 0.9
+    assert result["unrounded_accuracy"] == 0.5
+    assert result["valid_accuracy"] is None
+    assert [float(row["test_accuracy"]) for row in log_of(tmp_path / "run")] == MADE_UP["test"]
+    assert all(row["valid_accuracy"] == "" for row in log_of(tmp_path / "run"))
+    assert not (tmp_path / "run/best.pt").exists()
+    printed = capsys.readouterr().out
+    assert "test accuracy 40.00%" in printed and "best on test 90.00%" in printed
+    assert "unrounded accuracy 50.00%" in printed
+
+
+VALIDATED = [
+    "--dataset little --valid-speakers 1,3",
+    "--dataset validated",
+    "--dataset shd --valid-speakers 2 --data-dir DATA",
+    "--dataset ssc --data-dir DATA",
+]
+
+
+def validated_options(tmp_path, words):
+    write_shd(tmp_path)
+    write_ssc(tmp_path)
+    sizes = "--hidden 6 --layers 1 --taps 5 --epochs 5"
+    words = f"{words} {sizes}".replace("DATA", str(tmp_path)).split()
+    return options_of(tmp_path / "run", *words)
+
+
+@pytest.mark.parametrize("words", VALIDATED)
+def test_validation_chooses_the_epoch_and_test_is_read_once(words, little, tmp_path, monkeypatch):
+    asked = make_up_accuracies(monkeypatch, MADE_UP)
+    result = train.train(validated_options(tmp_path, words))
+    assert asked[:5] == [("valid", epoch) for epoch in (1, 2, 3, 4, 5)]
+    assert sorted(asked[5:]) == [("test", 2), ("test, unrounded", 2)]
+    assert result["test_accuracy"] == 0.45
+    assert result["valid_accuracy"] == 0.6
+    assert result["unrounded_accuracy"] == 0.55
+    assert result["rule"] == "best on validation, epoch 2"
+    assert result["best_on_test"] is None
+    rows = log_of(tmp_path / "run")
+    assert [float(row["valid_accuracy"]) for row in rows] == MADE_UP["valid"]
+    assert [row["test_accuracy"] for row in rows] == [""] * 5
+
+
+@pytest.mark.parametrize("words", VALIDATED[2:])
+def test_no_test_never_opens_the_test_file(words, little, tmp_path, monkeypatch):
+    asked = make_up_accuracies(monkeypatch, MADE_UP)
+    options = validated_options(tmp_path, f"{words} --no-test")
+    for name in ("shd_test.h5", "ssc_test.h5.zip"):
+        (tmp_path / name).unlink()
+    monkeypatch.setattr(data, "fetch", lambda name, folder: pytest.fail(f"{name} was fetched"))
+    result = train.train(options)
+    assert {split for split, _ in asked} == {"valid"}
+    assert result["test_accuracy"] is None
+    assert result["unrounded_accuracy"] is None
+    assert result["best_on_test"] is None
+    assert result["valid_accuracy"] == 0.6
+    assert result["rule"] == "best on validation, epoch 2"
+    assert json.loads((tmp_path / "run/config.json").read_text())["samples"].keys() == {
+        "train",
+        "valid",
+    }
+
+
+def test_no_test_needs_a_validation_set(tmp_path):
+    write_shd(tmp_path)
+    options = options_of(tmp_path / "run", "--data-dir", tmp_path, "--no-test")
+    with pytest.raises(ValueError, match="--no-test: .* --valid-speakers"):
+        train.train(options)
+    assert not (tmp_path / "run/log.csv").exists()
+
+
+def test_speech_commands_from_files_to_the_last_line(tmp_path):
+    write_ssc(tmp_path)
+    sizes = "--dataset ssc --hidden 24 --layers 1 --taps 5 --dropout 0 --epochs 6 --batch-size 10"
+    words = [*sizes.split(), "--lr", 0.05, "--device", "cpu", "--data-dir", tmp_path]
+    done = program(*words, "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    result, rows = result_of(tmp_path / "run"), log_of(tmp_path / "run")
+    accuracies = [float(row["valid_accuracy"]) for row in rows]
+    best = accuracies.index(max(accuracies))
+    assert len(rows) == 6 and max(accuracies) > 0.3  # chance is 0.03
+    assert result["rule"] == f"best on validation, epoch {best + 1}"
+    assert result["valid_accuracy"] == max(accuracies)
+    assert [row["test_accuracy"] for row in rows] == [""] * 6
+    assert result["dataset"] == "ssc" and result["epochs"] == 6
+    assert result["parameters"] == 2 * (140 * 24 + 24 * 35) + 2 * 24
+    assert f"test accuracy {result['test_accuracy']:.2%}" in done.stdout
+    assert result["rule"] in done.stdout
+
+    net, options = train.load_run(tmp_path / "run")
+    test = data.load("ssc", "test", tmp_path)
+    assert sorted(set(test.speakers)) == ["0ff728b5", "1e9b215e", "c50f55b8"]
+    assert train.evaluate(net, test, 7) == result["test_accuracy"] > 0.3
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert config["samples"] == {"train": 70, "valid": 21, "test": 35}
+    names = [f"ssc_{split}.h5.zip" for split in ("train", "valid", "test")]
+    assert config["md5"] == {name: data.md5(tmp_path / name) for name in names}
+
+
+# ------------------------------------------------------------------------------- the paper's table
+
+PAPER = {
+    "shd": dict(epochs=150, batch_size=256, hidden=256, layers=2, taps=25, tau=10.05, dropout=0.4),
+    "ssc": dict(epochs=60, batch_size=128, hidden=512, layers=3, taps=31, tau=15, dropout=0.25),
+}
+OF_BOTH = dict(lr=5e-3, delay_lr=0.1, weight_decay=1e-5, delays="learned", connections=0, seed=0)
+
+
+@pytest.mark.parametrize("dataset", ["shd", "ssc"])
+def test_defaults_are_the_papers(dataset):
+    options = vars(train.parse(["--dataset", dataset]))
+    want = PAPER[dataset] | OF_BOTH | {"kernel_count": 1, "valid_speakers": "", "no_test": False}
+    assert {key: options[key] for key in want} == want
+    assert options["out"] == f"runs/{dataset}-learned-0"
+
+
+def test_defaults_of_the_toy_task():
+    options = vars(train.parse(["--dataset", "toy"]))
+    want = OF_BOTH | dict(epochs=20, batch_size=50, layers=1, taps=25, tau=10.05, dropout=0)
+    assert {key: options[key] for key in want} == want
+
+
+def test_published_files_and_their_servers():
+    assert data.SERVERS == ["https://zenkelab.org/datasets", "https://compneuro.net/datasets"]
+    want = {
+        "shd_train.h5.gz": "d47c9825dee33347913e8ce0f2be08b0",
+        "shd_test.h5.gz": "3062a80ec0c5719404d5b02e166543b1",
+        "ssc_train.h5.zip": "d102be95e7144fcc0553d1f45ba94170",
+        "ssc_valid.h5.zip": "b4eee3516a4a90dd0c71a6ac23a8ae43",
+        "ssc_test.h5.zip": "a35ff1e9cffdd02a20eb850c17c37748",
+    }
+    assert {name: data.MD5[name] for name in want} == want
+
+
+@pytest.mark.parametrize(
+    "words, layers, parameters",
+    [
+        ("--dataset shd", [(140, 256), (256, 256), (256, 20)], 214_016),
+        ("--dataset shd --delays fixed", [(140, 256), (256, 256), (256, 20)], 107_520),
+        (
+            "--dataset ssc --kernel-count 2",
+            [(140, 512), (512, 512), (512, 512), (512, 35)],
+            2_458_624,
+        ),
+        ("--dataset toy --hidden 16", [(8, 16), (16, 10)], 2 * (8 * 16 + 16 * 10) + 32),
+        (
+            "--dataset shd --connections 10 --kernel-count 2",
+            [(140, 256), (256, 256), (256, 20)],
+            2 * 2 * 10 * (256 + 256 + 20) + 1024,
+        ),
+    ],
+)
+def test_the_networks_of_the_options(words, layers, parameters):
+    options = train.parse([*words.split(), "--device", "cpu"])
+    net = train.build(options)
+    assert train.count_parameters(net) == parameters
+    assert net.tau == pytest.approx(options.tau / 10, rel=1e-12)
+    assert net.dropout == options.dropout
+    assert len(net.layers) == len(layers)
+    for layer, (inputs, outputs) in zip(net.layers, layers, strict=True):
+        assert layer.weight.shape[-2:] == (outputs, inputs)
+        own = options.connections or inputs
+        bound = math.sqrt(6 / (own * options.kernel_count))  # Kaiming's, uniform, for relu
+        assert 0.9 * bound < layer.weight.max() <= bound
+        assert -0.9 * bound > layer.weight.min() >= -bound
+        assert 0 <= layer.delay.min() < 1
+        assert options.taps - 2 < layer.delay.max() <= options.taps - 1
+
+
+# ---------------------------------------------------------------------------------- continued runs
+
+SHORT = "--hidden 6 --layers 1 --taps 5 --epochs 6 --batch-size 10 --lr 0.02 --device cpu"
+
+KILLED = """
+import os, signal, sys, train
+
+def kill(net, row):
+    if row["epoch"] == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+train.train(train.parse(sys.argv[1:]), on_epoch=kill)
+"""
+
+
+def assert_same_run(one, other):
+    """Two folders hold the same run, bit for bit, all but its seconds."""
+    assert sorted(os.listdir(one)) == sorted(os.listdir(other))
+    for name in ("last.pt", "best.pt"):
+        if (one / name).exists():
+            first, second = (torch.load(run / name, weights_only=True) for run in (one, other))
+            assert same_bits(first["net"], second["net"])
+    logs, results = [log_of(one), log_of(other)], [result_of(one), result_of(other)]
+    for rows, result in zip(logs, results, strict=True):
+        assert result.pop("seconds") > 0
+        assert [int(row["epoch"]) for row in rows] == list(range(1, result["epochs"] + 1))
+        for row in rows:
+            assert float(row.pop("seconds")) > 0
+    assert logs[0] == logs[1]
+    assert results[0] == results[1]
+
+
+def test_resumed_equals_uninterrupted_after_sigkill(tmp_path):
+    write_shd(tmp_path)
+    words = [*SHORT.split(), "--data-dir", tmp_path]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    train.train(options_of(whole, *words))
+    killed = program(*words, "--out", cut, code=KILLED)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert len(log_of(cut)) == 3
+    (cut / "log.csv").unlink()  # it is written anew from the checkpoint
+    train.train(options_of(cut, "--resume"))
+    assert_same_run(cut, whole)
+    train.train(options_of(cut, "--resume"))  # nothing is left to do
+    assert_same_run(cut, whole)
+
+
+class Killed(BaseException):
+    """Ends a run as a kill does: no handler of errors sees it."""
+
+
+def test_a_run_may_end_before_any_of_its_files_has_its_name(little, tmp_path, monkeypatch):
+    words = ["--dataset", "validated", "--epochs", 4, "--hidden", 4, "--batch-size", 22]
+    rename, names = os.replace, []
+
+    def evaluate(net, spikes, batch_size):
+        epoch = net.norms[0].num_batches_tracked.item() // 2  # 44 samples are 2 batches
+        return [0.2, 0.5, 0.4, 0.6][epoch - 1]
+
+    def rename_some(source, target):
+        names.append(os.path.basename(target))
+        if len(names) > allowed:
+            raise Killed
+        rename(source, target)
+
+    monkeypatch.setattr(train, "evaluate", evaluate)
+    monkeypatch.setattr(os, "replace", rename_some)
+    allowed = math.inf
+    whole = tmp_path / "whole"
+    train.train(options_of(whole, *words))
+    assert names.count("last.pt") == names.count("log.csv") == 4
+    assert names.count("best.pt") == 3
+    for end in range(len(names)):
+        names, allowed, cut = [], end, tmp_path / f"cut{end}"
+        with pytest.raises(Killed):
+            train.train(options_of(cut, *words))
+        allowed = math.inf
+        again = ["--resume"] if (cut / "last.pt").exists() else words
+        train.train(options_of(cut, *again))
+        assert_same_run(cut, whole)
+
+
+@pytest.fixture
+def short_run(little, tmp_path):
+    words = "--dataset little --epochs 2 --kernel-count 2 --valid-speakers 1,2"
+    options = options_of(tmp_path / "run", *words.split())
+    return options, train.train(options)
+
+
+def content_of(folder):
+    return {name: (folder / name).read_bytes() for name in os.listdir(folder)}
+
+
+def test_resume_refuses_other_options(short_run, tmp_path):
+    before = content_of(tmp_path / "run")
+    for words in [
+        "--epochs 3",
+        "--seed 1",
+        "--lr 0.001",
+        "--delay-lr 0.2",
+        "--weight-decay 0",
+        "--batch-size 9",
+        "--hidden 8",
+        "--layers 1",
+        "--taps 7",
+        "--tau 16",
+        "--dropout 0.5",
+        "--delays fixed",
+        "--kernel-count 1",
+        "--connections 2",
+        "--valid-speakers 1",
+        "--no-test",
+        "--conv direct",
+        "--dataset toy",
+    ]:
+        option = words.split()[0]
+        with pytest.raises(ValueError, match="the saved run has") as refusal:
+            options_of(tmp_path / "run", "--resume", *words.split())
+        assert option in str(refusal.value)
+    assert options_of(tmp_path / "run", "--resume", "--epochs", 2).epochs == 2
+    assert content_of(tmp_path / "run") == before
+
+
+def test_a_second_run_into_a_folder_is_refused_and_changes_nothing(short_run, tmp_path):
+    options, _ = short_run
+    before = content_of(tmp_path / "run")
+    with pytest.raises(ValueError, match="holds a run .*--resume continues it"):
+        train.train(options)
+    words = "--dataset little --device cpu --epochs 1 --seed 7 --out"
+    with pytest.raises(SystemExit, match="holds a run .*--resume continues it"):
+        train.main([*words.split(), str(tmp_path / "run")])
+    assert content_of(tmp_path / "run") == before
+
+
+def test_eval_prints_the_headline(short_run, tmp_path, capsys):
+    _, result = short_run
+    capsys.readouterr()
+    train.main(["--eval", str(tmp_path / "run/best.pt"), "--device", "cpu"])
+    assert f"test accuracy {result['test_accuracy']:.2%}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dataset", ["little", "validated"])
+def test_load_run_gives_the_network_of_the_headline(dataset, little, tmp_path, monkeypatch):
+    evaluate = train.evaluate
+
+    def second_is_best(net, spikes, batch_size):
+        """Validation, whose 27 samples tell it, is best after the second epoch."""
+        if len(spikes.labels) == 27:
+            return 1 / (1 + abs(net.norms[0].num_batches_tracked.item() / 6 - 2))
+        return evaluate(net, spikes, batch_size)
+
+    monkeypatch.setattr(train, "evaluate", second_is_best)
+    words = f"--dataset {dataset} --epochs 16 --lr 0.1 --delay-lr 0.3".split()
+    result = train.train(options_of(tmp_path / "run", *words))
+    validated = dataset == "validated"
+    assert result["rule"] == ("best on validation, epoch 2" if validated else "last epoch")
+
+    net, options = train.load_run(tmp_path / "run")
+    assert not net.training and options.dataset == dataset
+    test = data.load(dataset, "test", "")
+    assert train.evaluate(net, test, 13) == result["test_accuracy"]
+    sigma = 0.27 + 3 * (0.23 / 3) ** (1 / 4) if validated else 0.5
+    for layer in net.layers:
+        assert layer.sigma == pytest.approx(sigma, rel=1e-12)
+        layer.whole_steps = False
+    assert train.evaluate(net, test, 13) == result["unrounded_accuracy"]
+    assert result["unrounded_accuracy"] != result["test_accuracy"]
+    for layer in net.layers:
+        layer.sigma = 3.27
+    assert train.evaluate(net, test, 13) != result["unrounded_accuracy"]
+
+    last, _ = train.load_run(tmp_path / "run/last.pt")
+    assert same_bits(state_of(last), state_of(net)) != validated
+
+
+# ------------------------------------------------------------------------- a network of one's own
+
+
+class Own(delays.DelaySNN):
+    """Neurons of one's own: they have a threshold to learn, and hear their echo one axon late."""
+
+    def __init__(self, **kwargs):
+        super().__init__(LITTLE_INPUTS, [7, 7], LITTLE_CLASSES, taps=6, tau=3, **kwargs)
+        self.threshold = torch.nn.Parameter(torch.full((7,), 0.8))
+        self.mix = torch.nn.Linear(7, 7)
+        self.echo = delays.DelayedLinear(7, 7, 6, delay_shape=(1, 7))
+
+    def neurons(self, i, current):
+        early = delays.spike(current - self.threshold)
+        late = self.echo(early)[:, : current.shape[1]]
+        return delays.lif(self.mix(early) + late - 0.1 * self.threshold, self.tau)
+
+
+def test_every_parameter_of_a_network_is_trained(little, tmp_path):
+    words = "--dataset little --lr 0.03 --delay-lr 0.4 --weight-decay 0.05"
+    options = options_of(tmp_path / "run", *words.split())
+    torch.manual_seed(0)
+    net = Own().double()
+    start = state_of(net)
+    gradients = {name: [] for name, _ in net.named_parameters()}
+    for name, parameter in net.named_parameters():
+        parameter.register_hook(
+            lambda gradient, name=name: gradients[name].append(gradient.clone())
+        )
+    sigmas = []
+    result = train.train(
+        options, net, lambda net, row: sigmas.append((net.echo.sigma, row["sigma"]))
+    )
+
+    assert all(own == logged for own, logged in sigmas) and len(set(sigmas)) == 3
+    layers = ["layers.0", "layers.1", "layers.2", "echo"]
+    for name, parameter in net.named_parameters():
+        # The same Adam again, from the gradients that the run had.
+        assert len(gradients[name]) == 9 * 6, name
+        want = start[name].clone().requires_grad_()
+        is_delay = name in [f"{layer}.delay" for layer in layers]
+        is_weight = name in [f"{layer}.weight" for layer in layers]
+        adam = torch.optim.Adam([want], lr=0.4, weight_decay=0.05 if is_weight else 0)
+        if is_delay:
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, 9)
+        else:
+            schedule = torch.optim.lr_scheduler.OneCycleLR(adam, 0.03, total_steps=9)
+        for step, gradient in enumerate(gradients[name], 1):
+            want.grad = gradient
+            adam.step()
+            if is_delay:
+                want.data.clamp_(0, 5)
+            if step % 6 == 0 and step < 54:
+                schedule.step()
+        assert not torch.equal(parameter, start[name]), name
+        torch.testing.assert_close(parameter, want, rtol=1e-9, atol=1e-9, msg=name)
+
+    weights = 5 * 7 + 7 * 7 + 7 * 3 + 7 * 7
+    stored_delays = 5 * 7 + 7 * 7 + 7 * 3 + 7  # the echo's are one an axon
+    assert result["parameters"] == weights + stored_delays + 2 * (7 + 7) + 7 + (7 * 7 + 7)
+    way = 0
+    for layer in layers:
+        way += (net.state_dict()[f"{layer}.delay"] - start[f"{layer}.delay"]).abs().sum().item()
+    moved_ms = float(log_of(tmp_path / "run")[-1]["moved_ms"])
+    assert moved_ms == pytest.approx(4.0 * way / stored_delays, rel=1e-9, abs=0)
+
+    loaded, _ = train.load_run(tmp_path / "run", Own().double())
+    assert same_bits(state_of(loaded), state_of(net))
+    for layer in (*loaded.layers, loaded.echo):
+        layer.whole_steps = False
+    test = data.load("little", "test", "")
+    assert train.evaluate(loaded, test, 8) == result["unrounded_accuracy"]
+    loaded.echo.whole_steps = True
+    assert train.evaluate(loaded, test, 8) != result["unrounded_accuracy"]
+    with pytest.raises(ValueError, match="of another network"):
+        train.load_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize("count, connections", [(1, 0), (1, 2), (2, 2)])
+def test_movement_and_parameters_are_of_the_synapses_there_are(
+    count, connections, little, tmp_path
+):
+    sizes = f"--kernel-count {count} --connections {connections}"
+    words = f"--dataset little --epochs 2 --delay-lr 0.5 {sizes}".split()
+    options = options_of(tmp_path / "run", *words)
+    net = train.build(options)
+    start = state_of(net)
+    result = train.train(options, net)
+    synapses = count * ((connections or 5) * 7 + (connections or 7) * (7 + 3))
+    assert result["parameters"] == 2 * synapses + 2 * (7 + 7)
+    way = 0
+    for i in (0, 1, 2):
+        moved = (net.layers[i].delay - start[f"layers.{i}.delay"]).abs()
+        way += moved.sum().item()  # those that a sparse layer lacks do not move
+    moved_ms = float(log_of(tmp_path / "run")[-1]["moved_ms"])
+    assert moved_ms == pytest.approx(4.0 * way / synapses, rel=1e-5, abs=0)
+
+
+# ------------------------------------------------------------------------------ seeds and settings
+
+
+def seeded_run(out, seed, monkeypatch):
+    """Batches, the state at the end and what on_epoch was given."""
+    words = f"--dataset little --epochs 3 --seed {seed}".split()
+    with monkeypatch.context() as patch:
+        epochs = record_batches(patch)
+        seen = []
+        train.train(options_of(out, *words), on_epoch=lambda *given: seen.append(given))
+    return epochs, state_of(seen[-1][0]), seen
+
+
+def test_the_seed_decides_everything(little, tmp_path, monkeypatch):
+    runs = []
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        torch.rand(len(runs))  # what was drawn before does not matter
+        runs.append(seeded_run(tmp_path / name, seed, monkeypatch))
+    a, b, c = runs
+    assert same_bits(a[1], b[1])
+    assert a[0] == b[0]
+    for batches, other in zip(a[0], c[0], strict=True):
+        assert batches != other
+    first, second, third = a[0]
+    assert first != second != third != first
+    assert all(sum(batches, []) != list(range(44)) for batches in a[0])
+
+    options = [options_of(tmp_path / name, "--seed", seed) for name, seed in (("d", 3), ("e", 4))]
+    same, again, other = (train.build(options[n]).state_dict() for n in (0, 0, 1))
+    assert same_bits(same, again)
+    for name in ("layers.0.weight", "layers.1.weight", "layers.0.delay"):
+        assert not torch.equal(same[name], other[name])
+
+
+def test_on_epoch_is_given_the_network_and_the_row_of_each_epoch(little, tmp_path):
+    options = options_of(tmp_path / "run", "--dataset", "little", "--epochs", 3)
+    net = train.build(options)
+    seen = []
+    train.train(options, net, lambda *given: seen.append((*given, log_of(tmp_path / "run"))))
+    for n, (own, row, log) in enumerate(seen, 1):
+        assert own is net
+        assert len(log) == row["epoch"] == n  # files are written before
+        for key, value in row.items():
+            assert log[-1][key] == ("" if value is None else str(value))
+    assert len(seen) == 3
+
+
+def test_config_says_what_was_run_on_what(tmp_path):
+    write_shd(tmp_path)
+    words = [*SHORT.split(), "--data-dir", tmp_path, "--valid-speakers", 2, "--epochs", 1]
+    options = options_of(tmp_path / "run", *words)
+    train.train(options)
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert vars(options).items() <= config.items()
+    assert config["samples"] == {"train": 16, "valid": 8, "test": 9}
+    names = ("shd_train.h5", "shd_test.h5")
+    assert config["md5"] == {name: data.md5(tmp_path / name) for name in names}
+    assert config["torch"] == torch.__version__
+    assert config["threads"] == torch.get_num_threads()
+    assert config["parameters"] == 2 * (140 * 6 + 6 * 20) + 12
+
+
+def test_training_sets_the_backend_itself(tmp_path):
+    code = """
+import sys, torch, train
+torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+tiny = torch.full((10**6,), -95.0)
+print("before", tiny.exp().max().item() > 0)
+{call}
+print("tf32", torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
+print("denormal", tiny.exp().max().item())
+"""
+    out = tmp_path / "run"
+    small = f"--dataset toy --epochs 1 --hidden 2 --taps 2 --batch-size 1000 --out {out}"
+    done = program(code=code.format(call=f"train.train(train.parse({small.split()}))"))
+    want = ["before True", "tf32 False False", "denormal 0.0"]
+    printed = done.stdout.splitlines()
+    assert [printed[0], *printed[-2:]] == want, done.stderr
+    evaluated = program(code=code.format(call=f"train.main(['--eval', '{out}/last.pt'])"))
+    printed = evaluated.stdout.splitlines()
+    assert [printed[0], *printed[-2:]] == want, evaluated.stderr
+
+
+def test_learned_beats_fixed_beats_none_on_the_toy_task(tmp_path):
+    accuracy = {}
+    for variant in ("learned", "fixed", "none"):
+        words = f"--dataset toy --delays {variant} --epochs 7".split()
+        accuracy[variant] = train.train(options_of(tmp_path / variant, *words))["test_accuracy"]
+    assert accuracy["none"] < 0.15, accuracy
+    assert 0.3 < accuracy["fixed"] < accuracy["learned"] - 0.05, accuracy
