@@ -2282,7 +2282,7 @@ def test_the_whole_training_is_that_of_a_slow_trainer(recipe, little, tmp_path, 
     words = f"--dataset little {rates} --delays {recipe}".split()
     options = options_of(tmp_path / "run", *words)
     epochs, masks = record_batches(monkeypatch), record_dropout(monkeypatch)
-    net = train.build(options).double()
+    net = train.build(options).double().eval()  # training turns this off
     start = state_of(net)
     seen = []
     result = train.train(options, net, lambda net, row: seen.append((state_of(net), row)))
@@ -2308,9 +2308,8 @@ def test_the_whole_training_is_that_of_a_slow_trainer(recipe, little, tmp_path, 
         want.append((net_here, row_here))
         for key, value in row_here.items():
             there = row_there[key]
-            if value is not None:  # hits are averaged in single precision
-                exact = 1e-7 if key == "train_accuracy" else 1e-9
-                value = pytest.approx(value, rel=exact, abs=exact)
+            if value is not None:
+                value = pytest.approx(value, rel=1e-9, abs=1e-9)
             assert there == value, (row_here["epoch"], key)
         for name, value in net_here.items():
             if not name.endswith("num_batches_tracked"):
@@ -2394,7 +2393,7 @@ def program(*words, code=None):
 
 # Splits are told apart by their sizes.
 SPLIT_OF_SIZE = {61: "test", 27: "valid", 22: "valid"}  # little; half of its training samples
-SPLIT_OF_SIZE |= {9: "test", 8: "valid", 35: "test", 21: "valid"}  # the files
+SPLIT_OF_SIZE |= {9: "test", 8: "valid", 35: "test", 21: "valid", 24: "valid"}  # files
 
 
 def make_up_accuracies(monkeypatch, table):
@@ -2445,12 +2444,13 @@ def test_without_validation_the_headline_is_the_last_epoch(little, tmp_path, mon
     assert "unrounded accuracy 50.00%" in printed
 
 
-VALIDATED = [
-    "--dataset little --valid-speakers 1,3",
-    "--dataset validated",
-    "--dataset shd --valid-speakers 2 --data-dir DATA",
-    "--dataset ssc --data-dir DATA",
-]
+VALIDATED = {  # and the number of validation samples
+    "--dataset little --valid-speakers 1,3": 22,
+    "--dataset validated": 27,
+    "--dataset shd --valid-speakers 2 --data-dir DATA": 8,
+    "--dataset ssc --data-dir DATA": 21,
+    "--dataset ssc --data-dir DATA --valid-speakers c50f55b8": 24,
+}
 
 
 def validated_options(tmp_path, words):
@@ -2475,9 +2475,11 @@ def test_validation_chooses_the_epoch_and_test_is_read_once(words, little, tmp_p
     rows = log_of(tmp_path / "run")
     assert [float(row["valid_accuracy"]) for row in rows] == MADE_UP["valid"]
     assert [row["test_accuracy"] for row in rows] == [""] * 5
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert config["samples"]["valid"] == VALIDATED[words]
 
 
-@pytest.mark.parametrize("words", VALIDATED[2:])
+@pytest.mark.parametrize("words", list(VALIDATED)[2:])
 def test_no_test_never_opens_the_test_file(words, little, tmp_path, monkeypatch):
     asked = make_up_accuracies(monkeypatch, MADE_UP)
     options = validated_options(tmp_path, f"{words} --no-test")
@@ -2644,7 +2646,11 @@ def test_resumed_equals_uninterrupted_after_sigkill(tmp_path):
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert len(log_of(cut)) == 3
     (cut / "log.csv").unlink()  # it is written anew from the checkpoint
-    train.train(options_of(cut, "--resume"))
+    options = options_of(cut, "--resume")
+    net = train.build(options)
+    for layer in net.layers:
+        layer.delay.data.zero_()  # all that counts is in the checkpoint
+    train.train(options, net)
     assert_same_run(cut, whole)
     train.train(options_of(cut, "--resume"))  # nothing is left to do
     assert_same_run(cut, whole)
@@ -2813,6 +2819,7 @@ def test_every_parameter_of_a_network_is_trained(little, tmp_path):
     )
 
     assert all(own == logged for own, logged in sigmas) and len(set(sigmas)) == 3
+    assert all(layer.whole_steps for layer in (*net.layers, net.echo))
     layers = ["layers.0", "layers.1", "layers.2", "echo"]
     for name, parameter in net.named_parameters():
         # The same Adam again, from the gradients that the run had.
@@ -2856,6 +2863,29 @@ def test_every_parameter_of_a_network_is_trained(little, tmp_path):
         train.load_run(tmp_path / "run")
 
 
+class Doubled(delays.DelaySNN):
+    """Other neurons, but the parameters of the paper's network."""
+
+    def neurons(self, i, current):
+        return delays.lif(2 * current, self.tau)
+
+
+def test_a_run_with_other_neurons_is_not_taken_for_the_papers(little, tmp_path):
+    options = options_of(tmp_path / "run", "--dataset", "little", "--epochs", 2)
+    net = Doubled(LITTLE_INPUTS, [7, 7], LITTLE_CLASSES, taps=6, tau=3)
+    result = train.train(options, net)
+    with pytest.raises(ValueError, match="Doubled"):
+        train.load_run(tmp_path / "run")
+    with pytest.raises(ValueError, match="Doubled"):
+        train.train(options_of(tmp_path / "run", "--resume"))
+    with pytest.raises(SystemExit, match="Doubled"):
+        train.main(["--eval", str(tmp_path / "run/last.pt"), "--device", "cpu"])
+    blank = Doubled(LITTLE_INPUTS, [7, 7], LITTLE_CLASSES, taps=6, tau=3)
+    loaded, _ = train.load_run(tmp_path / "run", blank)
+    test = data.load("little", "test", "")
+    assert train.evaluate(loaded, test, 8) == result["test_accuracy"]
+
+
 @pytest.mark.parametrize("count, connections", [(1, 0), (1, 2), (2, 2)])
 def test_movement_and_parameters_are_of_the_synapses_there_are(
     count, connections, little, tmp_path
@@ -2879,31 +2909,30 @@ def test_movement_and_parameters_are_of_the_synapses_there_are(
 # ------------------------------------------------------------------------------ seeds and settings
 
 
-def seeded_run(out, seed, monkeypatch):
-    """Batches, the state at the end and what on_epoch was given."""
-    words = f"--dataset little --epochs 3 --seed {seed}".split()
+def batches_and_state(out, seed, monkeypatch):
+    """The batches of a run of three epochs, and its network at the end."""
+    options = options_of(out, "--dataset", "little", "--epochs", 3, "--seed", seed)
     with monkeypatch.context() as patch:
         epochs = record_batches(patch)
-        seen = []
-        train.train(options_of(out, *words), on_epoch=lambda *given: seen.append(given))
-    return epochs, state_of(seen[-1][0]), seen
+        net = train.build(options)
+        torch.rand(seed + len(out.name))  # what others draw does not matter
+        train.train(options, net)
+    return epochs, state_of(net)
 
 
 def test_the_seed_decides_everything(little, tmp_path, monkeypatch):
-    runs = []
-    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
-        torch.rand(len(runs))  # what was drawn before does not matter
-        runs.append(seeded_run(tmp_path / name, seed, monkeypatch))
-    a, b, c = runs
-    assert same_bits(a[1], b[1])
-    assert a[0] == b[0]
-    for batches, other in zip(a[0], c[0], strict=True):
-        assert batches != other
-    first, second, third = a[0]
+    epochs, state = batches_and_state(tmp_path / "a", 3, monkeypatch)
+    same_epochs, same_state = batches_and_state(tmp_path / "again", 3, monkeypatch)
+    other_epochs, _ = batches_and_state(tmp_path / "other", 4, monkeypatch)
+    assert same_bits(state, same_state)
+    assert epochs == same_epochs
+    for batches, other_batches in zip(epochs, other_epochs, strict=True):
+        assert batches != other_batches
+    first, second, third = epochs
     assert first != second != third != first
-    assert all(sum(batches, []) != list(range(44)) for batches in a[0])
+    assert all(sum(batches, []) != list(range(44)) for batches in epochs)
 
-    options = [options_of(tmp_path / name, "--seed", seed) for name, seed in (("d", 3), ("e", 4))]
+    options = [options_of(tmp_path / name, "--seed", seed) for name, seed in (("b", 3), ("c", 4))]
     same, again, other = (train.build(options[n]).state_dict() for n in (0, 0, 1))
     assert same_bits(same, again)
     for name in ("layers.0.weight", "layers.1.weight", "layers.0.delay"):
@@ -2965,4 +2994,4 @@ def test_learned_beats_fixed_beats_none_on_the_toy_task(tmp_path):
         words = f"--dataset toy --delays {variant} --epochs 7".split()
         accuracy[variant] = train.train(options_of(tmp_path / variant, *words))["test_accuracy"]
     assert accuracy["none"] < 0.15, accuracy
-    assert 0.3 < accuracy["fixed"] < accuracy["learned"] - 0.05, accuracy
+    assert 0.2 < accuracy["fixed"] < accuracy["learned"] - 0.1, accuracy

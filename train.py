@@ -47,14 +47,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     if options.resume or options.eval is not None:
         path = os.path.join(out, "last.pt") if options.eval is None else options.eval
         saved = read_checkpoint(path)["options"]
-        kept = {key: value for key, value in saved.items() if key not in MAY_DIFFER}
-        # With the saved options as defaults, one that differs afterwards was given.
-        parser.set_defaults(**kept, data_dir=saved["data_dir"])
+        defaults = {key: saved[key] for key in saved.keys() - MAY_DIFFER}
+        parser.set_defaults(**defaults, data_dir=saved["data_dir"])
         options = parser.parse_args(argv)
-        for key, value in kept.items():
-            if vars(options)[key] != value:
-                rule = "leave the option out, or start a new run in another --out"
-                raise ValueError(f"the saved run has --{key.replace('_', '-')} {value}: {rule}")
+        check_same(options, saved)
 
     options.out = out
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -62,6 +58,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     if options.device == "auto":
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
     return options
+
+
+def check_same(options: argparse.Namespace, saved: dict) -> None:
+    """Refuses options that would change a saved run."""
+    for key in saved.keys() - MAY_DIFFER:
+        if vars(options)[key] != saved[key]:
+            rule = "leave the option out, or start a new run in another --out"
+            raise ValueError(f"the saved run has --{key.replace('_', '-')} {saved[key]}: {rule}")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -150,6 +154,8 @@ def load_sets(options: argparse.Namespace) -> dict[str, data.Spikes]:
         splits = [split for split in splits if split != "test"]
         if "valid" not in splits and not options.valid_speakers:
             raise ValueError("--no-test: without a validation set, hold out some --valid-speakers")
+    if options.valid_speakers:  # in place of a validation set
+        splits = [split for split in splits if split != "valid"]
     sets = {split: data.load(options.dataset, split, options.data_dir) for split in splits}
     if options.valid_speakers:
         everyone = sets["train"]
@@ -255,7 +261,7 @@ def train_epoch(net, optimizer, spikes: data.Spikes, options: argparse.Namespace
         for layer in delayed_layers(net):
             layer.clamp_delays()
 
-        accuracy = (scores.detach().argmax(1) == labels).float().mean()
+        accuracy = (scores.argmax(1) == labels).to(loss.dtype).mean()
         sums = sums + torch.stack([loss.detach(), accuracy, *net.rates]) * len(labels)
         data.progress(f"batch {done} of {len(parts)}")
     return (sums / len(spikes.labels)).tolist()
@@ -433,14 +439,19 @@ def claimed_run(options: argparse.Namespace):
     os.makedirs(options.out, exist_ok=True)
     with data.claimed(os.path.join(options.out, "claim"), "trains in this folder"):
         for name in os.listdir(options.out):
-            if name.endswith(".part"):  # half-written by a process that was killed
+            # What a killed run left half-written, or of an epoch that it did not finish.
+            if name.endswith(".part") or (name == "best.pt" and not os.path.exists(last)):
                 os.remove(os.path.join(options.out, name))
-        if os.path.exists(last) and not options.resume:
-            held = read_checkpoint(last)["options"]
-            named = "{dataset}, {delays} delays, seed {seed}, {epochs} epochs".format(**held)
+        saved = read_checkpoint(last) if options.resume or os.path.exists(last) else None
+        if options.resume:
+            check_same(options, saved["options"])
+        elif saved is not None:
+            named = "{dataset}, {delays} delays, seed {seed}, {epochs} epochs"
             rule = "--resume continues it; or use another --out"
-            raise ValueError(f"{options.out} holds a run ({named}): {rule}")
-        yield read_checkpoint(last) if options.resume else None
+            raise ValueError(
+                f"{options.out} holds a run ({named.format(**saved['options'])}): {rule}"
+            )
+        yield saved
 
 
 def write(folder: str, name: str, content: bytes | str) -> None:
