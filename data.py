@@ -36,7 +36,7 @@ CHANNELS = 700  # of the cochlea
 GROUP = 5  # channels that are summed to one input
 INPUTS = CHANNELS // GROUP
 STEP_MS = 10  # a step of time
-LONGEST_S = 120  # the times of a longer recording are hardly in seconds: it is refused
+LONGEST_S = 120  # a longer recording is refused: its times are probably not in seconds
 
 # ------------------------------------------------------------------------------ samples and batches
 
@@ -82,8 +82,8 @@ def batches(spikes: Spikes, size: int, shuffle=True, similar=False) -> list[tupl
     """A list of (indices of the samples, steps of the longest of them), one for each batch.
 
     Without shuffle, samples come in order of length, which leaves the least padding to compute.
-    similar: shuffled, but the samples of a batch have similar lengths.  A random block of samples,
-    of eight batches or a quarter of the set, is sorted by length and then cut.
+    similar: shuffled, but the samples of a batch have similar lengths.  Random blocks of samples,
+    of eight batches or a quarter of the set if that is less, are sorted by length and then cut.
     """
     steps = spikes.steps.cpu()
     order = torch.randperm(len(steps)) if shuffle else steps.argsort(stable=True)
@@ -287,7 +287,7 @@ def fetch(name: str, data_dir: str) -> str:
                 os.replace(path + ".part", path)
                 return path
             except (OSError, ValueError, http.client.HTTPException) as problem:
-                if getattr(problem, "code", None) == 416:  # complete, yet not right
+                if getattr(problem, "code", None) == 416:  # no more bytes, but a wrong md5
                     os.remove(path + ".part")
                 words = " ".join(str(problem).split()) or type(problem).__name__
                 problems.append(f"{server}: {words}")
@@ -309,7 +309,7 @@ def download(url: str, part: str, digest: str) -> None:
             raise OSError("it does not say how long the file is")
         if reply.status != 206:  # the server sends all of it
             if length < have:
-                raise OSError(f"it has {length} bytes, fewer than the {have} that are here")
+                raise OSError(f"it has {length} bytes, fewer than the {have} in {part}")
             have = 0
         total = have + length
         print(f"fetching {url}, {total / 1e6:.1f} MB", file=sys.stderr)
@@ -342,8 +342,8 @@ def progress(text: str) -> None:
 def claimed(path: str, task: str):
     """Keeps others from a task while this process is at it, by a file that names the process.
 
-    The claim of a process of this host that no longer runs is void (on Windows, where one cannot
-    ask for it, it stays).  Any other claim raises an OSError.
+    The claim of a process of this host that no longer runs is void.  (On Windows one cannot ask
+    whether a process runs, so there such a claim stays.)  Any other claim raises an OSError.
     """
     host = socket.gethostname()
     try:
@@ -354,7 +354,7 @@ def claimed(path: str, task: str):
     except ProcessLookupError:
         os.remove(path)
     except (FileNotFoundError, PermissionError, ValueError):
-        pass  # no claim, or one that may be alive: the next lines find out
+        pass  # no claim; or one that is alive, or cannot be read, which the next lines refuse
     try:
         with open(path, "x") as file:
             file.write(f"{host} {os.getpid()}")
@@ -375,15 +375,16 @@ def toy(split: str, data_dir: str = "", *, jitter: float = 0.25, noise: int = 8)
 
     A class is an order of the inputs.  After a random onset of up to 20 steps each input has a slot
     of 5 steps to itself, and spikes in three consecutive steps of it.  They begin at the slot's
-    second step; or, each with probability `jitter`, one step earlier or later.  So only one input
-    speaks at a time, and whoever sees a single step, without knowing when it is, cannot tell the
-    classes apart.  `noise` more spikes a sample fall anywhere.  data_dir is not used.
+    second step; with probability `jitter` one step earlier, with as much one step later.  So only
+    one input speaks at a time, and whoever sees a single step, without knowing when it is, cannot
+    tell the classes apart.  `noise` more spikes a sample fall anywhere.  data_dir is not used.
     """
     inputs, slot, burst, latest = 8, 5, 3, 20
     samples, seed = {"train": (2000, 1), "test": (1000, 2)}[split]
     rng = np.random.default_rng(seed)
     slots = np.tile(np.arange(inputs), (10, 1))
-    slots = np.random.default_rng(0).permuted(slots, axis=1)  # of each input, [classes, inputs]
+    # slots[c, i]: in which slot input i speaks in class c.
+    slots = np.random.default_rng(0).permuted(slots, axis=1)
     labels = np.arange(samples, dtype=np.int64) % 10
     onset = rng.integers(0, latest + 1, (samples, 1))
     within = rng.choice(3, (samples, inputs), p=[jitter, 1 - 2 * jitter, jitter])

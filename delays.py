@@ -38,7 +38,7 @@ def gaussian_kernel(weight: Tensor, delay: Tensor, sigma: float | Tensor, taps: 
     taps: length of the kernel, for delays of 0..taps-1 steps.
     Returns [out, in, taps], with gradients to weight, delay and sigma.
     """
-    weight = _as_synapses(weight, delay, taps)  # [count, out, in]
+    weight = _checked_weights(weight, delay, taps)  # [count, out, in]
     if not torch.is_tensor(sigma) and not sigma > 0:  # in these words it refuses nan too
         raise ValueError(f"sigma is {sigma}: expected a positive width in steps.")
     # The taps come first, so that a delay of any shape broadcasts; they move to the end at last.
@@ -54,7 +54,7 @@ def integer_kernel(weight: Tensor, delay: Tensor, taps: int) -> Tensor:
     A Gaussian around a whole number becomes this as sigma shrinks.  Arguments and result are those
     of gaussian_kernel, but the rounded delays have to lie in 0..taps-1 and get no gradient.
     """
-    weight = _as_synapses(weight, delay, taps)  # [count, out, in]
+    weight = _checked_weights(weight, delay, taps)  # [count, out, in]
     position = delay.detach().round().long().expand_as(weight)  # [count, out, in]
     # On a GPU this check would wait for the device; scatter checks the same there.
     if not position.is_cuda and not ((position >= 0) & (position < taps)).all():
@@ -65,7 +65,7 @@ def integer_kernel(weight: Tensor, delay: Tensor, taps: int) -> Tensor:
     return kernel.sum(1).permute(1, 2, 0)  # [out, in, taps]
 
 
-def _as_synapses(weight, delay, taps):
+def _checked_weights(weight, delay, taps):
     """The weights as [count, out, in]; a ValueError if the delays do not broadcast to them."""
     try:
         delay.expand_as(weight)  # a RuntimeError if it cannot be done
@@ -108,8 +108,8 @@ def delay_conv(spikes: Tensor, kernel: Tensor, tail: int = 0, method: str = "aut
         return F.pad(F.linear(spikes, kernel[:, :, 0]), (0, 0, 0, tail))
     if method == "fourier" or (method == "auto" and not spikes.is_cuda):
         return conv_fourier(spikes, kernel, tail)
-    # taps - 1 zeros in front, so that nothing comes from the future.  conv1d slides a kernel along
-    # without reversing it, as a convolution does: hence the flip.
+    # taps - 1 zeros in front, so that nothing comes from the future.  A convolution reverses its
+    # kernel and torch's conv1d does not: hence the flip.
     x = F.pad(spikes.transpose(1, 2), (kernel.shape[2] - 1, tail))  # [B, in, taps - 1 + T + tail]
     return F.conv1d(x, kernel.flip(2)).transpose(1, 2)  # [B, T + tail, out]
 
@@ -141,11 +141,11 @@ class LIF(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, current, decay, threshold, alpha):
-        potential = torch.empty_like(current)
+        potential = torch.empty_like(current)  # h of all steps
         spikes = torch.empty_like(current)
         v = torch.zeros_like(current[:, 0])
         inputs, h, s = current.unbind(1), potential.unbind(1), spikes.unbind(1)
-        for t in range(len(h)):
+        for t in range(len(h)):  # out=h[t] writes into potential; alpha of add is torch's factor
             torch.add(inputs[t], v, alpha=decay, out=h[t])  # h = I + decay v
             torch.ge(h[t], threshold, out=s[t])  # s = 1 if h >= threshold
             torch.addcmul(h[t], h[t], s[t], value=-1, out=v)  # v = h - h s
@@ -156,7 +156,7 @@ class LIF(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_spikes):
-        """h[t] acts through the spike s[t] and, by way of v[t], through h[t+1].  It holds I[t]:
+        """h[t] acts through the spike s[t] and, by way of v[t], through h[t+1].  It contains I[t]:
 
             dL/dh[t] = slope(h[t] - threshold) dL/ds[t] + decay (1 - s[t]) dL/dh[t+1]
             dL/dI[t] = dL/dh[t]
@@ -199,13 +199,14 @@ def leaky_integrator(current: Tensor, tau: float) -> Tensor:
 
         v[t] = (1 - 1/tau) v[t-1] + I[t] = sum_{u <= t} (1 - 1/tau)^(t-u) I[u]
 
-    current: I, [B, T, N].  tau: in steps, at least 1.  Returns v, [B, T, N], as a matrix product.
+    current: I, [B, T, N].  tau: in steps, at least 1.  Returns v, [B, T, N].  Nothing resets these
+    neurons, so v is a product of I with a matrix, which is faster than a loop over time.
     """
     _check_current(current, tau)
     t = torch.arange(current.shape[1], dtype=torch.float64, device=current.device)
-    # Entries with u > t are no memory: clamp keeps their power from overflowing, tril makes them 0.
-    elapsed = (t[:, None] - t).clamp(min=0)  # t - u, [T, T]: a row for each t, a column for each u
-    memory = ((1 - 1 / tau) ** elapsed).tril()
+    elapsed = t[:, None] - t  # t - u, [T, T]: a row for each t, a column for each u
+    memory = (1 - 1 / tau) ** elapsed.clamp(min=0)  # clamp: a power below 0 would be huge
+    memory = memory.tril()  # 0 where u is later than t
     return memory.to(current.dtype) @ current
 
 
@@ -235,25 +236,25 @@ def class_scores(membrane: Tensor, steps: Tensor | None = None) -> Tensor:
 # ------------------------------------------------------------------- sigma, the layer, the network
 
 
-def shrinking_sigma(epoch: int, epochs: int, taps: int, offset=0.27, narrowest=0.23) -> float:
+def shrinking_sigma(epoch: int, epochs: int, taps: int, offset=0.27, last_part=0.23) -> float:
     """Sigma, the Gaussian's width in steps, in an epoch counted from 0.
 
     Sigma is `offset`, which DCLS adds to every width, plus a part that shrinks.  Over the first
     quarter of all epochs that part falls exponentially from taps // 2, half the range of delays, to
-    `narrowest`, and stays there.  With 25 taps sigma goes from 12.27 to 0.5 steps.
+    `last_part`, and stays there.  With 25 taps sigma goes from 12.27 to 0.5 steps.
     """
     quarter = epochs // 4
-    widest = max(taps // 2, narrowest)  # of a single tap, half the range is 0: there sigma is 0.5
+    first_part = max(taps // 2, last_part)  # taps // 2 of a single tap is 0: there sigma is 0.5
     if epoch >= quarter:  # from the start, with fewer than four epochs
-        return offset + narrowest
-    return offset + widest * (narrowest / widest) ** (epoch / quarter)
+        return offset + last_part
+    return offset + first_part * (last_part / first_part) ** (epoch / quarter)
 
 
 class DelayedLinear(nn.Module):
     """A linear layer whose synapses have delays, without bias: [B, T, in] -> [B, T + taps//2, out].
 
-    taps: delays are 0..taps-1 steps.  The output is taps // 2 steps longer than the input.  So do
-        the authors have it: most late spikes still arrive, and the signal grows by half as much.
+    taps: delays are 0..taps-1 steps.  The output is taps // 2 steps longer than the input, as in
+        the authors' code.  Most late spikes still arrive, though not all.
     count: synapses between each pair of neurons.
     learn_delays: False draws random delays of whole steps, which stay as they are.
     connections: inputs of each neuron, drawn at random; 0 connects all.
@@ -299,7 +300,7 @@ class DelayedLinear(nn.Module):
         bound = math.sqrt(6 / (fan_in * count))  # Kaiming's uniform distribution for relu
         self.weight = nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
         delay = torch.empty(delay_shape or shape).uniform_(0, taps - 1)
-        _as_synapses(self.weight, delay, taps)  # for its ValueError
+        _checked_weights(self.weight, delay, taps)  # for its ValueError
         self.delay = nn.Parameter(delay) if learn_delays else nn.Buffer(delay.round())
 
         mask = None
@@ -307,11 +308,12 @@ class DelayedLinear(nn.Module):
             # For each neuron, fan_in different inputs.
             chosen = torch.rand(out_features, in_features).argsort(1)[:, :fan_in]
             mask = torch.zeros(out_features, in_features).bool().scatter_(1, chosen, True)
-            self.weight.data.mul_(mask)
+            self.weight.data.mul_(mask)  # what is not there is saved as 0
         self.register_buffer("mask", mask)
 
     def kernel(self):
         """The kernel in use, [out, in, taps]: Gaussians in training, one tap in evaluation."""
+        # The mask also keeps gradients from connections that are not there.
         weight = self.weight if self.mask is None else self.weight * self.mask
         gaussians = self.training or not self.whole_steps
         if gaussians and self.learn_delays:
@@ -401,20 +403,23 @@ def conv_fourier(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
     period = steps + max(taps - 1, tail)  # long enough for nothing to wrap around
     f = torch.arange(period // 2 + 1, device=spikes.device)  # F frequencies
     t = torch.arange(period, device=spikes.device)
-    angle = (torch.outer(f, t) % period).double() * (2 * math.pi / period)  # small, hence exact
+    turns = torch.outer(f, t) % period  # whole turns left out, so that the cosines are exact
+    angle = turns.double() * (2 * math.pi / period)
     basis = torch.cat([angle.cos(), -angle.sin()]).to(spikes)  # exp(-i angle), [2 F, period]
     # The other frequencies are conjugates of these, so each counts twice; but 0 and period / 2 are
     # their own conjugates.
     twice = (f > 0) & (2 * f < period)
     share = (1 + twice.int()).to(spikes) / period  # [F]
 
-    # The inverse transform is the transposed basis, weighted by share.  The weights stand here on
-    # the kernel, which is smaller than the output.
+    # The inverse transform is the transposed basis, times share.  This factor is put on the kernel
+    # here, because the kernel is smaller than the output.
     x = (basis[:, :steps] @ spikes).transpose(0, 1)  # [2 F, B, in]
-    of_kernel = basis[:, :taps] * share.repeat(2)[:, None]  # [2 F, taps]
-    k = (of_kernel @ kernel.transpose(1, 2)).permute(1, 2, 0)  # [2 F, in, out]
+    weighted = basis[:, :taps] * share.repeat(2)[:, None]  # [2 F, taps]
+    k = weighted @ kernel.transpose(1, 2)  # [out, 2 F, in]
+    k = k.permute(1, 2, 0)  # [2 F, in, out]
 
-    # A complex product (a + ib)(c + id) takes three real ones, since ad + bc is the last below.
+    # A complex product (a + ib)(c + id) takes three real ones: its imaginary part, ad + bc, is
+    # (a + b)(c + d) - ac - bd.
     a, b = x.chunk(2)  # real and imaginary part of X, [F, B, in]
     c, d = k.chunk(2)  # of K, [F, in, out]
     ac, bd = a @ c, b @ d

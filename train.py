@@ -148,7 +148,7 @@ def build(options: argparse.Namespace, kind: type[DelaySNN] = DelaySNN) -> Delay
 
 
 def load_sets(options: argparse.Namespace) -> dict[str, data.Spikes]:
-    """The Spikes of each split that the run needs, on its device."""
+    """All samples of each split that the run needs, as data.Spikes, on its device."""
     splits = data.DATASETS[options.dataset].splits
     if options.no_test:
         splits = [split for split in splits if split != "test"]
@@ -189,7 +189,7 @@ def make_optimizer(net: nn.Module, options: argparse.Namespace) -> torch.optim.A
 def connected(layer: DelayedLinear, values: Tensor) -> Tensor:
     """A layer's weights or delays as a vector, without those of connections that it lacks."""
     if layer.mask is None or values.shape[-2:] != layer.mask.shape:
-        return values.flatten()  # all are connected, or share delays that belong to no single one
+        return values.flatten()  # nothing is missing; or shared delays, which have no mask
     return values[..., layer.mask].flatten()
 
 
@@ -246,7 +246,7 @@ def set_schedules(optimizer, net, epoch: int, options: argparse.Namespace) -> fl
 def train_epoch(net, optimizer, spikes: data.Spikes, options: argparse.Namespace) -> list[float]:
     """A pass over all samples.  Returns the means of loss, accuracy and each layer's rate."""
     net.train()
-    sums = 0  # stays on its device until the end: each look at a number makes a GPU wait
+    sums = 0  # becomes a tensor that stays on its device: each look at a number makes a GPU wait
     parts = data.batches(spikes, options.batch_size, similar=options.batches == "similar")
     for done, (indices, longest) in enumerate(parts, 1):
         counts = data.padded(spikes, indices, longest)  # [B, T, inputs]
@@ -270,9 +270,10 @@ def train_epoch(net, optimizer, spikes: data.Spikes, options: argparse.Namespace
 def predict(net: DelaySNN, spikes: data.Spikes, indices: Tensor, longest: int) -> Tensor:
     """Class scores [B, classes] in evaluation, which do not depend on the other samples.
 
-    Each layer adds its tail of late spikes, so the scores of a sample of 80 steps and three layers
-    of 25 taps sum up 80 + 3 * 12 steps.  To get that far, the first layer needs 80 + 2 * 12 steps
-    of input, also where the sample is the longest of its batch: silence is added.
+    A sample's scores sum up its own steps and the tails of all layers.  Over all these steps each
+    layer has to be computed, not cut off and filled with zeros: a neuron may spike in silence,
+    since batch norm gives it a constant current.  So silence follows the longest sample, until the
+    first layer's output is as long as the last layer's.
     """
     tails = [layer.taps // 2 for layer in net.layers]
     counts = data.padded(spikes, indices, longest + sum(tails[:-1]))
@@ -326,7 +327,7 @@ def train(options: argparse.Namespace, net: DelaySNN | None = None, on_epoch=Non
             load_weights(net, saved, options.out, optimizer)
             first_delays = [delay.to(options.device) for delay in saved["first_delays"]]
             rows = saved["rows"]
-            write_log(options.out, rows)  # it may lack the last row
+            write_log(options.out, rows)  # it lacks a row if the run was killed after last.pt
         config = describe(net, sets, options)
         write(options.out, "config.json", json.dumps(config, indent=1))
         print(f"{options.dataset} {config['samples']}, {config['parameters']:,} parameters")
@@ -408,7 +409,7 @@ def finish(net: DelaySNN, sets: dict[str, data.Spikes], rows: list[dict], option
 
 
 def moved_ms(net: nn.Module, first_delays: list[Tensor], options: argparse.Namespace) -> float:
-    """How far the delays are from the first ones, in ms: the mean of all that are stored."""
+    """How far the delays are from the first ones, mean in ms; a shared delay counts once."""
     ways = []
     for layer, before in zip(delayed_layers(net), first_delays, strict=True):
         ways.append(connected(layer, (layer.delay.detach() - before).abs()))
@@ -439,12 +440,13 @@ def claimed_run(options: argparse.Namespace):
     os.makedirs(options.out, exist_ok=True)
     with data.claimed(os.path.join(options.out, "claim"), "trains in this folder"):
         for name in os.listdir(options.out):
-            # What a killed run left half-written, or of an epoch that it did not finish.
+            # What a killed run left half-written, or of a first epoch that it did not finish:
+            # best.pt is written just before last.pt.
             if name.endswith(".part") or (name == "best.pt" and not os.path.exists(last)):
                 os.remove(os.path.join(options.out, name))
         saved = read_checkpoint(last) if options.resume or os.path.exists(last) else None
         if options.resume:
-            check_same(options, saved["options"])
+            check_same(options, saved["options"])  # they may have been changed after parse
         elif saved is not None:
             named = "{dataset}, {delays} delays, seed {seed}, {epochs} epochs"
             rule = "--resume continues it; or use another --out"
