@@ -91,7 +91,8 @@ def delay_conv(spikes: Tensor, kernel: Tensor, tail: int = 0, method: str = "aut
     spikes: [B, T, in].  kernel: [out, in, taps].
     tail: by how many steps the output is longer than the input, for spikes that arrive late.
     method: "direct" is torch's convolution, "fourier" the convolution theorem, which gives the same
-        numbers up to rounding.  "auto" is fourier on a CPU, where it is faster, and else direct.
+        numbers up to rounding.  "auto" is fourier on a CPU, where it is faster up to a few hundred
+        steps, and else direct.
     Returns [B, T + tail, out].  On a GPU, torch may compute "direct" in the less exact TF32.
     train.py turns that off with torch.backends.cudnn.allow_tf32 = False, and so should others.
     """
@@ -342,7 +343,10 @@ class DelaySNN(nn.Module):
 
     .layers: the DelayedLinear, the readout last.  .norms: the batch norms.
     .rates: firing rate of each hidden layer in the last forward pass, spikes per neuron and step.
+    .layer_class: the class of the layers, for which a subclass may name one of its own.
     """
+
+    layer_class = DelayedLinear
 
     def __init__(
         self,
@@ -363,7 +367,7 @@ class DelaySNN(nn.Module):
             raise ValueError(f"{found}: expected a share from 0 to below 1, and at least 1 step.")
         sizes = [in_features, *hidden, classes]
         self.layers = nn.ModuleList(
-            DelayedLinear(before, after, taps, count, learn_delays, connections, conv=conv)
+            self.layer_class(before, after, taps, count, learn_delays, connections, conv=conv)
             for before, after in pairwise(sizes)
         )
         self.norms = nn.ModuleList(nn.BatchNorm1d(size) for size in sizes[1:-1])

@@ -1760,7 +1760,7 @@ def refused(capsys, *argv):
             "--dataset toy --valid-speakers 1",
             "--valid-speakers 1: expected some, not all, of its 1",
         ),
-        ("--dataset toy --no-test", "--no-test: without a validation set, hold out some"),
+        ("--dataset toy --no-test", "no test and no validation set: hold out some"),
     ],
 )
 def test_bad_options_get_a_sentence(tmp_path, capsys, argv, sentence):
@@ -1795,7 +1795,7 @@ def test_a_card_that_is_not_there_gets_a_sentence(tmp_path, capsys):
         ),
         ("--data-dir good --valid-speakers 0,1,2", "expected some, not all, of its 3 speakers"),
         ("--data-dir good --valid-speakers 0,x", "speakers, as ['0', '1', '2']"),
-        ("--data-dir good --no-test", "--no-test: without a validation set, hold out some"),
+        ("--data-dir good --no-test", "no test and no validation set: hold out some"),
         ("--data-dir good --out run", "run holds a run (toy, fixed delays, seed 5, 1 epochs)"),
         ("--data-dir good --out broken-run", "'broken-run/last.pt' is no sound checkpoint"),
         ("--data-dir good --out claimed", "another process trains in this folder"),
@@ -2164,16 +2164,21 @@ def plain_forward(net, x, options, sigma, tail, masks=None):
 def plain_accuracy(net, samples, options, sigma=None):
     """Each sample alone, over its own steps and all tails, which is enough silence for each layer.
 
-    Delays are whole steps; with a sigma, the Gaussians of training.
+    Delays are whole steps; with a sigma, the Gaussians of training.  Where the best scores are
+    equal, as of a silent readout, rounding decides: such a sample may count or not.
     """
     tail = 0 if options.delays == "none" else options.taps // 2
-    hits = 0
+    hits = ties = 0
     for counts, label, _ in samples:
         silence = np.zeros((3 * tail, LITTLE_INPUTS))
         x = torch.from_numpy(np.concatenate([counts, silence])[None])
         scores, _ = plain_forward(net, x, options, sigma, tail=0)
-        hits += scores.argmax().item() == label
-    return hits / len(samples)
+        own = scores[0, label].item()
+        best_other = max(score for c, score in enumerate(scores[0].tolist()) if c != label)
+        hits += own - best_other > 1e-9
+        ties += abs(own - best_other) <= 1e-9
+    middle, slack = (hits + ties / 2) / len(samples), ties / 2 / len(samples)
+    return pytest.approx(middle, rel=0, abs=slack + 1e-9)
 
 
 def plain_sigma(epoch, options):
@@ -2308,7 +2313,7 @@ def test_the_whole_training_is_that_of_a_slow_trainer(recipe, little, tmp_path, 
         want.append((net_here, row_here))
         for key, value in row_here.items():
             there = row_there[key]
-            if value is not None:
+            if isinstance(value, float):
                 value = pytest.approx(value, rel=1e-9, abs=1e-9)
             assert there == value, (row_here["epoch"], key)
         for name, value in net_here.items():
@@ -2321,17 +2326,17 @@ def test_the_whole_training_is_that_of_a_slow_trainer(recipe, little, tmp_path, 
 
     at = 8
     if options.valid_speakers:
-        accuracies = [row["valid_accuracy"] for _, row in want]
+        accuracies = [row["valid_accuracy"] for _, row in seen]
         at = accuracies.index(max(accuracies))
-    chosen, row = want[at]
+    chosen, _ = want[at]
     sigma = plain_sigma(at, options)
     assert result["test_accuracy"] == plain_accuracy(chosen, sets["test"], options)
     assert 0.4 < result["test_accuracy"] < 0.9  # or little could be seen
     unrounded = None if sigma is None else plain_accuracy(chosen, sets["test"], options, sigma)
     assert result["unrounded_accuracy"] == unrounded
-    assert result["valid_accuracy"] == row["valid_accuracy"]
+    assert result["valid_accuracy"] == seen[at][1]["valid_accuracy"]
     if not options.valid_speakers:
-        assert result["best_on_test"] == max(row["test_accuracy"] for _, row in want)
+        assert result["best_on_test"] == max(row["test_accuracy"] for _, row in seen)
     if sigma is not None:  # the delays came to both ends of their range
         ends = torch.cat([want[-1][0][f"layers.{i}.delay"].flatten() for i in (0, 1, 2)])
         assert (ends == 0).any() and (ends == 5).any()
@@ -2423,6 +2428,7 @@ MADE_UP = {
     "valid": [0.2, 0.6, 0.5, 0.6, 0.3],
     "test": [0.1, 0.45, 0.9, 0.75, 0.4],
     "test, unrounded": [0.15, 0.55, 0.95, 0.8, 0.5],
+    "valid, unrounded": [0.25, 0.65, 0.35, 0.7, 0.05],
 }
 
 
@@ -2487,9 +2493,9 @@ def test_no_test_never_opens_the_test_file(words, little, tmp_path, monkeypatch)
         (tmp_path / name).unlink()
     monkeypatch.setattr(data, "fetch", lambda name, folder: pytest.fail(f"{name} was fetched"))
     result = train.train(options)
-    assert {split for split, _ in asked} == {"valid"}
+    assert {split for split, _ in asked} == {"valid", "valid, unrounded"}
     assert result["test_accuracy"] is None
-    assert result["unrounded_accuracy"] is None
+    assert result["unrounded_accuracy"] == 0.65  # on validation, of the epoch that it chose
     assert result["best_on_test"] is None
     assert result["valid_accuracy"] == 0.6
     assert result["rule"] == "best on validation, epoch 2"
@@ -2502,7 +2508,7 @@ def test_no_test_never_opens_the_test_file(words, little, tmp_path, monkeypatch)
 def test_no_test_needs_a_validation_set(tmp_path):
     write_shd(tmp_path)
     options = options_of(tmp_path / "run", "--data-dir", tmp_path, "--no-test")
-    with pytest.raises(ValueError, match="--no-test: .* --valid-speakers"):
+    with pytest.raises(ValueError, match="no test and no validation set.* --valid-speakers"):
         train.train(options)
     assert not (tmp_path / "run/log.csv").exists()
 
@@ -2995,3 +3001,126 @@ def test_learned_beats_fixed_beats_none_on_the_toy_task(tmp_path):
         accuracy[variant] = train.train(options_of(tmp_path / variant, *words))["test_accuracy"]
     assert accuracy["none"] < 0.15, accuracy
     assert 0.2 < accuracy["fixed"] < accuracy["learned"] - 0.1, accuracy
+
+
+# --------------------------------------------------------- more that a small slip could change
+
+
+@pytest.mark.parametrize("half, step", [(0.5, 0), (1.5, 2), (2.5, 2)])
+def test_fixed_delays_are_rounded_as_kernels_round(half, step, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "uniform_", lambda self, low, high: self.fill_(half))
+    layer = DelayedLinear(3, 2, 9, learn_delays=False)
+    assert (layer.delay == step).all()
+
+
+def test_a_resumed_run_measures_from_the_first_delays_of_a_network_of_ones_own(little, tmp_path):
+    """The network handed over to go on may have started elsewhere."""
+
+    def stop(net, row):
+        if row["epoch"] == 2:
+            raise Killed
+
+    def network(seed):
+        torch.manual_seed(seed)
+        return Own().double()
+
+    words = ["--dataset", "little", "--epochs", 4]
+    train.train(options_of(tmp_path / "whole", *words), network(0))
+    with pytest.raises(Killed):
+        train.train(options_of(tmp_path / "cut", *words), network(0), stop)
+    train.train(options_of(tmp_path / "cut", "--resume"), network(1))
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("shape", [(1, 6), (4, 1)])
+def test_a_sparse_layer_may_share_delays(shape):
+    torch.manual_seed(0)
+    layer = DelayedLinear(6, 4, 9, connections=2, delay_shape=shape)
+    assert train.count_parameters(layer) == 4 * 2 + max(shape)
+    first = layer.delay.detach().clone()
+    layer.delay.data[0, 0] += 3.0
+    moved = train.moved_ms(layer, [first], parsed("--dataset", "toy"))
+    assert moved == pytest.approx(10 * 3.0 / max(shape), rel=1e-5, abs=0)
+
+
+@pytest.mark.parametrize("method", ["auto", "direct", "fourier"])
+def test_the_network_of_the_options_computes_with_their_method(method):
+    net = train.build(parsed("--dataset", "toy", "--conv", method))
+    assert [layer.conv for layer in net.layers] == [method] * 2
+
+
+def test_a_network_of_another_class_with_the_same_weights_is_refused(little, tmp_path):
+    class Same(DelaySNN):
+        pass
+
+    options = options_of(tmp_path / "run", "--dataset", "little", "--epochs", 1)
+    train.train(options, train.build(options, Same))
+    with pytest.raises(ValueError, match="of another network: hand over a Same as net"):
+        train.load_run(tmp_path / "run")
+    net, _ = train.load_run(tmp_path / "run", train.build(options, Same))
+    assert type(net) is Same
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_rates_are_of_the_last_forward_pass(training):
+    net = DelaySNN(3, [4, 5], 2, taps=3, dropout=0.0).train(training)
+    seen = []
+    neurons = net.neurons
+    net.neurons = lambda i, current: seen.append(neurons(i, current)) or seen[-1]
+    for _ in range(2):
+        seen.clear()
+        net(torch.ones(2, 6, 3))
+        assert [rate.item() for rate in net.rates] == [spikes.mean().item() for spikes in seen]
+
+
+def test_a_layer_with_training_kernels_keeps_them(little):
+    net = train.build(parsed("--dataset", "little"))
+    test = data.load("little", "test", "")
+    net.layers[0].whole_steps = False
+    assert train.evaluate_unrounded(net, test, 8) is not None
+    assert [layer.whole_steps for layer in net.layers] == [False, True, True]
+    for layer in net.layers:
+        layer.whole_steps = False
+    assert train.evaluate_unrounded(net, test, 8) is None  # it would be the same number
+    assert not any(layer.whole_steps for layer in net.layers)
+
+
+def test_a_network_may_name_the_class_of_its_layers():
+    """One delay an axon, in all layers and with all other options of a layer."""
+
+    class Axonal(DelayedLinear):
+        def __init__(self, in_features, *others, **named):
+            super().__init__(in_features, *others, delay_shape=(1, in_features), **named)
+
+    class Network(DelaySNN):
+        layer_class = Axonal
+
+    net = Network(6, [5], 3, taps=4, connections=2)
+    assert [tuple(layer.delay.shape) for layer in net.layers] == [(1, 6), (1, 5)]
+    assert all(layer.mask.sum(1).eq(2).all() for layer in net.layers)
+    assert [type(layer) for layer in DelaySNN(6, [5], 3).layers] == [DelayedLinear] * 2
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        (dict(classes=2), "train has 5 inputs and 3 classes: expected 5 inputs and 2 classes"),
+        (dict(inputs=4), "train has 5 inputs and 3 classes: expected 4 inputs and 3 classes"),
+        (dict(splits=("train",)), "no test and no validation set: hold out some"),
+    ],
+)
+def test_a_data_set_that_is_not_as_its_row_says_is_refused(
+    change, sentence, little, tmp_path, monkeypatch
+):
+    row = data.DATASETS["little"]._replace(**change)
+    monkeypatch.setitem(data.DATASETS, "little", row)
+    with pytest.raises(ValueError, match=sentence):
+        train.train(options_of(tmp_path / "run", "--dataset", "little"))
+
+
+def test_a_saved_run_of_an_unknown_data_set_gets_a_sentence(little, tmp_path, monkeypatch):
+    train.train(options_of(tmp_path / "run", "--dataset", "little", "--epochs", 1))
+    monkeypatch.delitem(data.DATASETS, "little")
+    for words in (["--resume", "--out", tmp_path / "run"], ["--eval", tmp_path / "run/last.pt"]):
+        with pytest.raises(ValueError, match="of the data set little: call train.main from"):
+            train.parse([str(word) for word in words])

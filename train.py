@@ -47,6 +47,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     if options.resume or options.eval is not None:
         path = os.path.join(out, "last.pt") if options.eval is None else options.eval
         saved = read_checkpoint(path)["options"]
+        if saved["dataset"] not in data.DATASETS:
+            rule = "call train.main from the script that adds it to data.DATASETS"
+            raise ValueError(f"the saved run is of the data set {saved['dataset']}: {rule}")
         defaults = {key: saved[key] for key in saved.keys() - MAY_DIFFER}
         parser.set_defaults(**defaults, data_dir=saved["data_dir"])
         options = parser.parse_args(argv)
@@ -152,11 +155,18 @@ def load_sets(options: argparse.Namespace) -> dict[str, data.Spikes]:
     splits = data.DATASETS[options.dataset].splits
     if options.no_test:
         splits = [split for split in splits if split != "test"]
-        if "valid" not in splits and not options.valid_speakers:
-            raise ValueError("--no-test: without a validation set, hold out some --valid-speakers")
     if options.valid_speakers:  # in place of a validation set
         splits = [split for split in splits if split != "valid"]
+    elif "valid" not in splits and "test" not in splits:
+        raise ValueError("there is no test and no validation set: hold out some --valid-speakers")
     sets = {split: data.load(options.dataset, split, options.data_dir) for split in splits}
+    dataset = data.DATASETS[options.dataset]
+    for split, spikes in sets.items():
+        inputs, classes = spikes.counts.shape[1], int(spikes.labels.max()) + 1
+        if inputs != dataset.inputs or classes > dataset.classes:
+            rule = f"expected {dataset.inputs} inputs and {dataset.classes} classes, its row says"
+            raise ValueError(f"{split} has {inputs} inputs and {classes} classes: {rule}")
+
     if options.valid_speakers:
         everyone = sets["train"]
         names = everyone.speakers.astype(str)
@@ -396,6 +406,7 @@ def finish(net: DelaySNN, sets: dict[str, data.Spikes], rows: list[dict], option
         net, row["epoch"] - 1, options
     )  # checkpoints have none, and unrounded kernels need it
     test, size = sets.get("test"), options.batch_size
+    judged = sets["valid"] if test is None else test
     result = {key: vars(options)[key] for key in ("dataset", "delays", "seed", "epochs")}
     return result | {
         "parameters": count_parameters(net),
@@ -403,7 +414,7 @@ def finish(net: DelaySNN, sets: dict[str, data.Spikes], rows: list[dict], option
         "rule": "last epoch" if best is None else f"best on validation, epoch {best}",
         "valid_accuracy": row["valid_accuracy"],
         "best_on_test": max(row["test_accuracy"] for row in rows) if best is None else None,
-        "unrounded_accuracy": None if test is None else evaluate_unrounded(net, test, size),
+        "unrounded_accuracy": evaluate_unrounded(net, judged, size),
         "seconds": sum(row["seconds"] for row in rows),
     }
 

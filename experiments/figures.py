@@ -80,7 +80,7 @@ def record(folder: str) -> None:
         history.append(net.layers[0].delay.detach().clone())
 
     train.train(options, on_epoch=keep)
-    first = train.read_checkpoint(last)["first"][0]
+    first = train.read_checkpoint(last)["first_delays"][0]
     torch.save(torch.stack([first, *history]), os.path.join(folder, "history.pt"))
 
 
@@ -268,7 +268,7 @@ def speech_figure(folder: str, data_dir: str, out: str) -> None:
     """A sample of SHD on its way through the network, and the delays before and after learning."""
     command = "variants.py --dataset shd --data-dir DIR --epochs 30"
     last = need(os.path.join(folder, "last.pt"), command)
-    first = train.read_checkpoint(last)["first"]
+    first = train.read_checkpoint(last)["first_delays"]
     net, options = train.load_run(last)
     test = data.load("shd", "test", data_dir)
     b = first_right(net, test)
