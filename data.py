@@ -13,7 +13,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import NamedTuple
 from urllib.request import Request, urlopen
@@ -150,8 +150,9 @@ def join(counts: list[np.ndarray], labels: np.ndarray, speakers=None) -> Spikes:
     """Spikes from the counts of each sample; without speakers, each is called -1."""
     steps = np.array([len(sample) for sample in counts], dtype=np.int64)
     speakers = np.full(len(labels), -1) if speakers is None else np.asarray(speakers)
-    if len(speakers) != len(labels):
-        raise ValueError(f"{len(speakers)} speakers, {len(labels)} labels: expected as many each.")
+    if speakers.shape != labels.shape:
+        shape = list(speakers.shape)
+        raise ValueError(f"speakers of shape {shape}, {len(labels)} labels: expected one each.")
     joined = torch.from_numpy(np.concatenate(counts))
     return Spikes(joined, torch.from_numpy(steps), torch.from_numpy(labels), speakers)
 
@@ -353,18 +354,20 @@ def claimed(path: str, task: str):
             os.kill(int(pid), 0)  # sends nothing: it asks whether the process runs
     except ProcessLookupError:
         os.remove(path)
-    except (FileNotFoundError, PermissionError, ValueError):
+    except (FileNotFoundError, PermissionError, OverflowError, ValueError):
         pass  # no claim; or one that is alive, or cannot be read, which the next lines refuse
     try:
-        with open(path, "x") as file:
-            file.write(f"{host} {os.getpid()}")
+        claim = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
     except FileExistsError:
         rule = f"wait for it, or delete {path} if it no longer runs"
         raise OSError(f"another process {task}: {rule}") from None
     try:
+        os.write(claim, f"{host} {os.getpid()}".encode())
+        os.close(claim)
         yield
     finally:
-        os.remove(path)
+        with suppress(FileNotFoundError):
+            os.remove(path)
 
 
 # ------------------------------------------------------------------------------------- the toy task

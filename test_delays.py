@@ -3124,3 +3124,52 @@ def test_a_saved_run_of_an_unknown_data_set_gets_a_sentence(little, tmp_path, mo
     for words in (["--resume", "--out", tmp_path / "run"], ["--eval", tmp_path / "run/last.pt"]):
         with pytest.raises(ValueError, match="of the data set little: call train.main from"):
             train.parse([str(word) for word in words])
+
+
+# ------------------------------------------------------------------- files that are not of this run
+
+
+@pytest.mark.parametrize("name", ["best.pt", "log.csv", "result.json"])
+def test_files_of_another_run_are_neither_overwritten_nor_removed(name, little, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).write_text("precious")
+    (tmp_path / "run/notes.part").write_text("precious")
+    with pytest.raises(ValueError, match=f"{name} is there without a last.pt: .* another --out"):
+        train.train(options_of(tmp_path / "run", "--dataset", "little"))
+    assert sorted(os.listdir(tmp_path / "run")) == sorted([name, "notes.part"])
+    assert (tmp_path / "run" / name).read_text() == "precious"
+
+
+def test_a_best_epoch_that_was_not_written_is_made_good_on_resume(little, tmp_path):
+    words = ["--dataset", "little", "--valid-speakers", "1", "--epochs", 3]
+    options = options_of(tmp_path / "run", *words)
+
+    def stop(net, row):
+        raise Killed
+
+    with pytest.raises(Killed):
+        train.train(options, on_epoch=stop)
+    (tmp_path / "run/best.pt").unlink()  # the first epoch is the best one so far
+    train.train(options_of(tmp_path / "run", "--resume"))
+    assert (tmp_path / "run/best.pt").exists()
+
+
+def test_a_claim_that_cannot_be_written_is_not_left_behind(tmp_path, monkeypatch):
+    def full(file, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match="No space left"), data.claimed(tmp_path / "claim", "works"):
+        pytest.fail("the claim was taken")
+    assert not (tmp_path / "claim").exists()
+
+
+def test_a_claim_that_was_deleted_meanwhile_does_not_end_the_task(tmp_path):
+    with data.claimed(tmp_path / "claim", "works"):
+        (tmp_path / "claim").unlink()
+
+
+def test_a_claim_with_an_impossible_number_is_respected(tmp_path):
+    (tmp_path / "claim").write_text(f"{socket.gethostname()} 99999999999999999999")
+    with pytest.raises(OSError, match="another process works"):
+        data.claimed(tmp_path / "claim", "works").__enter__()

@@ -337,7 +337,11 @@ def train(options: argparse.Namespace, net: DelaySNN | None = None, on_epoch=Non
             load_weights(net, saved, options.out, optimizer)
             first_delays = [delay.to(options.device) for delay in saved["first_delays"]]
             rows = saved["rows"]
-            write_log(options.out, rows)  # it lacks a row if the run was killed after last.pt
+            # The run may have been killed after last.pt and before these.
+            if best_epoch(rows) == len(rows):
+                with open(os.path.join(options.out, "last.pt"), "rb") as file:
+                    write(options.out, "best.pt", file.read())
+            write_log(options.out, rows)
         config = describe(net, sets, options)
         write(options.out, "config.json", json.dumps(config, indent=1))
         print(f"{options.dataset} {config['samples']}, {config['parameters']:,} parameters")
@@ -378,9 +382,9 @@ def train(options: argparse.Namespace, net: DelaySNN | None = None, on_epoch=Non
             state["network"] = type(net).__name__
             buffer = io.BytesIO()
             torch.save(state, buffer)
+            write(options.out, "last.pt", buffer.getvalue())
             if best_epoch(rows) == epoch + 1:
                 write(options.out, "best.pt", buffer.getvalue())
-            write(options.out, "last.pt", buffer.getvalue())
             write_log(options.out, rows)
             if on_epoch is not None:
                 on_epoch(net, row)
@@ -450,11 +454,13 @@ def claimed_run(options: argparse.Namespace):
     last = os.path.join(options.out, "last.pt")
     os.makedirs(options.out, exist_ok=True)
     with data.claimed(os.path.join(options.out, "claim"), "trains in this folder"):
-        for name in os.listdir(options.out):
-            # What a killed run left half-written, or of a first epoch that it did not finish:
-            # best.pt is written just before last.pt.
-            if name.endswith(".part") or (name == "best.pt" and not os.path.exists(last)):
-                os.remove(os.path.join(options.out, name))
+        for name in ("config.json", "last.pt", "best.pt", "log.csv", "result.json"):
+            path = os.path.join(options.out, name)
+            if os.path.exists(path + ".part"):  # half-written by a process that was killed
+                os.remove(path + ".part")
+            if os.path.exists(path) and name != "config.json" and not os.path.exists(last):
+                rule = "it belongs to another run: use another --out, or move it away"
+                raise ValueError(f"{path} is there without a last.pt: {rule}")
         saved = read_checkpoint(last) if options.resume or os.path.exists(last) else None
         if options.resume:
             check_same(options, saved["options"])  # they may have been changed after parse
