@@ -102,8 +102,8 @@ def batches(spikes: Spikes, size: int, shuffle=True, similar=False) -> list[tupl
 def from_events(sample, step, channel, labels, inputs: int, speakers=None) -> Spikes:
     """Spikes of one's own data, from four arrays of whole numbers.
 
-    sample, step, channel: one entry for each spike: its sample (0..samples-1), its time in steps
-        from the beginning of the sample, and its input (0..inputs-1).
+    sample, step, channel: one entry for each spike: its sample (0..samples-1), its time in steps,
+        counted from 0 at the sample's beginning, and its input (0..inputs-1).
     labels: [samples], classes from 0.  speakers: [samples], numbers or names, if there are any.
     A sample ends with its last spike.  At most 255 spikes may share a step and input.
     """

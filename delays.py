@@ -171,7 +171,7 @@ class LIF(torch.autograd.Function):
         grad_current = surrogate_slope(potential - threshold, alpha).mul_(grad_spikes)
         h, grad = potential.unbind(1), grad_current.unbind(1)
         silent = torch.empty_like(h[0])  # 1 - s[t]
-        for t in reversed(range(len(h) - 1)):
+        for t in reversed(range(len(h) - 1)):  # nothing comes after the last step
             torch.lt(h[t], threshold, out=silent)
             grad[t].addcmul_(silent, grad[t + 1], value=decay)
         return grad_current, None, None, None
@@ -380,8 +380,7 @@ class DelaySNN(nn.Module):
         return lif(current, self.tau)
 
     def forward(self, x):
-        x = x.to(self.layers[0].weight.dtype)  # [B, T, in]
-        self.rates = []
+        self.rates = []  # x is [B, T, in] here, and [B, T', N] of the layer before in the loop
         for i, norm in enumerate(self.norms):
             current = self.layers[i](x)  # [B, T + taps//2, N]
             current = norm(current.flatten(0, 1)).view_as(current)  # each neuron over all B and T

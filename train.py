@@ -542,13 +542,13 @@ def load_run(path: str, net: DelaySNN | None = None) -> tuple[DelaySNN, argparse
 def describe(net: nn.Module, sets: dict[str, data.Spikes], options: argparse.Namespace) -> dict:
     """What config.json holds: the options, and what was run on what."""
     paths = [data.find(options.dataset, split, options.data_dir) for split in sets]
-    card = options.device == "cuda"
+    on_gpu = options.device == "cuda"
     return vars(options) | {
         "parameters": count_parameters(net),
         "samples": {split: len(spikes.labels) for split, spikes in sets.items()},
         "md5": {os.path.basename(path): data.md5(path) for path in paths if path},
         "torch": torch.__version__,
-        "processor": torch.cuda.get_device_name() if card else platform.machine(),
+        "processor": torch.cuda.get_device_name() if on_gpu else platform.machine(),
         "threads": torch.get_num_threads(),
     }
 
