@@ -255,7 +255,8 @@ def read_h5(file, classes: int, chunk: int = 128) -> Spikes:
         times, units = h5["spikes/times"], h5["spikes/units"]
         sizes = [len(labels), len(speakers), len(times), len(units)]
         if len(set(sizes)) > 1 or not sizes[0]:
-            raise ValueError(f"{sizes} labels, speakers, times, units: expected as many of each")
+            found = f"{sizes} labels, speakers, times, units"
+            raise ValueError(f"{found}: expected as many of each, and at least one")
 
         counts = []
         for start in range(0, len(labels), chunk):
@@ -343,31 +344,41 @@ def progress(text: str) -> None:
 def claimed(path: str, task: str):
     """Keeps others from a task while this process is at it, by a file that names the process.
 
-    The claim of a process of this host that no longer runs is void.  (On Windows one cannot ask
-    whether a process runs, so there such a claim stays.)  Any other claim raises an OSError.
+    An abandoned claim is removed.  Any other claim raises an OSError.
     """
-    host = socket.gethostname()
-    try:
-        with open(path) as file:
-            claimant, pid = file.read().split()
-        if claimant == host and os.name != "nt":
-            os.kill(int(pid), 0)  # sends nothing: it asks whether the process runs
-    except ProcessLookupError:
-        os.remove(path)
-    except (FileNotFoundError, PermissionError, OverflowError, ValueError):
-        pass  # no claim; or one that is alive, or cannot be read, which the next lines refuse
+    if abandoned(path):
+        with claimed(path + ".void", task):  # one process removes it, and looks again before
+            if abandoned(path):
+                os.remove(path)
     try:
         claim = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
     except FileExistsError:
         rule = f"wait for it, or delete {path} if it no longer runs"
         raise OSError(f"another process {task}: {rule}") from None
     try:
-        os.write(claim, f"{host} {os.getpid()}".encode())
+        os.write(claim, f"{socket.gethostname()} {os.getpid()}".encode())
         os.close(claim)
         yield
     finally:
         with suppress(FileNotFoundError):
             os.remove(path)
+
+
+def abandoned(path: str) -> bool:
+    """Whether a claim is that of a process of this host that no longer runs.
+
+    On Windows one cannot ask whether a process runs, so there no claim counts as abandoned.
+    """
+    try:
+        with open(path) as file:
+            host, pid = file.read().split()
+        if host == socket.gethostname() and os.name != "nt":
+            os.kill(int(pid), 0)  # sends nothing: it asks whether the process runs
+    except ProcessLookupError:
+        return True
+    except (FileNotFoundError, PermissionError, OverflowError, ValueError):
+        pass  # there is no claim; or it is another user's, or cannot be read
+    return False
 
 
 # ------------------------------------------------------------------------------------- the toy task

@@ -95,6 +95,7 @@ def delay_conv(spikes: Tensor, kernel: Tensor, tail: int = 0, method: str = "aut
         steps, and else direct.
     Returns [B, T + tail, out].  On a GPU, torch may compute "direct" in the less exact TF32.
     train.py turns that off with torch.backends.cudnn.allow_tf32 = False, and so should others.
+    Under torch.autocast the sums are as coarse as its dtype, and spikes may move.
     """
     shapes = f"spikes {list(spikes.shape)}, kernel {list(kernel.shape)}, tail {tail}"
     if spikes.dim() != 3 or kernel.dim() != 3 or spikes.shape[2] != kernel.shape[1]:
@@ -362,9 +363,10 @@ class DelaySNN(nn.Module):
         conv="auto",
     ):
         super().__init__()
-        if not 0 <= dropout < 1 or not tau >= 1:
-            found = f"dropout {dropout}, tau {tau} steps"
-            raise ValueError(f"{found}: expected a share from 0 to below 1, and at least 1 step.")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout is {dropout}: expected a share from 0 to below 1.")
+        if not tau >= 1:
+            raise ValueError(f"tau is {tau}: expected at least 1 step.")
         sizes = [in_features, *hidden, classes]
         self.layers = nn.ModuleList(
             self.layer_class(before, after, taps, count, learn_delays, connections, conv=conv)

@@ -1632,6 +1632,17 @@ def test_the_claim_of_another_process_is_respected(server, published, tmp_path, 
     assert server.asked == []
 
 
+def test_a_claim_made_since_an_abandoned_one_was_seen_is_respected(tmp_path, monkeypatch):
+    claim = tmp_path / "claim"
+    claim.write_text(f"{socket.gethostname()} {os.getpid()}")
+    looks = iter([True, False])  # the dead process's claim was removed, and this one made, between
+    monkeypatch.setattr(data, "abandoned", lambda path: path == str(claim) and next(looks))
+    with pytest.raises(OSError, match="another process waits"), data.claimed(str(claim), "waits"):
+        pass
+    assert claim.exists()
+    assert os.listdir(tmp_path) == ["claim"]
+
+
 # --------------------------------------------------------------------------------- runs and results
 
 SMALL = ("--hidden", 12, "--batch-size", 8, "--device", "cpu")
@@ -1699,9 +1710,9 @@ ONES = torch.ones(2, 3)
         (lambda: DelayedLinear(3, 2, 0), "taps=0"),
         (lambda: DelayedLinear(3, 2, 5, connections=-1), "connections=-1"),
         (lambda: DelayedLinear(3, 2, 5, delay_shape=(3, 2)), r"weight \[2, 3\], delay \[3, 2\]"),
-        (lambda: DelaySNN(3, (4,), 2, dropout=1.0), "dropout 1.0"),
-        (lambda: DelaySNN(3, (4,), 2, dropout=-0.1), "dropout -0.1"),
-        (lambda: DelaySNN(3, (4,), 2, tau=0.9), "tau 0.9"),
+        (lambda: DelaySNN(3, (4,), 2, dropout=1.0), "dropout is 1.0"),
+        (lambda: DelaySNN(3, (4,), 2, dropout=-0.1), "dropout is -0.1"),
+        (lambda: DelaySNN(3, (4,), 2, tau=0.9), "tau is 0.9"),
     ],
 )
 def test_bad_arguments_get_a_sentence(call, sentence):
@@ -1741,14 +1752,14 @@ def refused(capsys, *argv):
         ("--connections -2", "argument --connections: -2: expected at least 0, below 2**31"),
         ("--seed -1", "argument --seed: -1: expected at least 0, below 2**31"),
         (f"--seed {2**63}", f"argument --seed: {2**63}: expected at least 0, below 2**31"),
-        ("--tau 9.9", "tau 0.99 steps: expected"),
+        ("--tau 9.9", "--tau 9.9: expected at least 10 ms, a step"),
         ("--tau long", "argument --tau: invalid float value: 'long'"),
         ("--lr nan", "argument --lr: nan: expected at least 0, below 2**31"),
         ("--lr inf", "argument --lr: inf: expected at least 0, below 2**31"),
         ("--delay-lr -1", "argument --delay-lr: -1: expected at least 0, below 2**31"),
         ("--weight-decay -1", "argument --weight-decay: -1: expected at least 0, below 2**31"),
         ("--dropout -0.1", "argument --dropout: -0.1: expected at least 0, below 2**31"),
-        ("--dropout 1 --dataset toy", "dropout 1.0, tau 1.005"),
+        ("--dropout 1 --dataset toy", "dropout is 1.0: expected a share from 0 to below 1."),
         ("--dataset mnist", "argument --dataset: invalid choice: 'mnist'"),
         ("--delays some", "argument --delays: invalid choice: 'some'"),
         ("--device tpu", "argument --device: invalid choice: 'tpu'"),
@@ -1802,19 +1813,25 @@ def test_a_card_that_is_not_there_gets_a_sentence(tmp_path, capsys):
         ("--resume --out claimed-run", "delete claimed-run/claim if it no longer runs"),
         ("--data-dir good --out file", "File exists: 'file'"),
         ("--resume --out broken-run", "'broken-run/last.pt' is no sound checkpoint of train.py"),
-        ("--resume --out new", "'new/last.pt' is no sound checkpoint of train.py, or not there"),
+        ("--resume --out new", "'new/last.pt' is not there: a run saves its first checkpoint"),
         ("--resume --out run --seed 6", "the saved run has --seed 5"),
         ("--resume --out run --delays learned", "the saved run has --delays fixed"),
         ("--resume --out run --epochs 2", "the saved run has --epochs 1"),
         ("--resume --out run --lr 0.1", "the saved run has --lr 0.005"),
-        ("--eval none.pt", "'none.pt' is no sound checkpoint of train.py, or not there"),
+        ("--eval none.pt", "'none.pt' is not there: a run saves its first checkpoint after an"),
         ("--eval good/shd_train.h5", "'good/shd_train.h5' is no sound checkpoint of train.py"),
-        ("--eval ''", "'' is no sound checkpoint of train.py"),
+        ("--eval ''", "'' is not there"),
+        ("--eval run/last.pt --tau 20", "the saved run has --tau 10.05"),
         ("--eval other.pt", "of another network"),
         ("--eval nan.pt", "has weights or delays that are not finite"),
         ("--eval contents.pt", "'contents.pt' is no sound checkpoint of train.py"),
         ("--eval options.pt", "'options.pt' is no sound checkpoint of train.py"),
         ("--eval weights.pt", "of another network"),
+        ("--eval rows.pt", "'rows.pt' is no sound checkpoint of train.py"),
+        ("--eval gap.pt", "'gap.pt' is no sound checkpoint of train.py"),
+        ("--eval first.pt", "another network: its first delays are of other shapes"),
+        ("--resume --out moments", "another network: Adam's moments are of other shapes"),
+        ("--resume --out no-moments", "another network: 'exp_avg'"),
     ],
 )
 def test_bad_files_and_folders_get_a_sentence(workplace, capsys, argv, sentence):
@@ -1864,6 +1881,16 @@ def workplace_once(tmp_path_factory):
     torch.save(dict.fromkeys(saved, 7), place / "contents.pt")
     torch.save(saved | {"options": {}}, place / "options.pt")
     torch.save(saved | {"net": dict.fromkeys(saved["net"], 7)}, place / "weights.pt")
+    torch.save(saved | {"rows": ["epoch"]}, place / "rows.pt")
+    torch.save(saved | {"rows": [saved["rows"][0] | {"epoch": 2}]}, place / "gap.pt")
+    torch.save(saved | {"first_delays": saved["first_delays"][:1]}, place / "first.pt")
+    for name in ("moments", "no-moments"):
+        moments = saved["adam"]["state"][0]
+        full = moments.pop("exp_avg")
+        if name == "moments":
+            moments["exp_avg"] = full[:1]
+        (place / name).mkdir()
+        torch.save(saved, place / name / "last.pt")
     saved["net"]["layers.1.weight"][0, 0] = math.nan
     torch.save(saved, place / "nan.pt")
     return place
@@ -1903,8 +1930,8 @@ def test_an_error_ends_the_program_with_a_status_and_a_line():
     done = run("--eval", "none.pt")
     assert done.returncode == 1
     assert done.stdout == ""
-    sentence = "train.py: 'none.pt' is no sound checkpoint of train.py, or not there\n"
-    assert done.stderr == sentence
+    sentence = "'none.pt' is not there: a run saves its first checkpoint after an epoch"
+    assert done.stderr == f"train.py: {sentence}\n"
 
 
 def test_help_shows_the_defaults_of_the_chosen_data_set(capsys):
@@ -1930,7 +1957,7 @@ def test_out_of_memory_says_what_helps(tmp_path, monkeypatch, capsys, problem):
 
     monkeypatch.setattr(train, "train", exhausted)
     said = refused(capsys, "--dataset", "toy", "--out", tmp_path / "r")
-    assert "out of memory: a new run with a smaller --batch-size" in said
+    assert "out of memory: a smaller --batch-size or a smaller network may fit" in said
 
 
 def test_a_mistake_in_the_program_keeps_its_traceback(tmp_path, monkeypatch):

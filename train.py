@@ -64,8 +64,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def check_same(options: argparse.Namespace, saved: dict) -> None:
-    """Refuses options that would change a saved run."""
-    for key in saved.keys() - MAY_DIFFER:
+    """Refuses options that would change a saved run, or that --eval would not heed."""
+    may_differ = MAY_DIFFER if options.eval is None else MAY_DIFFER | {"batch_size"}
+    for key in saved.keys() - may_differ:
         if vars(options)[key] != saved[key]:
             rule = "leave the option out, or start a new run in another --out"
             raise ValueError(f"the saved run has --{key.replace('_', '-')} {saved[key]}: {rule}")
@@ -134,8 +135,10 @@ def number(kind: type, least: float):
 
 def build(options: argparse.Namespace, kind: type[DelaySNN] = DelaySNN) -> DelaySNN:
     """The network that the options and their seed describe, on the CPU.  kind: a subclass."""
-    torch.manual_seed(options.seed)
     dataset = data.DATASETS[options.dataset]
+    if options.tau < dataset.step_ms:
+        raise ValueError(f"--tau {options.tau}: expected at least {dataset.step_ms} ms, a step")
+    torch.manual_seed(options.seed)
     return kind(
         dataset.inputs,
         [options.hidden] * options.layers,
@@ -170,7 +173,8 @@ def load_sets(options: argparse.Namespace) -> dict[str, data.Spikes]:
     if options.valid_speakers:
         everyone = sets["train"]
         names = everyone.speakers.astype(str)
-        wanted, known = options.valid_speakers.split(","), sorted(set(names.tolist()))
+        wanted = [name.strip() for name in options.valid_speakers.split(",")]
+        known = sorted(set(names.tolist()))
         if not set(wanted) < set(known):  # a part of them, and not all
             rule = f"expected some, not all, of its {len(known)} speakers, as {known[:20]}"
             raise ValueError(f"--valid-speakers {options.valid_speakers}: {rule}")
@@ -406,9 +410,8 @@ def finish(net: DelaySNN, sets: dict[str, data.Spikes], rows: list[dict], option
     if best is not None:
         load_weights(net, read_checkpoint(os.path.join(options.out, "best.pt")), options.out)
     row = rows[-1] if best is None else rows[best - 1]
-    set_sigma(
-        net, row["epoch"] - 1, options
-    )  # checkpoints have none, and unrounded kernels need it
+    # Unrounded kernels need the sigma of that epoch, which a checkpoint does not hold.
+    set_sigma(net, row["epoch"] - 1, options)
     test, size = sets.get("test"), options.batch_size
     judged = sets["valid"] if test is None else test
     result = {key: vars(options)[key] for key in ("dataset", "delays", "seed", "epochs")}
@@ -480,10 +483,11 @@ def write(folder: str, name: str, content: bytes | str) -> None:
         with open(path + ".part", "wb") as file:
             file.write(content if isinstance(content, bytes) else content.encode())
         os.replace(path + ".part", path)
-    except OSError:
+    except OSError as problem:
         with suppress(OSError):
             os.remove(path + ".part")  # it would keep a full disk full
-        raise
+        rule = "--resume will go on from the last epoch that was saved"
+        raise OSError(f"{path} could not be written ({problem.strerror}): {rule}") from problem
 
 
 def write_log(folder: str, rows: list[dict]) -> None:
@@ -493,14 +497,17 @@ def write_log(folder: str, rows: list[dict]) -> None:
 
 
 def read_checkpoint(path: str) -> dict:
+    if not os.path.isfile(path):
+        raise ValueError(f"{path!r} is not there: a run saves its first checkpoint after an epoch")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        if "data_dir" not in state["options"] or "epoch" not in state["rows"][-1]:
+        epochs = [row["epoch"] for row in state["rows"]]
+        if "data_dir" not in state["options"] or epochs != list(range(1, len(epochs) + 1)):
             raise ValueError("made by another program")
         keys = ("options", "network", "net", "adam", "rows", "first_delays")
         return {key: state[key] for key in keys}
     except Exception as problem:  # torch raises many kinds
-        raise ValueError(f"{path!r} is no sound checkpoint of train.py, or not there") from problem
+        raise ValueError(f"{path!r} is no sound checkpoint of train.py") from problem
 
 
 def load_weights(net: nn.Module, saved: dict, path: str, optimizer=None) -> None:
@@ -512,8 +519,15 @@ def load_weights(net: nn.Module, saved: dict, path: str, optimizer=None) -> None
         )
     try:
         net.load_state_dict(saved["net"])
+        first_delays = [delay.shape for delay in saved["first_delays"]]
+        if first_delays != [layer.delay.shape for layer in delayed_layers(net)]:
+            raise ValueError("its first delays are of other shapes")
         if optimizer is not None:
             optimizer.load_state_dict(saved["adam"])
+            for parameter, state in optimizer.state.items():
+                # torch does not check this, and a step on moments that are too short crashes.
+                if not state["exp_avg"].shape == state["exp_avg_sq"].shape == parameter.shape:
+                    raise ValueError("Adam's moments are of other shapes")
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as problem:
         words = " ".join(str(problem).split())  # torch puts them on several lines
         raise ValueError(f"the checkpoint of {path} is of another network: {words}") from problem
@@ -590,7 +604,7 @@ def main(argv: list[str] | None = None) -> None:
         # torch says of a GPU "CUDA out of memory ... allocate", of a CPU "can't allocate memory".
         if not isinstance(problem, MemoryError) and "allocate" not in str(problem):
             raise
-        sys.exit("train.py: out of memory: a new run with a smaller --batch-size may fit")
+        sys.exit("train.py: out of memory: a smaller --batch-size or a smaller network may fit")
     except KeyboardInterrupt:
         if options and not options.eval and os.path.exists(os.path.join(options.out, "last.pt")):
             again = f"python train.py --out {shlex.quote(options.out)} --resume"
