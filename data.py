@@ -96,6 +96,43 @@ def batches(spikes: Spikes, size: int, shuffle=True, similar=False) -> list[tupl
     return [(part.to(spikes.steps.device), int(steps[part].max())) for part in parts]
 
 
+def augment(counts: Tensor, steps: Tensor, shift=0, mask_inputs=0, mask_steps=0.0) -> Tensor:
+    """A batch changed at random, a little as if other speakers had spoken: [B, T, inputs].
+
+    counts: [B, T, inputs], as padded returns them.  steps: [B], the steps of each sample.
+    shift: all spikes of a sample move by the same number of inputs, from -shift to shift.  Those
+        that leave the range are dropped.
+    mask_inputs: in half of the samples, up to so many inputs in a row are silenced.
+    mask_steps: in half of the samples, this share of the steps is silenced, in a row.
+    Each sample draws its own numbers, on its device; what is off draws none.
+    """
+    samples, longest, inputs = counts.shape
+    device = counts.device
+    if shift:
+        move = torch.randint(-shift, shift + 1, (samples, 1), device=device)
+        source = torch.arange(inputs, device=device) - move  # [B, inputs]
+        there = (source >= 0) & (source < inputs)
+        source = source.clamp(0, inputs - 1)[:, None].expand_as(counts)
+        counts = counts.gather(2, source) * there[:, None]
+    if mask_inputs:
+        width = torch.randint(1, mask_inputs + 1, (samples,), device=device)
+        sizes = torch.full_like(width, inputs)
+        counts = counts * ~random_block(sizes, width, inputs)[:, None]
+    if mask_steps:
+        width = (mask_steps * steps).long()
+        counts = counts * ~random_block(steps, width, longest)[:, :, None]
+    return counts
+
+
+def random_block(sizes: Tensor, width: Tensor, length: int) -> Tensor:
+    """bool [B, length]: in half of the rows a block is True, anywhere in the first sizes[b]."""
+    room = (sizes - width).clamp(min=0) + 1  # how many places it can begin at
+    start = (torch.rand(len(sizes), device=sizes.device) * room).long()
+    happens = torch.rand(len(sizes), device=sizes.device) < 0.5
+    i = torch.arange(length, device=sizes.device) - start[:, None]  # place within the block
+    return (i >= 0) & (i < width[:, None]) & happens[:, None]
+
+
 # --------------------------------------------------------------------------------- events to counts
 
 

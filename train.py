@@ -26,6 +26,8 @@ DEFAULTS = {
     "ssc": dict(hidden=512, layers=3, taps=31, tau=15.0, dropout=0.25, batch_size=128, epochs=60),
     "toy": dict(hidden=15, layers=1, taps=25, tau=10.05, dropout=0.0, batch_size=50, epochs=20),
 }
+# What --recipe changes beside them; the numbers are explained in data.augment.
+RECIPES = {"paper": {}, "augmented": dict(shift=8, mask_inputs=20, mask_steps=0.2)}
 # These options may differ from those of the saved run that --resume or --eval takes up.
 MAY_DIFFER = {"data_dir", "device", "out", "resume", "eval"}
 
@@ -34,13 +36,15 @@ MAY_DIFFER = {"data_dir", "device", "out", "resume", "eval"}
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """All options: those given, else those of the saved run, else the defaults of the data set."""
-    # The data set decides the defaults, so it is looked for first.
+    # The data set and the recipe decide the defaults, so they are looked for first.
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--dataset", default="shd")
-    dataset = early.parse_known_args(argv)[0].dataset
+    early.add_argument("--recipe", default="paper")
+    chosen = early.parse_known_args(argv)[0]
     parser = make_parser()
     # What a data set of one's own leaves out is as in SHD.
-    parser.set_defaults(**DEFAULTS["shd"] | DEFAULTS.get(dataset, {}))
+    parser.set_defaults(**DEFAULTS["shd"] | DEFAULTS.get(chosen.dataset, {}))
+    parser.set_defaults(**RECIPES.get(chosen.recipe, {}))
     options = parser.parse_args(argv)
     out = options.out or f"runs/{options.dataset}-{options.delays}-{options.seed}"
 
@@ -103,6 +107,10 @@ def make_parser() -> argparse.ArgumentParser:
     add("--epochs", type=positive, help="passes over the training samples")
     add("--batch-size", type=positive, help="samples")
     add("--batches", choices=["random", "similar"], default="random", help="similar: in length")
+    add("--recipe", choices=list(RECIPES), default="paper", help="augmented: with these three")
+    add("--shift", type=whole, default=0, help="augmentation: by how many inputs a sample may move")
+    add("--mask-inputs", type=whole, default=0, help="augmentation: up to so many inputs silenced")
+    add("--mask-steps", type=real, default=0.0, help="augmentation: share of the steps silenced")
     add("--lr", type=real, default=5e-3, help="peak learning rate of the weights")
     add("--delay-lr", type=real, default=0.1, help="first learning rate of the delays, in steps")
     add("--weight-decay", type=real, default=1e-5, help="L2 penalty of the weights")
@@ -265,7 +273,8 @@ def train_epoch(net, optimizer, spikes: data.Spikes, options: argparse.Namespace
     for done, (indices, longest) in enumerate(parts, 1):
         counts = data.padded(spikes, indices, longest)  # [B, T, inputs]
         labels = spikes.labels[indices]
-        # The place to augment the batch's counts and labels.
+        settings = options.shift, options.mask_inputs, options.mask_steps
+        counts = data.augment(counts, spikes.steps[indices], *settings)
         scores = class_scores(net(counts))  # over all steps, those of padding too, as in the paper
         loss = F.cross_entropy(scores, labels)
 
