@@ -1279,6 +1279,128 @@ def test_without_shuffle_samples_come_in_order_of_length():
     assert got == [([4, 1], 3), ([3, 0], 5), ([2], 9)]
 
 
+# --------------------------------------------------------------------------------- the augmentation
+
+RANDOM = np.random.default_rng(0)
+# No count is 0, so that silence tells what was masked.
+COUNTS = torch.from_numpy(RANDOM.integers(1, 9, (400, 30, 12), dtype=np.uint8))
+OWN = torch.from_numpy(RANDOM.integers(10, 31, 400))
+
+
+def blocks(silent):
+    """First place and length of the one run of True in each row of a bool array; None if none."""
+    found = []
+    for row in np.asarray(silent):
+        places = np.flatnonzero(row)
+        assert len(places) == 0 or len(places) == places[-1] - places[0] + 1  # one run
+        found.append((places[0], len(places)) if len(places) else None)
+    return found
+
+
+def test_without_augmentation_nothing_changes_and_nothing_is_drawn():
+    before = torch.get_rng_state()
+    assert data.augment(COUNTS, OWN) is COUNTS
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_shift_moves_all_of_a_sample_by_one_number_of_inputs():
+    torch.manual_seed(0)
+    shifted = data.augment(COUNTS, OWN, shift=3)
+    assert shifted.dtype == torch.uint8
+    seen = []
+    for before, after in zip(COUNTS.numpy(), shifted.numpy(), strict=True):
+        for move in range(-3, 4):
+            want = np.zeros_like(before)
+            for i in range(12):
+                if 0 <= i + move < 12:
+                    want[:, i + move] = before[:, i]
+            if (after == want).all():
+                seen.append(move)
+    assert len(seen) == 400
+    shares = [seen.count(move) / 400 for move in range(-3, 4)]
+    close(shares, [1 / 7] * 7, rtol=0, atol=0.06)
+
+
+def test_a_shift_wider_than_the_inputs_is_taken():
+    assert (data.augment(COUNTS, OWN, shift=40) == 0).all(2).all(1).any()
+
+
+def test_masked_inputs_are_a_block_in_half_of_the_samples():
+    torch.manual_seed(0)
+    masked = data.augment(COUNTS, OWN, mask_inputs=4)
+    silent = masked == 0
+    assert torch.equal(silent.all(1), silent.any(1))  # an input is silent at all steps or at none
+    assert torch.equal(masked[~silent], COUNTS[~silent])
+    found = blocks(silent.all(1))
+    there = [block for block in found if block]
+    assert len(there) / 400 == pytest.approx(0.5, rel=0, abs=0.07)
+    assert {length for _, length in there} == {1, 2, 3, 4}
+    assert {start + length for start, length in there} >= {1, 2, 11, 12}
+    assert {start for start, _ in there} >= {0, 1, 8, 11}
+
+
+def test_masked_steps_are_a_share_of_the_samples_own():
+    torch.manual_seed(0)
+    masked = data.augment(COUNTS, OWN, mask_steps=0.25)
+    silent = masked == 0
+    assert torch.equal(silent.all(2), silent.any(2))
+    assert torch.equal(masked[~silent], COUNTS[~silent])
+    ends = []
+    found = blocks(silent.all(2))
+    for block, own in zip(found, OWN.tolist(), strict=True):
+        if block:
+            start, length = block
+            assert length == own // 4
+            assert start + length <= own
+            ends.append((start == 0, start + length == own))
+    assert len(ends) / 400 == pytest.approx(0.5, rel=0, abs=0.07)
+    assert sum(first for first, _ in ends) > 2 and sum(last for _, last in ends) > 2
+
+
+def test_samples_and_kinds_of_augmentation_draw_apart():
+    torch.manual_seed(0)
+    silent = data.augment(COUNTS, OWN, mask_inputs=4, mask_steps=0.25) == 0
+    inputs, steps = silent.all(1).any(1).double(), silent.all(2).any(1).double()
+    assert (inputs * steps).mean().item() == pytest.approx(0.25, rel=0, abs=0.07)
+
+
+def test_the_recipe_sets_what_is_not_given():
+    chosen = parsed("--dataset", "shd", "--recipe", "augmented", "--device", "cpu")
+    assert [chosen.shift, chosen.mask_inputs, chosen.mask_steps] == [8, 20, 0.2]
+    chosen = parsed("--dataset", "shd", "--recipe", "augmented", "--shift", "2")
+    assert [chosen.shift, chosen.mask_inputs, chosen.mask_steps] == [2, 20, 0.2]
+    chosen = parsed("--dataset", "shd")
+    assert [chosen.shift, chosen.mask_inputs, chosen.mask_steps] == [0, 0, 0.0]
+
+
+def test_training_alone_is_augmented_and_the_seed_decides_how(tmp_path, monkeypatch):
+    shd_like(tmp_path)
+    augment, seen = data.augment, []
+
+    def recorded(counts, steps, *settings):
+        assert settings == (8, 20, 0.2)
+        changed = augment(counts, steps, *settings)
+        seen.append((steps, counts, changed))
+        return changed
+
+    monkeypatch.setattr(data, "augment", recorded)
+    words = ("--data-dir", tmp_path, "--epochs", 2, "--recipe", "augmented", *SMALL)
+    options = parsed(*words, "--out", tmp_path / "r")
+    net = train.build(options)
+    given = []
+    net.register_forward_pre_hook(lambda net, x: given.append(x[0]) if net.training else None)
+    train.train(options, net)
+    for (_, _, changed), x in zip(seen, given, strict=True):
+        assert x is changed
+    samples = len(data.load("shd", "train", tmp_path).labels)
+    assert sum(len(steps) for steps, _, _ in seen) == 2 * samples  # none of the test set
+    assert not any(torch.equal(before, after) for _, before, after in seen)
+    train.train(parsed(*words, "--out", tmp_path / "again"))
+    half = len(seen) // 2
+    for (_, _, one), (_, _, other) in zip(seen[:half], seen[half:], strict=True):
+        assert torch.equal(one, other)  # the seed decides
+
+
 # ------------------------------------------------------------------------------------- the toy task
 
 
