@@ -390,21 +390,31 @@ def train(options: argparse.Namespace, net: DelaySNN | None = None, on_epoch=Non
             rows.append(row)
             print_row(row, options)
 
-            state = {"options": vars(options), "rows": rows, "first_delays": first_delays}
-            state |= {"net": net.state_dict(), "adam": optimizer.state_dict()}
-            state["network"] = type(net).__name__
-            buffer = io.BytesIO()
-            torch.save(state, buffer)
-            write(options.out, "last.pt", buffer.getvalue())
-            if best_epoch(rows) == epoch + 1:
-                write(options.out, "best.pt", buffer.getvalue())
-            write_log(options.out, rows)
+            save(net, optimizer, first_delays, rows, options)
             if on_epoch is not None:
                 on_epoch(net, row)
 
         result = finish(net, sets, rows, options)
         write(options.out, "result.json", json.dumps(result, indent=1))
         return result
+
+
+def save(net, optimizer, first_delays: list[Tensor], rows: list[dict], options) -> None:
+    """Writes the checkpoint of the last epoch so far, and the log."""
+    state = {
+        "options": vars(options),
+        "network": type(net).__name__,
+        "net": net.state_dict(),
+        "adam": optimizer.state_dict(),
+        "first_delays": first_delays,
+        "rows": rows,
+    }
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write(options.out, "last.pt", buffer.getvalue())
+    if best_epoch(rows) == len(rows):
+        write(options.out, "best.pt", buffer.getvalue())
+    write_log(options.out, rows)
 
 
 def best_epoch(rows: list[dict]) -> int | None:
