@@ -505,7 +505,7 @@ def write(folder: str, name: str, content: bytes | str) -> None:
     except OSError as problem:
         with suppress(OSError):
             os.remove(path + ".part")  # it would keep a full disk full
-        rule = "--resume will go on from the last epoch that was saved"
+        rule = "mend that; a run then goes on with --resume"
         raise OSError(f"{path} could not be written ({problem.strerror}): {rule}") from problem
 
 

@@ -5,6 +5,7 @@
     python experiments/variants.py --dataset shd --data-dir DIR --epochs 30
     python experiments/figures.py --data-dir DIR        # draws all four
     python experiments/figures.py --only kernel why     # draws two
+    python experiments/figures.py --run RUN             # a look into any run of train.py
 
 kernel.png and why.png show the run of --record; variants.png all runs of variants.py, and
 speech.png one of those of SHD.
@@ -24,10 +25,12 @@ import torch
 
 import data
 import train
-from delays import gaussian_kernel, shrinking_sigma
+from delays import DelaySNN, gaussian_kernel, shrinking_sigma
+from experiments import look
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 FIGURES = ["kernel", "why", "variants", "speech"]
 INK = "#222222"
@@ -54,7 +57,8 @@ def label(axis, x: float, y: float, words: str, color: str = INK, **layout) -> N
 def save(figure, folder: str, name: str) -> None:
     os.makedirs(folder, exist_ok=True)
     path = os.path.join(folder, name)
-    figure.savefig(path, dpi=130, facecolor="white", bbox_inches="tight")
+    smaller = {"optimize": True}
+    figure.savefig(path, dpi=130, facecolor="white", bbox_inches="tight", pil_kwargs=smaller)
     plt.close(figure)
     print(path)
 
@@ -269,27 +273,16 @@ def speech_figure(folder: str, data_dir: str, out: str) -> None:
     command = "variants.py --dataset shd --data-dir DIR --epochs 30"
     last = need(os.path.join(folder, "last.pt"), command)
     first = train.read_checkpoint(last)["first_delays"]
-    net, options = train.load_run(last)
+    net, _ = train.load_run(last)
     test = data.load("shd", "test", data_dir)
-    b = first_right(net, test)
-    steps = int(test.steps[b])
-
-    arriving = []  # spikes at each layer, [1, T, N]
-    for layer in net.layers:
-        layer.register_forward_pre_hook(lambda layer, inputs: arriving.append(inputs[0]))
-    tail = options.taps // 2
-    counts = data.padded(test, torch.tensor([b]), steps + len(net.norms) * tail)
-    with torch.no_grad():
-        share = net(counts)[0].softmax(1)  # [T, classes]
-
+    sample = look.follow(net, "test", test, first_right(net, test))
     hidden = len(net.norms)
     figure = plt.figure(figsize=(9.6, 3.9))
     grid = figure.add_gridspec(2, hidden + 2, width_ratios=[1] * (hidden + 1) + [0.9])
     names = ["one spoken digit", *(f"hidden layer {i + 1}" for i in range(hidden))]
-    end = steps + (hidden + 1) * tail
-    for i, (spikes, name) in enumerate(zip(arriving, names, strict=True)):
-        draw_raster(figure.add_subplot(grid[0, i]), spikes[0], name, end)
-    draw_scores(figure.add_subplot(grid[1, :-1]), share[:end], int(test.labels[b]))
+    for i, (spikes, name) in enumerate(zip(sample.spikes, names, strict=True)):
+        draw_raster(figure.add_subplot(grid[0, i]), spikes, name, len(sample.share))
+    draw_scores(figure.add_subplot(grid[1, :-1]), sample.share, sample.label)
     for i in range(2):
         axis = figure.add_subplot(grid[i, -1])
         draw_delays(axis, first[i], net.layers[i], f"delays, layer {i + 1}", legend=i == 0)
@@ -336,6 +329,164 @@ def draw_delays(axis, first, layer, title: str, legend: bool) -> None:
         axis.legend(fontsize=7, frameon=False, ncols=2, loc="upper center")
 
 
+# ------------------------------------------------------------------------ run.png: look into a run
+
+
+def draw_run(
+    path: str,
+    data_dir: str | None = None,
+    net: DelaySNN | None = None,
+    out: str | None = None,
+    sample: int = 0,
+) -> None:
+    """Draws what there is to see of a run of train.py, finished or not, and prints what is missing.
+
+    path, data_dir, net, sample: as in look.read_run.
+    out: the picture, or a folder for it; by default run.png beside the checkpoint.
+    """
+    run = look.read_run(path, data_dir, net, sample)
+    for sentence in run.missing:
+        print(f"figures.py: {sentence}", file=sys.stderr)
+
+    parts = [(run_curves, 1.8)]  # what draws it, and its height in inches
+    if any(layer.before.any() or layer.after.any() for layer in run.layers):
+        parts.append((run_delays, 2.9))
+    if run.sample is not None:
+        parts.append((run_sample, 3.6))
+    heights = [height for _, height in parts]
+    figure = plt.figure(figsize=(9.2, sum(heights) + 0.2), layout="constrained")
+    panels = figure.subfigures(len(parts), height_ratios=heights, squeeze=False)[:, 0]
+    for panel, (draw, _) in zip(panels, parts, strict=True):
+        draw(panel, run)
+
+    folder = path if os.path.isdir(path) else os.path.dirname(path)
+    name = "run.png"
+    if out and os.path.splitext(out)[1]:
+        folder, name = os.path.split(out)
+    elif out:
+        folder = out
+    save(figure, folder or ".", name)
+
+
+def heading(panel, words: str) -> None:
+    panel.suptitle(words, x=0.01, ha="left", fontsize=10, fontweight="bold", color=INK)
+
+
+def run_curves(panel, run: look.Run) -> None:
+    """Loss, accuracies, sigma with the delays' way, and firing rates, by epoch."""
+    options, done = run.options, len(run.rows)
+    delays = "no" if options.delays == "none" else options.delays
+    kind = f"{options.dataset}, {delays} delays, seed {options.seed}"
+    heading(panel, f"{kind}: epoch {done} of {options.epochs}")
+    names = [
+        {"loss": "training"},
+        {"train_accuracy": "training", "valid_accuracy": "validation", "test_accuracy": "test"},
+        {"sigma": "sigma", "moved_ms": "moved by, mean"},
+        {name: f"hidden layer {name[5:]}" for name in run.curves if name.startswith("rate_")},
+    ]
+    titles = ["loss", "accuracy (%)", "delays (ms)", "firing rate (Hz)"]
+    for axis, title, words in zip(panel.subplots(1, 4), titles, names, strict=True):
+        draw_curves(axis, run.curves, words)
+        style(axis, title, "epoch")
+
+
+def draw_curves(axis, curves: dict, names: dict[str, str]) -> None:
+    """The curves that there are, under these names; a dot where there is but one epoch."""
+    colors = iter([BLUE, RED, INK] * len(names))
+    for name, words in names.items():
+        if name not in curves:
+            continue
+        values = curves[name]
+        color = GREY if name == "train_accuracy" else next(colors)
+        marker = "." if len(values) == 1 else ""
+        words = f"{words}: {values[-1]:.3g}"
+        epochs = range(1, len(values) + 1)
+        axis.plot(epochs, values, color=color, linewidth=1.3, marker=marker, label=words)
+    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+    if "train_accuracy" in names:
+        axis.set_ylim(0, 105)
+        legend(axis, "best")
+    elif axis.lines:
+        room = 1.1 + 0.3 * len(axis.lines)  # for the legend
+        axis.set_ylim(0, room * axis.get_ylim()[1])
+        legend(axis, "upper right")
+
+
+def legend(axis, where: str, columns: int = 1) -> None:
+    axis.legend(fontsize=7, frameon=False, loc=where, labelcolor=INK, ncols=columns)
+
+
+def run_delays(panel, run: look.Run) -> None:
+    """Above each layer's delays before and after, as whole steps; below how far they moved."""
+    heading(panel, "delays of each layer")
+    now = f"after epoch {len(run.rows)}"
+    step = run.step_ms
+    longest = max(float(torch.cat([layer.before, layer.after]).max()) for layer in run.layers)
+    bins = (np.arange(round(longest / step) + 2) - 0.5) * step  # in the middle of each a whole step
+    axes = panel.subplots(2, len(run.layers), squeeze=False, sharey="row")
+    for (above, below), layer, name in zip(axes.T, run.layers, layer_names(run), strict=True):
+        draw_share(above, layer.before, bins, color=GREY, label="first ones")
+        draw_share(above, layer.after, bins, histtype="step", color=BLUE, label=now)
+        style(above, f"{name}: {len(layer.after):,} delays", "delay (ms)")
+        draw_share(below, layer.moved, bins, color=BLUE, alpha=0.5)
+        mean = float(layer.moved.mean())
+        below.axvline(mean, color=RED, linewidth=1)
+        style(below, f"moved by {mean:.1f} ms (mean)", "moved by (ms)")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("% of them", fontsize=8, color=INK)
+    axes[0, 0].set_ylim(0, 1.3 * axes[0, 0].get_ylim()[1])
+    legend(axes[0, 0], "upper right", columns=2)
+
+
+def layer_names(run: look.Run) -> list[str]:
+    """In plain words for the layers of DelaySNN; for others, as the network calls them."""
+    names = [layer.name for layer in run.layers]
+    hidden = len(names) - 1
+    if names != [f"layers.{i}" for i in range(hidden + 1)]:
+        return names
+    return [*(f"hidden layer {i + 1}" for i in range(hidden)), "readout"]
+
+
+def draw_share(axis, values, bins, **looks) -> None:
+    axis.hist(values, bins, weights=np.full(len(values), 100 / len(values)), **looks)
+
+
+def run_sample(panel, run: look.Run) -> None:
+    """Input and hidden spikes, the classes' shares at each step, and their sums so far."""
+    sample, step = run.sample, run.step_ms
+    score = sample.share.cumsum(0)  # [T, classes]
+    guess = int(score[-1].argmax())
+    heading(panel, f"sample {sample.index} of the {sample.split} set, of class {sample.label}")
+    upper, lower = panel.subfigures(2)
+    names = ["input", *(f"hidden layer {i}" for i in range(1, len(sample.spikes)))]
+    rasters = upper.subplots(1, len(names), squeeze=False)[0]
+    for axis, spikes, name in zip(rasters, sample.spikes, names, strict=True):
+        t, neuron = spikes.nonzero().T
+        size = min(max(60 / spikes.shape[1], 0.9), 2.2)  # of a spike, in points
+        axis.scatter(t * step, neuron, s=size**2, color=INK, linewidths=0, antialiased=False)
+        axis.set_xlim(0, len(score) * step)
+        axis.set_ylim(-0.5, spikes.shape[1] - 0.5)
+        style(axis, f"{name}: {int(spikes.sum()):,} spikes", "time (ms)", "")
+    rasters[0].set_ylabel("neuron", fontsize=8, color=INK)
+    shares, sums = lower.subplots(1, 2)
+    for axis, values in ((shares, sample.share), (sums, score)):
+        draw_classes(axis, values, step, sample.label, guess)
+    style(shares, "share of each class at each step", "time (ms)", "softmax")
+    style(sums, f"score, the sum so far: class {guess} wins", "time (ms)", "score")
+    legend(sums, "upper left")
+
+
+def draw_classes(axis, values, step: float, label: int, guess: int) -> None:
+    """A line for each class, [T, classes]; the sample's own in blue, a wrong guess in red."""
+    time = np.arange(len(values)) * step
+    axis.plot(time, values, color=GREY, linewidth=0.7)
+    if guess != label:
+        axis.plot(time, values[:, guess], color=RED, linewidth=1.6, label=f"class {guess}, wrong")
+    axis.plot(time, values[:, label], color=BLUE, linewidth=1.6, label=f"class {label}, its own")
+    axis.set_xlim(0, len(values) * step)
+    axis.set_ylim(bottom=0)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False
@@ -345,25 +496,31 @@ def main() -> None:
     add("--runs", default="runs/variants", help="variants.py's --out, default: runs/variants")
     add("--recorded", default="runs/recorded", help="folder of --record, default: runs/recorded")
     add("--speech", help="the run of speech.png, default: RUNS/shd-30/learned-dense-0")
-    add("--data-dir", default=data.DATA_DIR, help="SHD's files, default: data")
+    add("--data-dir", help="the data files, default: data; with --run, the folder the run had")
     add("--shd-name", default="SHD (regenerated)", help="their name in variants.png")
     add("--only", nargs="+", choices=FIGURES, default=FIGURES, help="default: all")
-    add("--out", default=os.path.join(here, "figures"), help="folder of the pictures")
+    add("--out", default="", help="folder of the pictures; with --run, the picture or its folder")
     add("--record", action="store_true", help="train the toy task, for kernel.png and why.png")
+    add("--run", help="draw only this run, a folder or checkpoint of train.py")
+    add("--sample", type=int, default=0, help="with --run, the test sample to follow, default: 0")
     options = parser.parse_args()
 
+    if options.run is not None:
+        draw_run(options.run, options.data_dir, out=options.out, sample=options.sample)
+        return
     if options.record:
         record(options.recorded)
         return
+    out = options.out or os.path.join(here, "figures")
     if "kernel" in options.only:
-        kernel_figure(options.recorded, options.out)
+        kernel_figure(options.recorded, out)
     if "why" in options.only:
-        why_figure(options.recorded, options.out)
+        why_figure(options.recorded, out)
     if "variants" in options.only:
-        variants_figure(options.runs, options.shd_name, options.out)
+        variants_figure(options.runs, options.shd_name, out)
     if "speech" in options.only:
         speech = options.speech or os.path.join(options.runs, "shd-30", "learned-dense-0")
-        speech_figure(speech, options.data_dir, options.out)
+        speech_figure(speech, options.data_dir or data.DATA_DIR, out)
 
 
 if __name__ == "__main__":
