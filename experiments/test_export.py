@@ -438,7 +438,7 @@ def test_the_command_line(trained, tmp_path):
     assert said == f"{out}: layers of [8, 12, 10] neurons, 216 synapses\n"
     code, said, wrong = run("nowhere.pt", "--out", out)
     assert (code, said) == (1, "")
-    assert wrong.startswith("export.py: 'nowhere.pt' is no sound checkpoint")
+    assert wrong.startswith("export.py: 'nowhere.pt' is not there")
 
 
 @pytest.mark.parametrize(
