@@ -208,20 +208,20 @@ def make_optimizer(net: nn.Module, options: argparse.Namespace) -> torch.optim.A
     return torch.optim.Adam([decayed, {"params": delays}, {"params": others}], fused=True)
 
 
-def connected(layer: DelayedLinear, values: Tensor) -> Tensor:
+def connected(values: Tensor, mask: Tensor | None) -> Tensor:
     """A layer's weights or delays as a vector, without those of connections that it lacks."""
-    if layer.mask is None or values.shape[-2:] != layer.mask.shape:
+    if mask is None or values.shape[-2:] != mask.shape:
         return values.flatten()  # nothing is missing; or shared delays, which have no mask
-    return values[..., layer.mask].flatten()
+    return values[..., mask].flatten()
 
 
 def count_parameters(net: nn.Module) -> int:
     """All trained numbers, without those of connections that a sparse layer lacks."""
     total = sum(parameter.numel() for parameter in net.parameters())
     for layer in delayed_layers(net):
-        total -= layer.weight.numel() - connected(layer, layer.weight).numel()
+        total -= layer.weight.numel() - connected(layer.weight, layer.mask).numel()
         if layer.learn_delays:
-            total -= layer.delay.numel() - connected(layer, layer.delay).numel()
+            total -= layer.delay.numel() - connected(layer.delay, layer.mask).numel()
     return total
 
 
@@ -449,7 +449,7 @@ def moved_ms(net: nn.Module, first_delays: list[Tensor], options: argparse.Names
     """How far the delays are from the first ones, mean in ms; a shared delay counts once."""
     ways = []
     for layer, before in zip(delayed_layers(net), first_delays, strict=True):
-        ways.append(connected(layer, (layer.delay.detach() - before).abs()))
+        ways.append(connected((layer.delay.detach() - before).abs(), layer.mask))
     return torch.cat(ways).mean().item() * data.DATASETS[options.dataset].step_ms
 
 

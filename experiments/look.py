@@ -122,10 +122,9 @@ def read_layers(saved: dict, step_ms: float) -> list[Layer]:
         raise ValueError(f"the network has {len(names)} delays, and {len(first)} first ones")
     layers = []
     for name, before in zip(names, first, strict=True):
-        # All that connected asks of a layer.
-        layer = argparse.Namespace(mask=state.get(f"{name}.mask"))
-        after = train.connected(layer, state[f"{name}.delay"])
-        layers.append(Layer(name, train.connected(layer, before) * step_ms, after * step_ms))
+        mask = state.get(f"{name}.mask")
+        after = train.connected(state[f"{name}.delay"], mask)
+        layers.append(Layer(name, train.connected(before, mask) * step_ms, after * step_ms))
     return layers
 
 
