@@ -384,7 +384,9 @@ def claimed(path: str, task: str):
     An abandoned claim is removed.  Any other claim raises an OSError.
     """
     if abandoned(path):
-        with claimed(path + ".void", task):  # one process removes it, and looks again before
+        # One process at a time may remove it.  It looks again, for another one may have removed it
+        # since, and put a claim of its own there.
+        with claimed(path + ".void", task):
             if abandoned(path):
                 os.remove(path)
     try:

@@ -91,8 +91,8 @@ def delay_conv(spikes: Tensor, kernel: Tensor, tail: int = 0, method: str = "aut
     spikes: [B, T, in].  kernel: [out, in, taps].
     tail: by how many steps the output is longer than the input, for spikes that arrive late.
     method: "direct" is torch's convolution, "fourier" the convolution theorem, which gives the same
-        numbers up to rounding.  "auto" is fourier on a CPU, where it is faster up to a few hundred
-        steps, and else direct.
+        numbers up to rounding.  "auto" is fourier on a CPU and direct elsewhere.  With samples of
+        more than a few hundred steps direct is faster on a CPU too.
     Returns [B, T + tail, out].  On a GPU, torch may compute "direct" in the less exact TF32.
     train.py turns that off with torch.backends.cudnn.allow_tf32 = False, and so should others.
     Under torch.autocast the sums are as coarse as its dtype, and spikes may move.
@@ -416,8 +416,9 @@ def conv_fourier(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
     twice = (f > 0) & (2 * f < period)
     share = (1 + twice.int()).to(spikes) / period  # [F]
 
-    # The inverse transform is the transposed basis, times share.  This factor is put on the kernel
-    # here, because the kernel is smaller than the output.
+    # Back in time, y[t] = sum_f share[f] (Re Y[f] cos(angle) - Im Y[f] sin(angle)).  This is a
+    # product with the transposed basis.  The factor share is put on the kernel here, because the
+    # kernel is smaller than the output.
     x = (basis[:, :steps] @ spikes).transpose(0, 1)  # [2 F, B, in]
     weighted = basis[:, :taps] * share.repeat(2)[:, None]  # [2 F, taps]
     k = weighted @ kernel.transpose(1, 2)  # [out, 2 F, in]

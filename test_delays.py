@@ -659,6 +659,25 @@ def test_samples_do_not_see_their_batch_mates_nor_their_padding(taps):
         close(alone.detach(), want.detach(), rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize("taps", [(3, 5, 9), (9, 5, 3)])
+def test_layers_may_have_different_taps(taps):
+    net = small()
+    for i, (before, after) in enumerate([(6, 8), (8, 7), (7, 4)]):
+        net.layers[i] = DelayedLinear(before, after, taps[i]).double()
+    for seed in range(20):
+        net(some_counts(seed=seed))
+    for norm in net.norms:
+        norm.bias.data[::2] += 1  # these spike in silence
+    net.eval()
+    spikes, counts = ragged()
+    together = train.predict(net, spikes, torch.arange(4), 12)
+    for b, steps in enumerate(spikes.steps.tolist()):
+        silence = torch.zeros(1, 50, 6).double()
+        membrane = net(torch.cat([counts[b : b + 1, :steps], silence], 1))
+        want = class_scores(membrane[:, : steps + sum(n // 2 for n in taps)])
+        close(together[b].detach(), want[0].detach(), rtol=0, atol=1e-11)
+
+
 def toy_of_two_lengths(samples):
     """Some toy samples, every second one cut after 30 of its 60 steps."""
     toy = data.toy("test").select(np.arange(1000) < samples)

@@ -55,7 +55,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
             rule = "call train.main from the script that adds it to data.DATASETS"
             raise ValueError(f"the saved run is of the data set {saved['dataset']}: {rule}")
         defaults = {key: saved[key] for key in saved.keys() - MAY_DIFFER}
-        parser.set_defaults(**defaults, data_dir=saved["data_dir"])
+        defaults["data_dir"] = saved["data_dir"]  # it may differ, but need not be named again
+        parser.set_defaults(**defaults)
         options = parser.parse_args(argv)
         check_same(options, saved)
 
@@ -142,7 +143,10 @@ def number(kind: type, least: float):
 
 
 def build(options: argparse.Namespace, kind: type[DelaySNN] = DelaySNN) -> DelaySNN:
-    """The network that the options and their seed describe, on the CPU.  kind: a subclass."""
+    """The network that the options and their seed describe, on the CPU.  Seeds torch.
+
+    kind: DelaySNN or a subclass of it.
+    """
     dataset = data.DATASETS[options.dataset]
     if options.tau < dataset.step_ms:
         raise ValueError(f"--tau {options.tau}: expected at least {dataset.step_ms} ms, a step")
@@ -294,12 +298,12 @@ def predict(net: DelaySNN, spikes: data.Spikes, indices: Tensor, longest: int) -
     """Class scores [B, classes] in evaluation, which do not depend on the other samples.
 
     A sample's scores sum up its own steps and the tails of all layers.  Over all these steps each
-    layer has to be computed, not cut off and filled with zeros: a neuron may spike in silence,
-    since batch norm gives it a constant current.  So silence follows the longest sample, until the
-    first layer's output is as long as the last layer's.
+    layer has to be computed: a neuron may spike in silence, since batch norm gives it a constant
+    current.  So zeros follow the input until the first layer's output, which has a tail, covers
+    all the steps that count.  Later layers go on for longer, but that does not count.
     """
     tails = [layer.taps // 2 for layer in net.layers]
-    counts = data.padded(spikes, indices, longest + sum(tails[:-1]))
+    counts = data.padded(spikes, indices, longest + sum(tails[1:]))
     return class_scores(net(counts), spikes.steps[indices] + sum(tails))
 
 
@@ -480,6 +484,7 @@ def claimed_run(options: argparse.Namespace):
             path = os.path.join(options.out, name)
             if os.path.exists(path + ".part"):  # half-written by a process that was killed
                 os.remove(path + ".part")
+            # A run that ended in its first epoch leaves a config.json alone: it may begin anew.
             if os.path.exists(path) and name != "config.json" and not os.path.exists(last):
                 rule = "it belongs to another run: use another --out, or move it away"
                 raise ValueError(f"{path} is there without a last.pt: {rule}")

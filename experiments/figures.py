@@ -120,10 +120,10 @@ def travelled(layer, history) -> tuple[int, int]:
 
 def draw_learning(axis, track, shades) -> None:
     epochs, taps = shades.shape
-    axis.pcolormesh(range(epochs), range(taps), shades.T, cmap="Blues", vmax=1.25)
-    axis.plot(range(epochs + 1), track, color=RED, linewidth=1.8)
-    label(axis, epochs + 0.3, track[-1], " its delay", RED, va="center")
-    axis.set_xlim(-0.5, epochs + 3)
+    axis.pcolormesh(range(1, epochs + 1), range(taps), shades.T, cmap="Blues", vmax=1.25)
+    axis.plot(range(1, epochs + 2), track, color=RED, linewidth=1.8)  # at the start of each epoch
+    label(axis, epochs + 1.3, track[-1], " its delay", RED, va="center")
+    axis.set_xlim(0.5, epochs + 4)
     style(axis, "one synapse's kernel while it learns", "epoch", "delay (steps of 10 ms)")
 
 

@@ -163,7 +163,7 @@ def follow(net: DelaySNN, split: str, spikes: data.Spikes, index: int) -> Sample
     tails = [layer.taps // 2 for layer in net.layers]
     steps = int(spikes.steps[index])
     end = steps + sum(tails)
-    counts = data.padded(spikes, torch.tensor([index]), steps + sum(tails[:-1]))
+    counts = data.padded(spikes, torch.tensor([index]), steps + sum(tails[1:]))
     counts = counts.to(next(net.parameters()).device)  # [1, T, inputs]
 
     arriving = {}  # what reaches each layer of net.layers, [1, T, N]
