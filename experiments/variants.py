@@ -121,15 +121,18 @@ def read_json(folder: str, name: str) -> dict | None:
 
 
 def check_same(folder: str, words: list[str], free: set[str]) -> None:
-    """A run that is there already has to be of the same options, but for the free ones."""
+    """A run that is there already has to be of the same options, but for the free ones.
+
+    Options that were added to train.py since it ran are not compared.
+    """
     there = read_json(folder, "config.json")
     if there is None:
         return
     for key, value in vars(train.parse(words)).items():
-        if key not in free and there.get(key) != value:
+        if key in there and key not in free and there[key] != value:
             option = f"--{key.replace('_', '-')}"
             rule = "use another --out"
-            raise ValueError(f"{folder} has {option} {there.get(key)}, not {value}: {rule}")
+            raise ValueError(f"{folder} has {option} {there[key]}, not {value}: {rule}")
 
 
 def run(folder: str, words: list[str]) -> str | None:
