@@ -315,7 +315,7 @@ class DelayedLinear(nn.Module):
 
     def kernel(self):
         """The kernel in use, [out, in, taps]: Gaussians in training, one tap in evaluation."""
-        # The mask also keeps gradients from connections that are not there.
+        # Weights that are not there are 0; the mask makes their gradients 0 too.
         weight = self.weight if self.mask is None else self.weight * self.mask
         gaussians = self.training or not self.whole_steps
         if gaussians and self.learn_delays:

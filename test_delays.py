@@ -2965,6 +2965,20 @@ def test_a_second_run_into_a_folder_is_refused_and_changes_nothing(short_run, tm
     assert content_of(tmp_path / "run") == before
 
 
+def test_every_start_names_the_columns_and_says_how_long_the_rest_takes(little, tmp_path, capsys):
+    def stop(net, row):
+        raise Killed
+
+    words = ["--dataset", "little", "--epochs", 3]
+    with pytest.raises(Killed):
+        train.train(options_of(tmp_path / "run", *words), on_epoch=stop)
+    said = capsys.readouterr().out
+    assert said.count("train_acc") == 1 and "the other 2 epochs will take about" in said
+    train.train(options_of(tmp_path / "run", "--resume"))
+    said = capsys.readouterr().out
+    assert said.count("train_acc") == 1 and "the other 1 epochs will take about" in said
+
+
 def test_eval_prints_the_headline(short_run, tmp_path, capsys):
     _, result = short_run
     capsys.readouterr()

@@ -364,7 +364,8 @@ def train(options: argparse.Namespace, net: DelaySNN | None = None, on_epoch=Non
         print(f"{options.dataset} {config['samples']}, {config['parameters']:,} parameters")
         print(f"{config['processor']}, {config['threads']} threads; results in {options.out}")
 
-        for epoch in range(len(rows), options.epochs):
+        first = len(rows)
+        for epoch in range(first, options.epochs):
             begun = time.time()
             # A seed for each epoch: a run that goes on needs no saved state of the generator.
             torch.manual_seed(options.seed + 1_000_003 * (epoch + 1))
@@ -392,7 +393,7 @@ def train(options: argparse.Namespace, net: DelaySNN | None = None, on_epoch=Non
                 "seconds": time.time() - begun,
             }
             rows.append(row)
-            print_row(row, options)
+            print_row(row, options, is_first=epoch == first)
 
             save(net, optimizer, first_delays, rows, options)
             if on_epoch is not None:
@@ -591,14 +592,14 @@ def describe(net: nn.Module, sets: dict[str, data.Spikes], options: argparse.Nam
     }
 
 
-def print_row(row: dict, options: argparse.Namespace) -> None:
+def print_row(row: dict, options: argparse.Namespace, is_first: bool) -> None:
     """A row of the log, with the column names every 25 epochs, and how long the rest will take."""
-    if row["epoch"] % 25 == 1:
+    if is_first or row["epoch"] % 25 == 1:
         print(*(f"{name.replace('accuracy', 'acc'):>9}" for name in row))
     values = ("-" if value is None else round(value, 5) for value in row.values())
     print(*(f"{value:>9}" for value in values), flush=True)
     rest = options.epochs - row["epoch"]
-    if row["epoch"] == 1 and rest:
+    if is_first and rest:
         print(f"the other {rest} epochs will take about {rest * row['seconds'] / 60:.0f} minutes")
 
 
