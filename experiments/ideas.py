@@ -1,0 +1,272 @@
+"""Ideas of the literature, each a short class on the seams of delays.py, to copy and to change.
+
+    python experiments/ideas.py recurrent --dataset toy
+    python experiments/ideas.py axonal --dataset shd --data-dir DIR --epochs 30 --seed 1
+
+The first word names the network, and all options of train.py may follow:
+
+    base       the network of delays.py, one delay for each synapse
+    axonal     one delay for each input of a layer
+    dendritic  one delay for each neuron
+    recurrent  spikes of a hidden layer come back to it after a learned delay
+    adaptive   neurons that adapt to what they do, with learned time constants
+
+Results go to runs/DATASET-IDEA-DELAYS-SEED, if --out names no other folder.  From Python, and to
+load a run again:
+
+    options = train.parse(["--dataset", "toy", "--out", "runs/mine"])
+    result = train.train(options, net=train.build(options, Recurrent))
+    net, options = train.load_run("runs/mine", net=train.build(options, Recurrent))
+"""
+
+import os
+import sys
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import data
+import train
+from delays import DelayedLinear, DelaySNN, gaussian_kernel, integer_kernel, spike
+
+# ---------------------------------------------------------------------- axonal and dendritic delays
+
+
+class AxonalLayer(DelayedLinear):
+    """One delay for each input: all synapses of an axon hand its spikes on at the same time."""
+
+    def __init__(self, in_features, out_features, taps, count=1, *others, **named):
+        shape = (1, in_features) if count == 1 else (count, 1, in_features)
+        super().__init__(
+            in_features, out_features, taps, count, *others, delay_shape=shape, **named
+        )
+
+
+class DendriticLayer(DelayedLinear):
+    """One delay for each neuron: whatever arrives there waits for the same time."""
+
+    def __init__(self, in_features, out_features, taps, count=1, *others, **named):
+        shape = (out_features, 1) if count == 1 else (count, out_features, 1)
+        super().__init__(
+            in_features, out_features, taps, count, *others, delay_shape=shape, **named
+        )
+
+
+class Axonal(DelaySNN):
+    """Fewer delays: does a delay for each synapse pay?
+
+    "Sparse Axonal and Dendritic Delays Enable Competitive SNNs for Keyword Classification"
+    (Bouhadjar, Neftci, 2026, arXiv 2602.09746) asks that of the same method as here.
+
+    As in its code: a Gaussian of weight 1 delays each input before the product with the weights, or
+    each neuron's sum after it, in all layers.  A sum may be taken in any order, so that is this
+    kernel.  Not as there: the delays are not thinned out, and the time of a step of training is
+    that of one delay for each synapse, since the kernel is still [out, in, taps].
+    """
+
+    layer_class = AxonalLayer
+
+
+class Dendritic(DelaySNN):
+    """As Axonal, with one delay for each neuron in place of one for each of its inputs.
+
+    So a neuron delays all its inputs alike.  What did not come together in time, only the delays of
+    the layers before can bring together.
+    """
+
+    layer_class = DendriticLayer
+
+
+# -------------------------------------------------------------------------------- recurrent delays
+
+
+class Echo(DelayedLinear):
+    """The synapses of a layer with itself: [N, N] weights, and a delay for each axon.
+
+    .delay: [1, N], 0..taps-1 steps as in every DelayedLinear.  A spike returns one step later than
+    that, after 1..taps steps, since within its own step it comes too late to have an effect.
+    """
+
+    def __init__(self, neurons, taps, learn_delays, connections):
+        super().__init__(
+            neurons,
+            neurons,
+            taps,
+            learn_delays=learn_delays,
+            connections=connections,
+            delay_shape=(1, neurons),
+        )
+
+    def spread(self):
+        """How much of a spike has arrived d + 1 steps later, [taps, N]: a kernel of weight 1."""
+        weight = torch.ones_like(self.delay)  # [1, N]
+        gaussians = self.training or not self.whole_steps
+        if gaussians and self.learn_delays:
+            kernel = gaussian_kernel(weight, self.delay, self.sigma, self.taps)
+        else:
+            kernel = integer_kernel(weight, self.delay, self.taps)
+        return kernel[0].T  # [taps, N]
+
+
+class Recurrent(DelaySNN):
+    """The spikes of a hidden layer come back to it, each axon's after a delay that is learned.
+
+        r[t,o] = sum_n w[o,n] sum_d g[d,n] s[t-1-d,n]
+        h[t] = (1 - 1/tau) v[t-1] + I[t] + r[t]
+
+    From "DelRec: learning delays in recurrent spiking neural networks" (Queant, Rançon, Cottereau,
+    Masquelier, 2025, arXiv 2509.24852).
+
+    As there, in its code for SHD: a delay for each axon, of at least one step; weights between all
+    pairs; what comes back is added behind the batch norm; whole steps in evaluation.
+
+    Not as there: g is the Gaussian of delays.py, with its sigma, in place of a triangle that
+    shrinks over all epochs; delays end at `taps` steps; the weights are drawn uniformly, not
+    orthogonal; no dropout on what comes back; and the synapses between the layers keep their
+    delays, which its program for SHD leaves out.
+
+    With a delay for each synapse, which DelRec has too, the product would be `taps` times as large.
+    --delays none is the usual recurrent network: all spikes come back after one step.
+    """
+
+    def __init__(
+        self, in_features, hidden, classes, taps=25, learn_delays=True, connections=0, **others
+    ):
+        named = dict(taps=taps, learn_delays=learn_delays, connections=connections)
+        super().__init__(in_features, hidden, classes, **named, **others)
+        # Drawn last, so that a seed gives the layers the weights that they have in the base.
+        self.echoes = nn.ModuleList(Echo(size, **named) for size in hidden)
+
+    def neurons(self, i, current):
+        echo = self.echoes[i]
+        weight = echo.weight if echo.mask is None else echo.weight * echo.mask
+        spread = echo.spread()[:, None]  # [taps, 1, N]
+
+        # coming[d] is what each axon delivers d steps from now, [taps, B, N].
+        coming = torch.zeros_like(current[:, 0]).repeat(echo.taps, 1, 1)
+        v = torch.zeros_like(current[:, 0])  # [B, N]
+        spikes = []
+        for now in current.unbind(1):
+            h = (1 - 1 / self.tau) * v + now + F.linear(coming[0], weight)
+            s = spike(h - 1)
+            v = h * (1 - s.detach())  # as in lif, no gradient flows through the reset
+            spikes.append(s)
+            # A step passes: what came is gone, and a place for the longest delay is free.
+            coming = F.pad(coming[1:], (0, 0, 0, 0, 0, 1))
+            coming = torch.addcmul(coming, spread, s)
+        return torch.stack(spikes, 1)
+
+
+# -------------------------------------------------------------------------------- adaptive neurons
+
+
+class AdaptiveNeurons(nn.Module):
+    """Leaky neurons that a second variable w inhibits, which grows with their own activity (adLIF).
+
+        h[t] = m v[t-1] + I[t] - w[t-1],   s[t] = 1 if h[t] >= 1 else 0,   v[t] = h[t] (1 - s[t])
+        w[t] = k w[t-1] + a v[t] + b s[t]
+
+    m, k, a and b are learned, one of each for each neuron, by way of a sigmoid.  So all lie in
+    0..1, where v and w die away without input.
+    """
+
+    def __init__(self, size):
+        super().__init__()
+        # Drawn for steps of 10 ms.  A potential is gone after some steps, and w stays longer.
+        self.m = nn.Parameter(torch.empty(size).uniform_(0.01, 0.5).logit())
+        self.k = nn.Parameter(torch.empty(size).uniform_(0.5, 0.99).logit())
+        self.a = nn.Parameter(torch.empty(size).uniform_(0.01, 0.1).logit())
+        self.b = nn.Parameter(torch.empty(size).uniform_(0.01, 0.2).logit())
+
+    def forward(self, current):
+        m, k = torch.sigmoid(self.m), torch.sigmoid(self.k)  # [N]
+        a, b = torch.sigmoid(self.a), torch.sigmoid(self.b)  # [N]
+        v = torch.zeros_like(current[:, 0])  # [B, N]
+        w = torch.zeros_like(v)
+        spikes = []
+        for now in current.unbind(1):
+            h = m * v + now - w
+            s = spike(h - 1)
+            v = h * (1 - s.detach())  # as in lif, no gradient flows through the reset
+            w = k * w + a * v + b * s
+            spikes.append(s)
+        return torch.stack(spikes, 1)
+
+
+class Adaptive(DelaySNN):
+    """Neurons with a memory of their own, beside that of the delays.
+
+    From "A surrogate gradient spiking baseline for speech command recognition" (Bittar, Garner,
+    Frontiers in Neuroscience 2022): w, which the potential and the spikes feed, and constants of
+    each neuron, which are learned.  From "Advancing spatio-temporal processing through adaptation
+    in spiking neural networks" (Baronig, Ferrand, Sabathiel, Legenstein, Nature Communications
+    2025), whose neuron is SE-adLIF: the order within a step, where w takes up the new potential
+    after a reset to 0; and that a is not negative.
+
+    Not as in either: I and w are not multiplied by 1 - m, just as lif does not; a sigmoid keeps the
+    constants within bounds, in place of clamping, and the bounds and first values are others; and
+    there are delays in front of the neurons.
+
+    tau is that of the readout alone.
+    """
+
+    def __init__(self, in_features, hidden, classes, **others):
+        super().__init__(in_features, hidden, classes, **others)
+        # Drawn last, so that a seed gives the layers the weights that they have in the base.
+        self.adaptive = nn.ModuleList(AdaptiveNeurons(size) for size in hidden)
+
+    def neurons(self, i, current):
+        return self.adaptive[i](current)
+
+
+# ------------------------------------------------------------------------------------ command line
+
+IDEAS = {
+    "base": DelaySNN,
+    "axonal": Axonal,
+    "dendritic": Dendritic,
+    "recurrent": Recurrent,
+    "adaptive": Adaptive,
+}
+
+
+def parse(idea, words):
+    """The options of train.py.  Where they name no folder, it is named after the idea too."""
+    if not any(word.split("=")[0] == "--out" for word in words):
+        plain = train.parse([word for word in words if word != "--resume"])
+        out = f"runs/{plain.dataset}-{idea}-{plain.delays}-{plain.seed}"
+        words = [*words, "--out", out]
+    return train.parse(words)
+
+
+def main(words):
+    """Trains an idea, or prints the accuracy of a checkpoint that --eval names."""
+    idea, *words = words or [""]
+    if idea in ("-h", "--help"):
+        print(__doc__)
+        return
+    if idea not in IDEAS:
+        raise ValueError(f"the first word is {idea!r}: expected one of {', '.join(IDEAS)}")
+
+    options = parse(idea, words)
+    net = train.build(options, IDEAS[idea])
+    if options.eval is None:
+        train.print_result(train.train(options, net))
+        return
+    train.set_backend()
+    net, _ = train.load_run(options.eval, net)
+    test = data.load(options.dataset, "test", options.data_dir).to(options.device)
+    accuracy = train.evaluate(net.to(options.device), test, options.batch_size)
+    print(f"test accuracy {accuracy:.2%} ({options.eval})")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (OSError, ValueError) as problem:
+        sys.exit(f"ideas.py: {problem}")
+    except KeyboardInterrupt:
+        sys.exit("\nstopped; with --resume the same command goes on from the last epoch saved")
