@@ -207,7 +207,7 @@ def row(results: dict[int, dict], learned: dict[int, dict], columns: list[str]) 
     runs = list(results.values())
     cells = [f"{runs[0]['parameters']:,}"]
     for column in columns:
-        cells.append(spread([result[column] for result in runs]))
+        cells.append(spread([result.get(column) for result in runs]))
 
     differences = []
     if results is not learned:
