@@ -159,13 +159,16 @@ def from_events(sample, step, channel, labels, inputs: int, speakers=None) -> Sp
 
 
 def whole_numbers(name: str, values, upper: int | None = None) -> np.ndarray:
-    """The values as int64 [n]; a ValueError unless they are whole, from 0 and below `upper`."""
+    """The values as int64 [n]; a ValueError unless they are whole, from 0 and below `upper`.
+
+    Without upper, below 2**31.
+    """
     array = np.asarray(values)
     if array.ndim != 1 or array.dtype.kind not in "iuf":
         found = f"type {array.dtype} and shape {list(array.shape)}"
         raise ValueError(f"{name} has {found}: expected a list of whole numbers.")
-    wanted = "at least 0" if upper is None else f"0..{upper - 1}"
-    limit = np.inf if upper is None else upper
+    wanted = "at least 0, below 2**31" if upper is None else f"0..{upper - 1}"
+    limit = 2**31 if upper is None else upper
     right = (array >= 0) & (array < limit) & (array == np.floor(array))
     if not right.all():
         at = right.argmin()  # the first that is not right
@@ -185,6 +188,8 @@ def count_spikes(step: np.ndarray, channel: np.ndarray, inputs: int) -> np.ndarr
 
 def join(counts: list[np.ndarray], labels: np.ndarray, speakers=None) -> Spikes:
     """Spikes from the counts of each sample; without speakers, each is called -1."""
+    if len(labels) == 0:
+        raise ValueError("there are no samples: expected at least one.")
     steps = np.array([len(sample) for sample in counts], dtype=np.int64)
     speakers = np.full(len(labels), -1) if speakers is None else np.asarray(speakers)
     if speakers.shape != labels.shape:

@@ -1232,6 +1232,9 @@ def test_events_by_hand_from_lists_tensors_and_floats():
         (dict(sample=[0, 2, 0, 2, 2, 3]), r"sample of spike 5 is 3: .*whole number, 0\.\.2"),
         (dict(sample=[0, -1, 0, 2, 2, 0]), r"sample of spike 1 is -1: .*whole number, 0\.\.2"),
         (dict(step=[3, 0, 3, -5, 5, 1]), "step of spike 3 is -5: .*whole number, at least 0"),
+        (dict(step=[3, 0, 3, 5, 1e300, 1]), r"step of spike 4 is 1e\+300: .*below 2\*\*31"),
+        (dict(step=np.array([3, 0, 2**63], np.uint64)), "step of spike 2 is 9223372036854775808"),
+        (dict(sample=[], step=[], channel=[], labels=[]), "there are no samples"),
         (dict(step=[3, 0, 3, 5, 0.5, 1]), r"step of spike 4 is 0\.5: expected a whole number"),
         (dict(step=[3, 0, np.nan, 5, 5, 1]), "step of spike 2 is nan: expected a whole number"),
         (dict(step=[3, 0, np.inf, 5, 5, 1]), "step of spike 2 is inf: expected a whole number"),
@@ -1854,9 +1857,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_a_full_disk_keeps_no_half_written_file(tmp_path):
     (tmp_path / "x.part").symlink_to("/dev/full")
     path = re.escape(str(tmp_path / "x"))
-    sentence = (
-        rf"{path} could not be written \(No space left on device\): mend that; a run then goes on"
-    )
+    sentence = rf"{path} could not be written \(No space left on device\): mend that and repeat"
     with pytest.raises(OSError, match=sentence):
         train.write(str(tmp_path), "x", "new")
     assert os.listdir(tmp_path) == []
@@ -1938,6 +1939,7 @@ def refused(capsys, *argv):
         ("--kernel-count 0", "argument --kernel-count: 0: expected at least 1, below 2**31"),
         ("--batch-size 0", "argument --batch-size: 0: expected at least 1, below 2**31"),
         ("--connections -2", "argument --connections: -2: expected at least 0, below 2**31"),
+        ("--mask-steps 1", "argument --mask-steps: 1: expected at least 0, below 1"),
         ("--seed -1", "argument --seed: -1: expected at least 0, below 2**31"),
         (f"--seed {2**63}", f"argument --seed: {2**63}: expected at least 0, below 2**31"),
         ("--tau 9.9", "--tau 9.9: expected at least 10 ms, a step"),
@@ -2009,6 +2011,7 @@ def test_a_card_that_is_not_there_gets_a_sentence(tmp_path, capsys):
         ("--eval none.pt", "'none.pt' is not there: a run saves its first checkpoint after an"),
         ("--eval good/shd_train.h5", "'good/shd_train.h5' is no sound checkpoint of train.py"),
         ("--eval ''", "'' is not there"),
+        ("--eval good", "'good/last.pt' is not there"),
         ("--eval run/last.pt --tau 20", "the saved run has --tau 10.05"),
         ("--eval other.pt", "of another network"),
         ("--eval nan.pt", "has weights or delays that are not finite"),
@@ -2965,6 +2968,36 @@ def test_a_second_run_into_a_folder_is_refused_and_changes_nothing(short_run, tm
     assert content_of(tmp_path / "run") == before
 
 
+def test_resume_refuses_other_data(tmp_path):
+    write_shd(tmp_path)
+    train.train(options_of(tmp_path / "run", *SHORT.split(), "--data-dir", tmp_path))
+    before = content_of(tmp_path / "run")
+    (tmp_path / "other").mkdir()
+    for split in ("train", "test"):
+        (tmp_path / f"shd_{split}.h5").rename(tmp_path / "other" / f"shd_{split}.h5")
+    moved = ["--resume", "--data-dir", tmp_path / "other"]
+    train.train(options_of(tmp_path / "run", *moved))  # the same files elsewhere
+    with h5py.File(tmp_path / "other/shd_test.h5", "a") as file:
+        file["labels"][0] = (file["labels"][0] + 1) % 20
+    with pytest.raises(ValueError, match="shd_test.h5 is not the file that the run began with"):
+        train.train(options_of(tmp_path / "run", *moved))
+    assert content_of(tmp_path / "run")["last.pt"] == before["last.pt"]
+
+
+def test_a_run_older_than_an_option_has_its_default(tmp_path):
+    words = ["--dataset", "toy", "--epochs", 1, "--batch-size", 500]
+    train.train(options_of(tmp_path / "run", *words))
+    saved = torch.load(tmp_path / "run/last.pt", weights_only=True)
+    for name in ("shift", "mask_steps", "recipe", "hidden"):
+        del saved["options"][name]
+    torch.save(saved, tmp_path / "run/last.pt")
+    with pytest.raises(ValueError, match="the saved run has --(recipe paper|shift 0|mask-)"):
+        options_of(tmp_path / "run", "--resume", "--recipe", "augmented")
+    options = options_of(tmp_path / "run", "--resume")
+    assert (options.hidden, options.shift, options.recipe) == (15, 0, "paper")
+    assert train.load_run(tmp_path / "run")[1].hidden == 15
+
+
 def test_every_start_names_the_columns_and_says_how_long_the_rest_takes(little, tmp_path, capsys):
     def stop(net, row):
         raise Killed
@@ -3355,7 +3388,7 @@ def test_a_saved_run_of_an_unknown_data_set_gets_a_sentence(little, tmp_path, mo
     train.train(options_of(tmp_path / "run", "--dataset", "little", "--epochs", 1))
     monkeypatch.delitem(data.DATASETS, "little")
     for words in (["--resume", "--out", tmp_path / "run"], ["--eval", tmp_path / "run/last.pt"]):
-        with pytest.raises(ValueError, match="of the data set little: call train.main from"):
+        with pytest.raises(ValueError, match="of the data set little: use it from the script that"):
             train.parse([str(word) for word in words])
 
 

@@ -49,11 +49,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     out = options.out or f"runs/{options.dataset}-{options.delays}-{options.seed}"
 
     if options.resume or options.eval is not None:
-        path = os.path.join(out, "last.pt") if options.eval is None else options.eval
-        saved = read_checkpoint(path)["options"]
-        if saved["dataset"] not in data.DATASETS:
-            rule = "call train.main from the script that adds it to data.DATASETS"
-            raise ValueError(f"the saved run is of the data set {saved['dataset']}: {rule}")
+        path = os.path.join(out, "last.pt") if options.eval is None else checkpoint_in(options.eval)
+        saved = complete(read_checkpoint(path)["options"])
         defaults = {key: saved[key] for key in saved.keys() - MAY_DIFFER}
         defaults["data_dir"] = saved["data_dir"]  # it may differ, but need not be named again
         parser.set_defaults(**defaults)
@@ -66,6 +63,15 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     if options.device == "auto":
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
     return options
+
+
+def complete(saved: dict) -> dict:
+    """The options of a saved run, with defaults for those that were added since."""
+    if saved["dataset"] not in data.DATASETS:
+        rule = "use it from the script that adds it to data.DATASETS"
+        raise ValueError(f"the saved run is of the data set {saved['dataset']}: {rule}")
+    defaults = vars(make_parser().parse_args([])) | DEFAULTS["shd"]
+    return defaults | DEFAULTS.get(saved["dataset"], {}) | saved
 
 
 def check_same(options: argparse.Namespace, saved: dict) -> None:
@@ -111,7 +117,12 @@ def make_parser() -> argparse.ArgumentParser:
     add("--recipe", choices=list(RECIPES), default="paper", help="augmented: with these three")
     add("--shift", type=whole, default=0, help="augmentation: by how many inputs a sample may move")
     add("--mask-inputs", type=whole, default=0, help="augmentation: up to so many inputs silenced")
-    add("--mask-steps", type=real, default=0.0, help="augmentation: share of the steps silenced")
+    add(
+        "--mask-steps",
+        type=number(float, 0, 1),
+        default=0.0,
+        help="augmentation: share of the steps silenced",
+    )
     add("--lr", type=real, default=5e-3, help="peak learning rate of the weights")
     add("--delay-lr", type=real, default=0.1, help="first learning rate of the delays, in steps")
     add("--weight-decay", type=real, default=1e-5, help="L2 penalty of the weights")
@@ -126,13 +137,14 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def number(kind: type, least: float):
-    """An argparse type: a number of at least `least`."""
+def number(kind: type, least: float, limit=2**31):
+    """An argparse type: a number from `least` to below `limit`; torch takes sizes below 2**31."""
 
     def convert(text):
         value = kind(text)
-        if not least <= value < 2**31:  # what torch can take as a size or a seed
-            raise argparse.ArgumentTypeError(f"{text}: expected at least {least}, below 2**31")
+        if not least <= value < limit:
+            below = "2**31" if limit == 2**31 else limit
+            raise argparse.ArgumentTypeError(f"{text}: expected at least {least}, below {below}")
         return value
 
     convert.__name__ = kind.__name__  # which argparse shows if the text is no number at all
@@ -351,6 +363,7 @@ def train(options: argparse.Namespace, net: DelaySNN | None = None, on_epoch=Non
         first_delays = [layer.delay.detach().clone() for layer in delayed_layers(net)]
         rows = []
         if saved is not None:
+            check_data(sets, options)
             load_weights(net, saved, options.out, optimizer)
             first_delays = [delay.to(options.device) for delay in saved["first_delays"]]
             rows = saved["rows"]
@@ -511,7 +524,7 @@ def write(folder: str, name: str, content: bytes | str) -> None:
     except OSError as problem:
         with suppress(OSError):
             os.remove(path + ".part")  # it would keep a full disk full
-        rule = "mend that; a run then goes on with --resume"
+        rule = "mend that and repeat the command (a run with a last.pt: with --resume)"
         raise OSError(f"{path} could not be written ({problem.strerror}): {rule}") from problem
 
 
@@ -527,7 +540,9 @@ def read_checkpoint(path: str) -> dict:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         epochs = [row["epoch"] for row in state["rows"]]
-        if "data_dir" not in state["options"] or epochs != list(range(1, len(epochs) + 1)):
+        if not epochs or epochs != list(range(1, len(epochs) + 1)):
+            raise ValueError("it has no log, or one with gaps")
+        if not {"dataset", "data_dir"} <= state["options"].keys():
             raise ValueError("made by another program")
         keys = ("options", "network", "net", "adam", "rows", "first_delays")
         return {key: state[key] for key in keys}
@@ -539,9 +554,8 @@ def load_weights(net: nn.Module, saved: dict, path: str, optimizer=None) -> None
     """Loads a checkpoint into a network, and into its optimizer if there is one."""
     kind = saved["network"]
     if kind != type(net).__name__:
-        raise ValueError(
-            f"the checkpoint of {path} is of another network: hand over a {kind} as net"
-        )
+        rule = f"hand over a {kind} as net, from Python"
+        raise ValueError(f"the checkpoint of {path} is of another network: {rule}")
     try:
         net.load_state_dict(saved["net"])
         first_delays = [delay.shape for delay in saved["first_delays"]]
@@ -567,25 +581,49 @@ def load_run(path: str, net: DelaySNN | None = None) -> tuple[DelaySNN, argparse
         epoch, and else last.pt.
     net: a network of one's own to load it into.  Its whole_steps are not saved: set them again.
     """
-    if os.path.isdir(path):
-        best = os.path.join(path, "best.pt")
-        path = best if os.path.exists(best) else os.path.join(path, "last.pt")
+    path = checkpoint_in(path)
     saved = read_checkpoint(path)
-    options = argparse.Namespace(**saved["options"])
+    options = argparse.Namespace(**complete(saved["options"]))
     net = build(options) if net is None else net
     load_weights(net, saved, path)
     set_sigma(net, len(saved["rows"]) - 1, options)
     return net.eval(), options
 
 
+def checkpoint_in(path: str) -> str:
+    """The path itself; of a folder that of its best.pt, or of last.pt where nothing was chosen."""
+    if not os.path.isdir(path):
+        return path
+    best = os.path.join(path, "best.pt")
+    return best if os.path.exists(best) else os.path.join(path, "last.pt")
+
+
+def check_data(sets: dict[str, data.Spikes], options: argparse.Namespace) -> None:
+    """Refuses to go on with other data files than those that the run began with."""
+    path = os.path.join(options.out, "config.json")
+    if not os.path.exists(path):
+        return
+    with open(path) as file:
+        before = json.load(file)["md5"]
+    for name, digest in digests(sets, options).items():
+        if before.get(name, digest) != digest:
+            rule = "name the folder of the former one by --data-dir"
+            raise ValueError(f"{name} is not the file that the run began with: {rule}")
+
+
+def digests(sets: dict[str, data.Spikes], options: argparse.Namespace) -> dict[str, str]:
+    """The md5 of each data file, by its name."""
+    paths = [data.find(options.dataset, split, options.data_dir) for split in sets]
+    return {os.path.basename(path): data.md5(path) for path in paths if path}
+
+
 def describe(net: nn.Module, sets: dict[str, data.Spikes], options: argparse.Namespace) -> dict:
     """What config.json holds: the options, and what was run on what."""
-    paths = [data.find(options.dataset, split, options.data_dir) for split in sets]
     on_gpu = options.device == "cuda"
     return vars(options) | {
         "parameters": count_parameters(net),
         "samples": {split: len(spikes.labels) for split, spikes in sets.items()},
-        "md5": {os.path.basename(path): data.md5(path) for path in paths if path},
+        "md5": digests(sets, options),
         "torch": torch.__version__,
         "processor": torch.cuda.get_device_name() if on_gpu else platform.machine(),
         "threads": torch.get_num_threads(),
@@ -611,25 +649,33 @@ def print_result(result: dict) -> None:
     print(f"{headline} accuracy {result[f'{headline}_accuracy']:.2%} ({result['rule']})")
 
 
+@contextmanager
+def sentences(program: str):
+    """Ends the program with one sentence for what is no mistake of its own."""
+    try:
+        yield
+    except (OSError, ValueError) as problem:
+        sys.exit(f"{program}: {problem}")
+    except (MemoryError, RuntimeError) as problem:
+        # torch says of a GPU "CUDA out of memory ... allocate", of a CPU "can't allocate memory".
+        if not isinstance(problem, MemoryError) and "allocate" not in str(problem):
+            raise
+        sys.exit(f"{program}: out of memory: a smaller --batch-size or a smaller network may fit")
+
+
 def main(argv: list[str] | None = None) -> None:
     options = None
     try:
-        options = parse(argv)
-        if options.eval is not None:
+        with sentences("train.py"):
+            options = parse(argv)
+            if options.eval is None:
+                print_result(train(options))
+                return
             set_backend()
             net, _ = load_run(options.eval)
             test = data.load(options.dataset, "test", options.data_dir).to(options.device)
             accuracy = evaluate(net.to(options.device), test, options.batch_size)
             print(f"test accuracy {accuracy:.2%} ({options.eval})")
-        else:
-            print_result(train(options))
-    except (OSError, ValueError) as problem:
-        sys.exit(f"train.py: {problem}")
-    except (MemoryError, RuntimeError) as problem:
-        # torch says of a GPU "CUDA out of memory ... allocate", of a CPU "can't allocate memory".
-        if not isinstance(problem, MemoryError) and "allocate" not in str(problem):
-            raise
-        sys.exit("train.py: out of memory: a smaller --batch-size or a smaller network may fit")
     except KeyboardInterrupt:
         if options and not options.eval and os.path.exists(os.path.join(options.out, "last.pt")):
             again = f"python train.py --out {shlex.quote(options.out)} --resume"

@@ -183,8 +183,9 @@ def check(net: dict) -> None:
                 raise ValueError(f"{name}_{i} is no int32 for each synapse")
             if not ((values >= 0) & (values < limit)).all():
                 raise ValueError(f"{name}_{i} goes beyond 0..{limit - 1}")
-        if not np.isfinite(net[f"weight_{i}"]).all():
-            raise ValueError(f"weight_{i} is not finite")
+        for name in (f"weight_{i}", f"current_{i}"):
+            if not np.isfinite(net[name]).all():
+                raise ValueError(f"{name} is not finite")
 
 
 def save(exported: dict[str, np.ndarray], path: str) -> None:
@@ -195,24 +196,16 @@ def save(exported: dict[str, np.ndarray], path: str) -> None:
 
 
 def export(checkpoint: str, out: str) -> None:
-    net, options = load_run(checkpoint)
+    net, options = train.load_run(checkpoint)
     exported = arrays(net, options)
     save(exported, out)
     count = sum(len(exported[f"weight_{i}"]) for i in range(layer_count(exported)))
     print(f"{out}: layers of {layer_sizes(exported)} neurons, {count:,} synapses")
 
 
-def load_run(checkpoint: str) -> tuple[DelaySNN, argparse.Namespace]:
-    try:
-        return train.load_run(checkpoint)
-    except (AttributeError, KeyError) as problem:
-        rule = "call export.arrays from a script that knows its data set"
-        raise ValueError(f"{checkpoint} is of an unknown data set or version: {rule}") from problem
-
-
 def same_network(net: dict, checkpoint: str) -> DelaySNN:
     """The network of a checkpoint; a ValueError unless the arrays were made of it."""
-    trained, options = load_run(checkpoint)
+    trained, options = train.load_run(checkpoint)
     exported = arrays(trained, options)
     same = exported.keys() == net.keys()
     if not same or not all(np.array_equal(net[name], exported[name]) for name in net):
@@ -570,9 +563,8 @@ def perform(options: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     try:
-        perform(parse(argv))
-    except (OSError, ValueError) as problem:
-        sys.exit(f"export.py: {problem}")
+        with train.sentences("export.py"):
+            perform(parse(argv))
     except KeyboardInterrupt:
         sys.exit("\nstopped")
 

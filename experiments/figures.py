@@ -12,6 +12,7 @@ speech.png one of those of SHD.
 """
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -19,7 +20,10 @@ from pathlib import Path
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-import matplotlib
+try:
+    import matplotlib
+except ImportError:
+    sys.exit("figures.py: it draws with matplotlib, which is missing: pip install matplotlib")
 import numpy as np
 import torch
 
@@ -56,11 +60,12 @@ def label(axis, x: float, y: float, words: str, color: str = INK, **layout) -> N
 
 def save(figure, folder: str, name: str) -> None:
     os.makedirs(folder, exist_ok=True)
-    path = os.path.join(folder, name)
-    smaller = {"optimize": True}
-    figure.savefig(path, dpi=130, facecolor="white", bbox_inches="tight", pil_kwargs=smaller)
+    kind = os.path.splitext(name)[1][1:]
+    picture = io.BytesIO()
+    figure.savefig(picture, format=kind, dpi=130, facecolor="white", bbox_inches="tight")
     plt.close(figure)
-    print(path)
+    train.write(folder, name, picture.getvalue())
+    print(os.path.join(folder, name))
 
 
 def need(path: str, command: str) -> str:
@@ -85,7 +90,9 @@ def record(folder: str) -> None:
 
     train.train(options, on_epoch=keep)
     first = train.read_checkpoint(last)["first_delays"][0]
-    torch.save(torch.stack([first, *history]), os.path.join(folder, "history.pt"))
+    content = io.BytesIO()
+    torch.save(torch.stack([first, *history]), content)
+    train.write(folder, "history.pt", content.getvalue())
 
 
 def kernel_figure(folder: str, out: str) -> None:
@@ -525,8 +532,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     try:
-        main()
-    except (OSError, ValueError) as problem:
-        sys.exit(f"figures.py: {problem}")
+        with train.sentences("figures.py"):
+            main()
     except KeyboardInterrupt:
         sys.exit("\nstopped")

@@ -265,8 +265,7 @@ def main(words):
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1:])
-    except (OSError, ValueError) as problem:
-        sys.exit(f"ideas.py: {problem}")
+        with train.sentences("ideas.py"):
+            main(sys.argv[1:])
     except KeyboardInterrupt:
         sys.exit("\nstopped; with --resume the same command goes on from the last epoch saved")

@@ -78,10 +78,7 @@ def read_run(
     path = os.path.join(path, "last.pt") if os.path.isdir(path) else path
     # It is read once: a run that still trains may write the next one at any moment.
     saved = train.read_checkpoint(path)
-    options = argparse.Namespace(**saved["options"])
-    if options.dataset not in data.DATASETS:
-        rule = "call draw_run from the script that adds it to data.DATASETS"
-        raise ValueError(f"the run of {path} is of the data set {options.dataset}: {rule}")
+    options = argparse.Namespace(**train.complete(saved["options"]))
     step_ms = data.DATASETS[options.dataset].step_ms
 
     layers, journey, missing = [], None, []
@@ -130,7 +127,7 @@ def read_layers(saved: dict, step_ms: float) -> list[Layer]:
 
 def load_net(saved: dict, path: str, net: DelaySNN | None) -> DelaySNN:
     """train.load_run for a checkpoint that has been read."""
-    options = argparse.Namespace(**saved["options"])
+    options = argparse.Namespace(**train.complete(saved["options"]))
     net = train.build(options) if net is None else net
     train.load_weights(net, saved, path)
     train.set_sigma(net, len(saved["rows"]) - 1, options)
@@ -149,7 +146,7 @@ def read_split(options: argparse.Namespace, data_dir: str) -> tuple[str, data.Sp
         raise ValueError(f"{published[0]} is not in {data_dir!r}: name its folder by --data-dir")
     spikes = data.load(options.dataset, wanted, data_dir)
     if held_out:
-        speakers = options.valid_speakers.split(",")
+        speakers = [name.strip() for name in options.valid_speakers.split(",")]
         spikes = spikes.select(np.isin(spikes.speakers.astype(str), speakers))
     return split, spikes
 

@@ -352,6 +352,10 @@ def test_what_the_arrays_cannot_say_is_refused():
     net.layers[0].delay.data[0, 0] = 9
     with pytest.raises(ValueError, match=r"delay_0 goes beyond 0\.\.6"):
         export.arrays(net, options_of())
+    net = small_net()
+    net.norms[0].bias.data[1] = np.nan
+    with pytest.raises(ValueError, match="current_0 is not finite"):
+        export.arrays(net, options_of())
     with pytest.raises(ValueError, match="a Linear cannot be exported"):
         export.arrays(torch.nn.Linear(2, 2), options_of())
 
@@ -379,8 +383,8 @@ def test_bad_checkpoints_are_refused_and_leave_no_file(trained, tmp_path):
     state = torch.load(f"{folder}/last.pt", weights_only=True)
     changes = [
         ({"network": "Adaptive"}, "of another network"),
-        ({"options": state["options"] | {"dataset": "mine"}}, "unknown data set"),
-        ({"options": {"data_dir": "data"}}, "unknown data set or version"),
+        ({"options": state["options"] | {"dataset": "mine"}}, "of the data set mine: use it from"),
+        ({"options": {"data_dir": "data"}}, "no sound checkpoint"),
         ({"options": state["options"] | {"hidden": 13}}, "of another network"),
     ]
     for change, words in changes:
@@ -475,6 +479,7 @@ def test_figures_are_counted_spike_by_spike(trained, spoken, capsys):
             emitted = (spikes * own[:, :, None]).sum((0, 1))
             events += sum(emitted[pre] for pre in net[f"pre_{i}"])
 
+        capsys.readouterr()  # what the training said
         export.main(["--hardware", f"{folder}/net.npz", "--data-dir", spoken])
         said = capsys.readouterr().out
         words = said.replace(",", "").split()

@@ -245,7 +245,7 @@ def test_layers_of_any_name_and_shared_delays():
 
 
 def test_a_run_with_validation_in_place_of_tests(speakers, tmp_path):
-    held_out = ["--valid-speakers", "b", "--no-test", "--device", "cpu"]
+    held_out = ["--valid-speakers", " b", "--no-test", "--device", "cpu"]
     options = train.parse(["--dataset", "mine", *held_out, "--out", str(tmp_path)])
     train.train(options)
     run = look.read_run(str(tmp_path))
@@ -265,7 +265,7 @@ def test_a_run_with_validation_in_place_of_tests(speakers, tmp_path):
 def test_a_run_of_a_data_set_that_is_not_known(speakers, tmp_path, monkeypatch):
     train.train(train.parse(["--dataset", "mine", "--device", "cpu", "--out", str(tmp_path)]))
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="of the data set mine: call draw_run from the script"):
+    with pytest.raises(ValueError, match="of the data set mine: use it from the script"):
         look.read_run(str(tmp_path))
 
 

@@ -70,7 +70,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
 
 
 def seeds(text: str) -> list[int]:
-    return sorted({int(seed) for seed in text.split(",")})
+    return sorted({train.number(int, 0)(seed) for seed in text.split(",")})
 
 
 def some_of(names: list[str]):
@@ -273,8 +273,7 @@ def main() -> int:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
-    except (OSError, ValueError) as problem:
-        sys.exit(f"variants.py: {problem}")
+        with train.sentences("variants.py"):
+            sys.exit(main())
     except KeyboardInterrupt:
         sys.exit("\nstopped; the same command goes on from here")
