@@ -196,15 +196,20 @@ def load_sets(options: argparse.Namespace) -> dict[str, data.Spikes]:
 
     if options.valid_speakers:
         everyone = sets["train"]
-        names = everyone.speakers.astype(str)
-        wanted = [name.strip() for name in options.valid_speakers.split(",")]
-        known = sorted(set(names.tolist()))
-        if not set(wanted) < set(known):  # a part of them, and not all
-            rule = f"expected some, not all, of its {len(known)} speakers, as {known[:20]}"
-            raise ValueError(f"--valid-speakers {options.valid_speakers}: {rule}")
-        held_out = np.isin(names, wanted)
+        held_out = is_held_out(everyone, options)
         sets["train"], sets["valid"] = everyone.select(~held_out), everyone.select(held_out)
     return {split: spikes.to(options.device) for split, spikes in sets.items()}
+
+
+def is_held_out(spikes: data.Spikes, options: argparse.Namespace) -> np.ndarray:
+    """bool [samples], True for those of --valid-speakers."""
+    names = spikes.speakers.astype(str)
+    wanted = [name.strip() for name in options.valid_speakers.split(",")]
+    known = sorted(set(names.tolist()))
+    if not set(wanted) < set(known):  # a part of them, and not all
+        rule = f"expected some, not all, of its {len(known)} speakers, as {known[:20]}"
+        raise ValueError(f"--valid-speakers {options.valid_speakers}: {rule}")
+    return np.isin(names, wanted)
 
 
 def delayed_layers(net: nn.Module) -> list[DelayedLinear]:
@@ -359,11 +364,12 @@ def train(options: argparse.Namespace, net: DelaySNN | None = None, on_epoch=Non
         set_backend()
         net = (build(options) if net is None else net).to(options.device)
         sets = load_sets(options)
+        config = describe(net, sets, options)
         optimizer = make_optimizer(net, options)
         first_delays = [layer.delay.detach().clone() for layer in delayed_layers(net)]
         rows = []
         if saved is not None:
-            check_data(sets, options)
+            check_data(config["md5"], options.out)
             load_weights(net, saved, options.out, optimizer)
             first_delays = [delay.to(options.device) for delay in saved["first_delays"]]
             rows = saved["rows"]
@@ -372,7 +378,6 @@ def train(options: argparse.Namespace, net: DelaySNN | None = None, on_epoch=Non
                 with open(os.path.join(options.out, "last.pt"), "rb") as file:
                     write(options.out, "best.pt", file.read())
             write_log(options.out, rows)
-        config = describe(net, sets, options)
         write(options.out, "config.json", json.dumps(config, indent=1))
         print(f"{options.dataset} {config['samples']}, {config['parameters']:,} parameters")
         print(f"{config['processor']}, {config['threads']} threads; results in {options.out}")
@@ -598,32 +603,30 @@ def checkpoint_in(path: str) -> str:
     return best if os.path.exists(best) else os.path.join(path, "last.pt")
 
 
-def check_data(sets: dict[str, data.Spikes], options: argparse.Namespace) -> None:
-    """Refuses to go on with other data files than those that the run began with."""
-    path = os.path.join(options.out, "config.json")
+def check_data(digests: dict[str, str], folder: str) -> None:
+    """Refuses to go on with other data files than those that the run in `folder` began with.
+
+    digests: the md5 of each file by its name.  The same data packed otherwise has another name.
+    """
+    path = os.path.join(folder, "config.json")
     if not os.path.exists(path):
         return
     with open(path) as file:
         before = json.load(file)["md5"]
-    for name, digest in digests(sets, options).items():
+    for name, digest in digests.items():
         if before.get(name, digest) != digest:
             rule = "name the folder of the former one by --data-dir"
             raise ValueError(f"{name} is not the file that the run began with: {rule}")
 
 
-def digests(sets: dict[str, data.Spikes], options: argparse.Namespace) -> dict[str, str]:
-    """The md5 of each data file, by its name."""
-    paths = [data.find(options.dataset, split, options.data_dir) for split in sets]
-    return {os.path.basename(path): data.md5(path) for path in paths if path}
-
-
 def describe(net: nn.Module, sets: dict[str, data.Spikes], options: argparse.Namespace) -> dict:
     """What config.json holds: the options, and what was run on what."""
+    paths = [data.find(options.dataset, split, options.data_dir) for split in sets]
     on_gpu = options.device == "cuda"
     return vars(options) | {
         "parameters": count_parameters(net),
         "samples": {split: len(spikes.labels) for split, spikes in sets.items()},
-        "md5": digests(sets, options),
+        "md5": {os.path.basename(path): data.md5(path) for path in paths if path},
         "torch": torch.__version__,
         "processor": torch.cuda.get_device_name() if on_gpu else platform.machine(),
         "threads": torch.get_num_threads(),
@@ -649,6 +652,15 @@ def print_result(result: dict) -> None:
     print(f"{headline} accuracy {result[f'{headline}_accuracy']:.2%} ({result['rule']})")
 
 
+def evaluate_saved(options: argparse.Namespace, net: DelaySNN | None = None) -> None:
+    """Prints the test accuracy of the run or checkpoint that --eval names; net: as in load_run."""
+    set_backend()
+    net, _ = load_run(options.eval, net)
+    test = data.load(options.dataset, "test", options.data_dir).to(options.device)
+    accuracy = evaluate(net.to(options.device), test, options.batch_size)
+    print(f"test accuracy {accuracy:.2%} ({options.eval})")
+
+
 @contextmanager
 def sentences(program: str):
     """Ends the program with one sentence for what is no mistake of its own."""
@@ -671,11 +683,7 @@ def main(argv: list[str] | None = None) -> None:
             if options.eval is None:
                 print_result(train(options))
                 return
-            set_backend()
-            net, _ = load_run(options.eval)
-            test = data.load(options.dataset, "test", options.data_dir).to(options.device)
-            accuracy = evaluate(net.to(options.device), test, options.batch_size)
-            print(f"test accuracy {accuracy:.2%} ({options.eval})")
+            evaluate_saved(options)
     except KeyboardInterrupt:
         if options and not options.eval and os.path.exists(os.path.join(options.out, "last.pt")):
             again = f"python train.py --out {shlex.quote(options.out)} --resume"

@@ -28,7 +28,6 @@ from torch.nn import functional as F
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-import data
 import train
 from delays import DelayedLinear, DelaySNN, gaussian_kernel, integer_kernel, spike
 
@@ -255,12 +254,8 @@ def main(words):
     net = train.build(options, IDEAS[idea])
     if options.eval is None:
         train.print_result(train.train(options, net))
-        return
-    train.set_backend()
-    net, _ = train.load_run(options.eval, net)
-    test = data.load(options.dataset, "test", options.data_dir).to(options.device)
-    accuracy = train.evaluate(net.to(options.device), test, options.batch_size)
-    print(f"test accuracy {accuracy:.2%} ({options.eval})")
+    else:
+        train.evaluate_saved(options, net)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -146,8 +145,7 @@ def read_split(options: argparse.Namespace, data_dir: str) -> tuple[str, data.Sp
         raise ValueError(f"{published[0]} is not in {data_dir!r}: name its folder by --data-dir")
     spikes = data.load(options.dataset, wanted, data_dir)
     if held_out:
-        speakers = [name.strip() for name in options.valid_speakers.split(",")]
-        spikes = spikes.select(np.isin(spikes.speakers.astype(str), speakers))
+        spikes = spikes.select(train.is_held_out(spikes, options))
     return split, spikes
 
 
