@@ -1,0 +1,172 @@
+"""Prints tables of README.md and RESULTS.md again, from the logs in experiments/logs.
+
+    python experiments/tables.py             # all of them
+    python experiments/tables.py held-out    # one
+
+A test compares them, line by line, with the files.  Tables with all variants of a data set are
+printed by variants.py --table.
+"""
+
+import csv
+import os
+import statistics
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import variants
+
+LOGS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "logs")
+PAIRS = ["1,8", "2,10", "3,6"]  # of speakers that were held out of training
+SEEDS = range(20)  # those without a log are left out
+
+
+def read_log(folder: str) -> list[dict[str, float | None]]:
+    """The rows of a run's log.csv; None where nothing was measured."""
+    with open(os.path.join(folder, "log.csv"), newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{key: float(text) if text else None for key, text in row.items()} for row in rows]
+
+
+def runs(kind: str) -> dict[int, list[dict]]:
+    """The logs by seed of the finished runs of a kind, as in shd-30/learned-dense."""
+    return {
+        seed: read_log(f"{LOGS}/{kind}-{seed}")
+        for seed in SEEDS
+        if os.path.exists(f"{LOGS}/{kind}-{seed}/result.json")
+    }
+
+
+def lines(heads: list[str], rows: list[list[str]]) -> list[str]:
+    """A table in Markdown, line by line."""
+    return [f"| {' | '.join(row)} |" for row in [heads, ["---"] * len(heads), *rows]]
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.2f}"
+
+
+# -------------------------------------------------------------------------------------- the tables
+
+
+def held_out() -> list[str]:
+    """Recipes on speakers held out of training."""
+    heads = ["held-out speakers", "seed", "paper", "augmented", "difference"]
+    heads += ["training, paper", "training, augmented"]
+    rows, differences = [], []
+    for pair in PAIRS:
+        paper = runs(f"shd-50-without-{pair}/paper")
+        augmented = runs(f"shd-50-without-{pair}/augmented")
+        for seed in sorted(paper.keys() & augmented.keys()):
+            logs = [paper[seed], augmented[seed]]
+            last = [log[-1]["valid_accuracy"] for log in logs]
+            differences.append(last[1] - last[0])
+            cells = [
+                f"{percent(share)} ({tail_mean(log)})"
+                for share, log in zip(last, logs, strict=True)
+            ]
+            training = [percent(log[-1]["train_accuracy"]) for log in logs]
+            difference = f"{100 * differences[-1]:+.2f}"
+            rows.append([pair.replace(",", ", "), str(seed), *cells, difference, *training])
+    rows.append(["mean", "", "", "", variants.interval(differences), "", ""])
+    return lines(heads, rows)
+
+
+def tail_mean(log: list[dict]) -> str:
+    """Mean of validation over the last five epochs."""
+    return percent(statistics.mean(row["valid_accuracy"] for row in log[-5:]))
+
+
+def course() -> list[str]:
+    """What a run shows on its way: test accuracy after some epochs."""
+    kinds = {
+        "toy task, 20 epochs": ("toy-20/learned-dense", 20),
+        "SHD (regenerated), 30 epochs": ("shd-30/learned-dense", 30),
+        "SHD (regenerated), 150 epochs, augmented": ("shd-150/augmented", 150),
+    }
+    rows = []
+    for name, (kind, epochs) in kinds.items():
+        logs = list(runs(kind).values())
+        if not logs:
+            continue
+        cells = []
+        for epoch in (1, 5, 10, 30):
+            shares = [log[epoch - 1]["test_accuracy"] for log in logs if epoch < epochs]
+            cells.append(variants.spread(shares))
+        cells.append(variants.spread([log[-1]["test_accuracy"] for log in logs]))
+        rows.append([name, *cells, str(len(logs))])
+    return lines(["test accuracy after epoch", "1", "5", "10", "30", "the last", "n"], rows)
+
+
+def augmented() -> list[str]:
+    """The final runs of the augmented recipe, one by one."""
+    heads = ["seed", "last epoch", "best on test", "training", "speakers in training"]
+    heads += ["speakers 4 and 5", "shifted copies together"]
+    rows, shares = [], []
+    for seed, log in runs("shd-150/augmented").items():
+        folder = f"{LOGS}/shd-150/augmented-{seed}"
+        result = variants.read_json(folder, "result.json")
+        groups = variants.read_json(folder, "speakers.json")["rows"]
+        shares.append(
+            [
+                result["test_accuracy"],
+                result["best_on_test"],
+                log[-1]["train_accuracy"],
+                groups["speakers in training"]["accuracy"],
+                groups["other speakers"]["accuracy"],
+                groups["all"]["shifted"],
+            ]
+        )
+        rows.append([str(seed), *map(percent, shares[-1])])
+    rows.append(["mean", *(variants.spread(list(column)) for column in zip(*shares, strict=True))])
+    return lines(heads, rows)
+
+
+def ideas() -> list[str]:
+    """The networks of ideas.py on SHD, and the base."""
+    heads = ["network", "whole steps", "training's kernels", "difference to base", "parameters"]
+    heads += ["shortest epoch, s", "n"]
+    base = results("shd-30/learned-dense")
+    rows = []
+    for name in ("base", "axonal", "dendritic", "recurrent", "adaptive"):
+        kind = "shd-30/learned-dense" if name == "base" else f"shd-30-ideas/{name}"
+        found = results(kind)
+        if not found:
+            rows.append([name, "not run", "", "", "", "", "0"])
+            continue
+        cells = [variants.spread([result.get(key) for result in found.values()]) for key in KEYS]
+        both = found.keys() & base.keys()
+        differences = [found[seed][KEYS[0]] - base[seed][KEYS[0]] for seed in both]
+        difference = "-" if name == "base" else variants.interval(differences)
+        parameters = f"{next(iter(found.values()))['parameters']:,}"
+        seconds = min(row["seconds"] for log in runs(kind).values() for row in log)
+        rows.append([name, *cells, difference, parameters, f"{seconds:.0f}", str(len(found))])
+    return lines(heads, rows)
+
+
+KEYS = ("test_accuracy", "unrounded_accuracy")
+
+
+def results(kind: str) -> dict[int, dict]:
+    """result.json by seed of the finished runs of a kind."""
+    return {seed: variants.read_json(f"{LOGS}/{kind}-{seed}", "result.json") for seed in runs(kind)}
+
+
+TABLES = {"held-out": held_out, "course": course, "augmented": augmented, "ideas": ideas}
+
+
+def main(names: list[str]) -> None:
+    if not set(names) <= TABLES.keys():
+        raise ValueError(f"{' '.join(names)}: expected some of {', '.join(TABLES)}")
+    for name in names or TABLES:
+        print(f"{name}:\n")
+        print("\n".join(TABLES[name]()), end="\n\n")
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")  # a terminal without the sign of ± shows "?"
+    try:
+        main(sys.argv[1:])
+    except ValueError as problem:
+        sys.exit(f"tables.py: {problem}")
