@@ -40,7 +40,8 @@ def runs(kind: str) -> dict[int, list[dict]]:
 
 def lines(heads: list[str], rows: list[list[str]]) -> list[str]:
     """A table in Markdown, line by line."""
-    return [f"| {' | '.join(row)} |" for row in [heads, ["---"] * len(heads), *rows]]
+    head, *others = [f"| {' | '.join(row)} |" for row in [heads, *rows]]
+    return [head, "|" + "---|" * len(heads), *others]
 
 
 def percent(share: float) -> str:
