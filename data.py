@@ -96,21 +96,29 @@ def batches(spikes: Spikes, size: int, shuffle=True, similar=False) -> list[tupl
     return [(part.to(spikes.steps.device), int(steps[part].max())) for part in parts]
 
 
-def augment(counts: Tensor, steps: Tensor, shift=0, mask_inputs=0, mask_steps=0.0) -> Tensor:
+def augment(
+    counts: Tensor, steps: Tensor, shift=0, warp=0.0, mask_inputs=0, mask_steps=0.0
+) -> Tensor:
     """A batch changed at random, a little as if other speakers had spoken: [B, T, inputs].
 
     counts: [B, T, inputs], as padded returns them.  steps: [B], the steps of each sample.
     shift: all spikes of a sample move by the same number of inputs, from -shift to shift.  Those
         that leave the range are dropped.
+    warp: before that, those of input i move to factor * i, with a factor from 1 - warp to 1 + warp.
+        The pitches of a shorter or longer vocal tract differ in that way.
     mask_inputs: in half of the samples, up to so many inputs in a row are silenced.
     mask_steps: in half of the samples, this share of the steps is silenced, in a row.
     Each sample draws its own numbers, on its device; what is off draws none.
     """
     samples, longest, inputs = counts.shape
     device = counts.device
-    if shift:
-        move = torch.randint(-shift, shift + 1, (samples, 1), device=device)
-        source = torch.arange(inputs, device=device) - move  # [B, inputs]
+    if shift or warp:
+        source = torch.arange(inputs, device=device).expand(samples, inputs)  # [B, inputs]
+        if shift:
+            source = source - torch.randint(-shift, shift + 1, (samples, 1), device=device)
+        if warp:
+            factor = 1 + warp * (2 * torch.rand(samples, 1, device=device) - 1)
+            source = (source / factor).round().long()
         there = (source >= 0) & (source < inputs)
         source = source.clamp(0, inputs - 1)[:, None].expand_as(counts)
         counts = counts.gather(2, source) * there[:, None]

@@ -1373,6 +1373,43 @@ def test_a_shift_wider_than_the_inputs_is_taken():
     assert (data.augment(COUNTS, OWN, shift=40) == 0).all(2).all(1).any()
 
 
+def warps(share):
+    """A factor of each kind from 1 - share to 1 + share: those between two edges round alike."""
+    edges = [j / (k + 0.5) for j in range(1, 12) for k in range(12)]
+    inside = [edge for edge in edges if 1 - share < edge < 1 + share]
+    edges = sorted({1 - share, *inside, 1 + share})
+    return [(low + high) / 2 for low, high in itertools.pairwise(edges)]
+
+
+def test_a_warp_stretches_the_inputs_of_a_sample_by_one_factor():
+    torch.manual_seed(0)
+    warped = data.augment(COUNTS, OWN, warp=0.3)
+    assert warped.dtype == torch.uint8
+    seen = []
+    for before, after in zip(COUNTS.numpy(), warped.numpy(), strict=True):
+        for factor in warps(0.3):
+            want = np.zeros_like(before)
+            for j in range(12):
+                if round(j / factor) < 12:
+                    want[:, j] = before[:, round(j / factor)]
+            if (after == want).all():
+                seen.append(factor)
+    assert len(seen) == 400
+    assert min(seen) < 0.73 and max(seen) > 1.27
+    thirds = [sum(low < factor < low + 0.2 for factor in seen) / 400 for low in (0.7, 0.9, 1.1)]
+    close(thirds, [1 / 3] * 3, rtol=0, atol=0.08)
+
+
+def test_a_shift_comes_after_a_warp():
+    # A warp leaves input 0 where it is, so it lies where the shift alone has moved it to.
+    torch.manual_seed(0)
+    places = []
+    for before, after in zip(COUNTS, data.augment(COUNTS, OWN, shift=4, warp=0.5), strict=True):
+        places += [j for j in range(12) if torch.equal(after[:, j], before[:, 0])]
+    assert set(places) == {0, 1, 2, 3, 4}
+    close([places.count(j) / 400 for j in range(5)], [1 / 9] * 5, rtol=0, atol=0.05)
+
+
 def test_masked_inputs_are_a_block_in_half_of_the_samples():
     torch.manual_seed(0)
     masked = data.augment(COUNTS, OWN, mask_inputs=4)
@@ -1426,13 +1463,14 @@ def test_training_alone_is_augmented_and_the_seed_decides_how(tmp_path, monkeypa
     augment, seen = data.augment, []
 
     def recorded(counts, steps, *settings):
-        assert settings == (8, 20, 0.2)
+        assert settings == (8, 0.1, 20, 0.2)
         changed = augment(counts, steps, *settings)
         seen.append((steps, counts, changed))
         return changed
 
     monkeypatch.setattr(data, "augment", recorded)
-    words = ("--data-dir", tmp_path, "--epochs", 2, "--recipe", "augmented", *SMALL)
+    recipe = ("--recipe", "augmented", "--warp", 0.1)
+    words = ("--data-dir", tmp_path, "--epochs", 2, *recipe, *SMALL)
     options = parsed(*words, "--out", tmp_path / "r")
     net = train.build(options)
     given = []

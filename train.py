@@ -116,6 +116,12 @@ def make_parser() -> argparse.ArgumentParser:
     add("--batches", choices=["random", "similar"], default="random", help="similar: in length")
     add("--recipe", choices=list(RECIPES), default="paper", help="augmented: with these three")
     add("--shift", type=whole, default=0, help="augmentation: by how many inputs a sample may move")
+    add(
+        "--warp",
+        type=number(float, 0, 1),
+        default=0.0,
+        help="augmentation: by which share the inputs may be stretched",
+    )
     add("--mask-inputs", type=whole, default=0, help="augmentation: up to so many inputs silenced")
     add(
         "--mask-steps",
@@ -294,7 +300,7 @@ def train_epoch(net, optimizer, spikes: data.Spikes, options: argparse.Namespace
     for done, (indices, longest) in enumerate(parts, 1):
         counts = data.padded(spikes, indices, longest)  # [B, T, inputs]
         labels = spikes.labels[indices]
-        settings = options.shift, options.mask_inputs, options.mask_steps
+        settings = options.shift, options.warp, options.mask_inputs, options.mask_steps
         counts = data.augment(counts, spikes.steps[indices], *settings)
         scores = class_scores(net(counts))  # over all steps, those of padding too, as in the paper
         loss = F.cross_entropy(scores, labels)

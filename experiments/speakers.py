@@ -27,7 +27,7 @@ import data
 import train
 from delays import DelaySNN
 
-MOVES = [-4, -2, 0, 2, 4]
+MOVES = [-8, -4, 0, 4, 8]  # chosen on speakers held out of training
 
 
 def parse() -> argparse.Namespace:
@@ -36,7 +36,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("run", help="folder of a run, or a checkpoint")
     parser.add_argument("--data-dir", help="folder of the data files; default: that of the run")
-    parser.add_argument("--moves", type=moves, default=MOVES, help="default: --moves=-4,-2,0,2,4")
+    parser.add_argument("--moves", type=moves, default=MOVES, help="default: --moves=-8,-4,0,4,8")
     return parser.parse_args()
 
 

@@ -124,37 +124,7 @@ def augmented() -> list[str]:
     return lines(heads, rows)
 
 
-def ideas() -> list[str]:
-    """The networks of ideas.py on SHD, and the base."""
-    heads = ["network", "whole steps", "training's kernels", "difference to base", "parameters"]
-    heads += ["shortest epoch, s", "n"]
-    base = results("shd-30/learned-dense")
-    rows = []
-    for name in ("base", "axonal", "dendritic", "recurrent", "adaptive"):
-        kind = "shd-30/learned-dense" if name == "base" else f"shd-30-ideas/{name}"
-        found = results(kind)
-        if not found:
-            rows.append([name, "not run", "", "", "", "", "0"])
-            continue
-        cells = [variants.spread([result.get(key) for result in found.values()]) for key in KEYS]
-        both = found.keys() & base.keys()
-        differences = [found[seed][KEYS[0]] - base[seed][KEYS[0]] for seed in both]
-        difference = "-" if name == "base" else variants.interval(differences)
-        parameters = f"{next(iter(found.values()))['parameters']:,}"
-        seconds = min(row["seconds"] for log in runs(kind).values() for row in log)
-        rows.append([name, *cells, difference, parameters, f"{seconds:.0f}", str(len(found))])
-    return lines(heads, rows)
-
-
-KEYS = ("test_accuracy", "unrounded_accuracy")
-
-
-def results(kind: str) -> dict[int, dict]:
-    """result.json by seed of the finished runs of a kind."""
-    return {seed: variants.read_json(f"{LOGS}/{kind}-{seed}", "result.json") for seed in runs(kind)}
-
-
-TABLES = {"held-out": held_out, "course": course, "augmented": augmented, "ideas": ideas}
+TABLES = {"held-out": held_out, "course": course, "augmented": augmented}
 
 
 def main(names: list[str]) -> None:

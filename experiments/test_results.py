@@ -1,10 +1,11 @@
-"""The README's table, computed again from the logs in experiments/logs."""
+"""Tables of README.md and RESULTS.md, computed again from the logs in experiments/logs."""
 
 import os
 import re
 
 import pytest
-import variants  # from this folder
+import tables  # from this folder
+import variants
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 LOGS = os.path.join(HERE, "logs")
@@ -30,3 +31,14 @@ def test_the_readmes_toy_row_is_that_of_the_logs():
         assert [float(mean), float(deviation)] == pytest.approx(
             exact, rel=0, abs=0.51 * 10**-digits
         )
+
+
+@pytest.mark.parametrize("name", tables.TABLES)
+def test_a_table_of_results_is_that_of_the_logs(name):
+    with open(os.path.join(HERE, "RESULTS.md")) as file:
+        written = file.read().splitlines()
+    table = tables.TABLES[name]()
+    assert table[0] in written, f"RESULTS.md lacks the table {name}"
+    start = written.index(table[0])
+    end = next(i for i in range(start, len(written) + 1) if not "".join(written[i : i + 1]))
+    assert written[start:end] == table
