@@ -1450,12 +1450,15 @@ def test_samples_and_kinds_of_augmentation_draw_apart():
 
 
 def test_the_recipe_sets_what_is_not_given():
-    chosen = parsed("--dataset", "shd", "--recipe", "augmented", "--device", "cpu")
-    assert [chosen.shift, chosen.mask_inputs, chosen.mask_steps] == [8, 20, 0.2]
-    chosen = parsed("--dataset", "shd", "--recipe", "augmented", "--shift", "2")
-    assert [chosen.shift, chosen.mask_inputs, chosen.mask_steps] == [2, 20, 0.2]
-    chosen = parsed("--dataset", "shd")
-    assert [chosen.shift, chosen.mask_inputs, chosen.mask_steps] == [0, 0, 0.0]
+    def settings(*words):
+        chosen = parsed("--dataset", "shd", *words, "--device", "cpu")
+        return [chosen.shift, chosen.warp, chosen.mask_inputs, chosen.mask_steps]
+
+    assert settings() == settings("--recipe", "paper") == [0, 0.0, 0, 0.0]
+    assert settings("--recipe", "augmented") == [8, 0.0, 20, 0.2]
+    assert settings("--recipe", "augmented", "--shift", "2") == [2, 0.0, 20, 0.2]
+    assert settings("--recipe", "warped") == [8, 0.15, 20, 0.2]
+    assert settings("--recipe", "warped", "--warp", "0") == [8, 0.0, 20, 0.2]
 
 
 def test_training_alone_is_augmented_and_the_seed_decides_how(tmp_path, monkeypatch):
