@@ -104,9 +104,9 @@ def augment(
     counts: [B, T, inputs], as padded returns them.  steps: [B], the steps of each sample.
     shift: all spikes of a sample move by the same number of inputs, from -shift to shift.  Those
         that leave the range are dropped.
-    warp: before that, those of input i move to factor * i, with a factor from 1 - warp to 1 + warp;
-        inputs are repeated or left out.  So differ the resonances of shorter and longer vocal tracts
-        (vocal tract length perturbation, Jaitly and Hinton 2013).
+    warp: before that, those of input i move to factor * i, with a factor from 1 - warp to 1 + warp.
+        Some inputs are repeated or left out.  Vocal tracts of other lengths differ a little like
+        that (vocal tract length perturbation, Jaitly and Hinton 2013).
     mask_inputs: in half of the samples, up to so many inputs in a row are silenced.
     mask_steps: in half of the samples, this share of the steps is silenced, in a row.
     Each sample draws its own numbers, on its device; what is off draws none.

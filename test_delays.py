@@ -1457,8 +1457,7 @@ def test_the_recipe_sets_what_is_not_given():
     assert settings() == settings("--recipe", "paper") == [0, 0.0, 0, 0.0]
     assert settings("--recipe", "augmented") == [8, 0.0, 20, 0.2]
     assert settings("--recipe", "augmented", "--shift", "2") == [2, 0.0, 20, 0.2]
-    assert settings("--recipe", "warped") == [8, 0.15, 20, 0.2]
-    assert settings("--recipe", "warped", "--warp", "0") == [8, 0.0, 20, 0.2]
+    assert settings("--recipe", "augmented", "--warp", "0.15") == [8, 0.15, 20, 0.2]
 
 
 def test_training_alone_is_augmented_and_the_seed_decides_how(tmp_path, monkeypatch):

@@ -27,11 +27,7 @@ DEFAULTS = {
     "toy": dict(hidden=15, layers=1, taps=25, tau=10.05, dropout=0.0, batch_size=50, epochs=20),
 }
 # What --recipe changes beside them; the numbers are explained in data.augment.
-RECIPES = {
-    "paper": {},
-    "augmented": dict(shift=8, warp=0.0, mask_inputs=20, mask_steps=0.2),
-    "warped": dict(shift=8, warp=0.15, mask_inputs=20, mask_steps=0.2),
-}
+RECIPES = {"paper": {}, "augmented": dict(shift=8, mask_inputs=20, mask_steps=0.2)}
 # These options may differ from those of the saved run that --resume or --eval takes up.
 MAY_DIFFER = {"data_dir", "device", "out", "resume", "eval"}
 
@@ -118,7 +114,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--epochs", type=positive, help="passes over the training samples")
     add("--batch-size", type=positive, help="samples")
     add("--batches", choices=["random", "similar"], default="random", help="similar: in length")
-    add("--recipe", choices=list(RECIPES), default="paper", help="of the next four options")
+    add("--recipe", choices=list(RECIPES), default="paper", help="augmented: moves and masks")
     add("--shift", type=whole, default=0, help="augmentation: by how many inputs a sample may move")
     add(
         "--warp",

@@ -19,18 +19,40 @@ def readme_row(first_cell):
     return [cell.strip() for cell in row[1:]]
 
 
-def test_the_readmes_toy_row_is_that_of_the_logs():
-    cells = readme_row("toy task, 20 epochs")
-    for kind, cell in zip(["learned", "fixed", "none"], cells, strict=True):
-        results = variants.finished(f"{LOGS}/toy-20", f"{kind}-dense", range(10))
-        mean, deviation, n = re.fullmatch(r"([\d.]+) ± ([\d.]+) \(n = (\d+)\)", cell).groups()
-        assert len(results) == int(n)
-        want = variants.spread([result["test_accuracy"] for result in results.values()])
-        exact = [float(number) for number in want.split(" ± ")]
-        digits = len(mean.split(".")[1])
-        assert [float(mean), float(deviation)] == pytest.approx(
-            exact, rel=0, abs=0.51 * 10**-digits
+def agrees(text, shares):
+    """Whether text, as in 98.3 ± 1.6, is the mean ± standard deviation of the shares, rounded."""
+    exact = [float(number) for number in variants.spread(shares).split(" ± ")]
+    for number, value in zip(text.split(" ± "), exact, strict=True):
+        digits = len(number.partition(".")[2])
+        assert float(number) == pytest.approx(value, rel=0, abs=0.51 * 10**-digits), text
+
+
+ROWS = {  # of the README's table, and the runs behind each cell that is a number
+    "toy task, 20 epochs": ["toy-20/learned-dense", "toy-20/fixed-dense", "toy-20/none-dense"],
+    "the same with `--recipe augmented`": ["shd-150/augmented"],
+}
+
+
+@pytest.mark.parametrize("first_cell", ROWS)
+def test_a_row_of_the_readme_is_that_of_the_logs(first_cell):
+    cells = [cell for cell in readme_row(first_cell) if cell != "not run"]
+    for kind, cell in zip(ROWS[first_cell], cells, strict=True):
+        text, n = re.fullmatch(r"(.*) \(n = (\d+)\)", cell).groups()
+        logs = tables.runs(kind)
+        assert len(logs) == int(n)
+        agrees(text, [log[-1]["test_accuracy"] for log in logs.values()])
+
+
+def test_the_course_of_a_run_in_the_readme_is_that_of_the_logs():
+    with open(os.path.join(os.path.dirname(HERE), "README.md")) as file:
+        (sentence,) = re.findall(
+            r"with `--epochs 30`, test accuracy is .*?\(n = \d+\)", file.read()
         )
+    logs = list(tables.runs("shd-30/learned-dense").values())
+    assert f"(n = {len(logs)})" in sentence
+    spreads = re.findall(r"[\d.]+ ± [\d.]+", sentence)
+    for epoch, text in zip([1, 5, 10, 30], spreads, strict=True):
+        agrees(text, [log[epoch - 1]["test_accuracy"] for log in logs])
 
 
 @pytest.mark.parametrize("name", tables.TABLES)
