@@ -144,18 +144,18 @@ class Recurrent(DelaySNN):
         weight = echo.weight if echo.mask is None else echo.weight * echo.mask
         spread = echo.spread()[:, None]  # [taps, 1, N]
 
-        # coming[d] is what each axon delivers d steps from now, [taps, B, N].
-        coming = torch.zeros_like(current[:, 0]).repeat(echo.taps, 1, 1)
         v = torch.zeros_like(current[:, 0])  # [B, N]
+        nothing = v[None]
+        coming = nothing.repeat(echo.taps, 1, 1)  # what each axon delivers d steps from now
         spikes = []
         for now in current.unbind(1):
-            h = (1 - 1 / self.tau) * v + now + F.linear(coming[0], weight)
+            arrived, coming = coming.split([1, echo.taps - 1])
+            h = (1 - 1 / self.tau) * v + now + F.linear(arrived[0], weight)
             s = spike(h - 1)
             v = h * (1 - s.detach())  # as in lif, no gradient flows through the reset
             spikes.append(s)
             # A step passes: what came is gone, and a place for the longest delay is free.
-            coming = F.pad(coming[1:], (0, 0, 0, 0, 0, 1))
-            coming = torch.addcmul(coming, spread, s)
+            coming = torch.addcmul(torch.cat([coming, nothing]), spread, s)
         return torch.stack(spikes, 1)
 
 
