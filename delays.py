@@ -126,7 +126,8 @@ def lif(current: Tensor, tau: float, threshold: float = 1.0, alpha: float = 5.0)
         s[t] = 1 if h[t] >= threshold, else 0
         v[t] = h[t] (1 - s[t])
 
-    current: I, [B, T, N].  tau: time constant of the membrane in steps, at least 1.
+    current: I, [B, T, N].
+    tau: time constant of all membranes in steps, a number of at least 1.
     alpha: steepness of the surrogate gradient (see surrogate_slope).
     Returns the spikes s, [B, T, N].  They have a first derivative, and refuse a second one.
     """
@@ -213,9 +214,9 @@ def leaky_integrator(current: Tensor, tau: float) -> Tensor:
 
 
 def _check_current(current, tau):
-    if current.dim() != 3 or current.shape[1] < 1 or not tau >= 1:
+    if current.dim() != 3 or current.shape[1] < 1 or torch.is_tensor(tau) or not tau >= 1:
         found = f"current {list(current.shape)}, tau {tau}"
-        raise ValueError(f"{found}: expected [B, T, N], T and tau at least 1.")
+        raise ValueError(f"{found}: expected [B, T, N], T at least 1, tau a number of at least 1.")
 
 
 def class_scores(membrane: Tensor, steps: Tensor | None = None) -> Tensor:

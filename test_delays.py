@@ -1931,6 +1931,7 @@ ONES = torch.ones(2, 3)
         (lambda: delay_conv(torch.ones(5, 0, 3), torch.ones(4, 3, 7)), "no size of 0"),
         (lambda: delay_conv(torch.ones(5, 2, 3), torch.ones(4, 3, 7), 0, "fft"), "method is 'fft'"),
         (lambda: lif(torch.ones(5, 2, 3), 0.5), "tau 0.5"),
+        (lambda: lif(torch.ones(5, 2, 3), torch.ones(3)), "tau a number of at least 1"),
         (lambda: lif(torch.ones(5, 2), 2.0), r"current \[5, 2\]"),
         (lambda: leaky_integrator(torch.ones(5, 2), 2.0), r"current \[5, 2\]"),
         (lambda: leaky_integrator(torch.ones(5, 2, 3), 0.9), "tau 0.9"),
@@ -3361,7 +3362,9 @@ def test_a_network_of_another_class_with_the_same_weights_is_refused(little, tmp
 
     options = options_of(tmp_path / "run", "--dataset", "little", "--epochs", 1)
     train.train(options, train.build(options, Same))
-    with pytest.raises(ValueError, match="of another network: hand over a Same as net"):
+    with pytest.raises(
+        ValueError, match="is of class Same, and not DelaySNN: .*, or hand over such a"
+    ):
         train.load_run(tmp_path / "run")
     net, _ = train.load_run(tmp_path / "run", train.build(options, Same))
     assert type(net) is Same

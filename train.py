@@ -244,11 +244,12 @@ def connected(values: Tensor, mask: Tensor | None) -> Tensor:
 
 def count_parameters(net: nn.Module) -> int:
     """All trained numbers, without those of connections that a sparse layer lacks."""
-    total = sum(parameter.numel() for parameter in net.parameters())
+    trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    total = sum(parameter.numel() for parameter in trained)
     for layer in delayed_layers(net):
-        total -= layer.weight.numel() - connected(layer.weight, layer.mask).numel()
-        if layer.learn_delays:
-            total -= layer.delay.numel() - connected(layer.delay, layer.mask).numel()
+        for values in (layer.weight, layer.delay):
+            if values.requires_grad:
+                total -= values.numel() - connected(values, layer.mask).numel()
     return total
 
 
@@ -564,9 +565,10 @@ def read_checkpoint(path: str) -> dict:
 def load_weights(net: nn.Module, saved: dict, path: str, optimizer=None) -> None:
     """Loads a checkpoint into a network, and into its optimizer if there is one."""
     kind = saved["network"]
-    if kind != type(net).__name__:
-        rule = f"hand over a {kind} as net, from Python"
-        raise ValueError(f"the checkpoint of {path} is of another network: {rule}")
+    here = type(net).__name__
+    if kind != here:
+        rule = "use the program that trained it, or hand over such a network as net, from Python"
+        raise ValueError(f"the checkpoint of {path} is of class {kind}, and not {here}: {rule}")
     try:
         net.load_state_dict(saved["net"])
         first_delays = [delay.shape for delay in saved["first_delays"]]

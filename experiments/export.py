@@ -1,12 +1,20 @@
 """Takes a trained network out of torch: plain arrays, which any simulator can read.
 
-    python experiments/export.py RUN/last.pt --out net.npz            # writes the arrays
+    python experiments/export.py RUN --out net.npz                    # writes the arrays
     python experiments/export.py --hardware net.npz --data-dir DIR    # figures for hardware
     python experiments/export.py --brian2 net.npz --data-dir DIR --samples 20
 
 --brian2 runs the hidden layers in the simulator Brian2 (pip install brian2; needed here alone), and
 compares every spike with torch.  There torch runs the arrays as well, with the functions of
-delays.py.  With RUN/last.pt in front, it runs the trained network itself, batch norm and all.
+delays.py.  With RUN in front, it runs the trained network itself, batch norm and all.
+
+A run of another class than DelaySNN is exported from Python, as that of Axonal in ideas.py:
+
+    options = train.parse(["--dataset", "toy"])  # those that it was trained with
+    export.export(RUN, "net.npz", net=train.build(options, Axonal))
+
+That takes delays and connections of any kind.  Neurons or kernels of a network's own, as those of
+Recurrent and Adaptive, are refused.
 
 The file is read with numpy.load and holds no pickle.  For the whole network:
 
@@ -63,6 +71,7 @@ from torch import Tensor
 import data
 import train
 from delays import DelayedLinear, DelaySNN, class_scores, delay_conv, leaky_integrator, lif
+from experiments import look
 
 THRESHOLD = 1.0  # lif's default, which DelaySNN uses
 NUMBERS = {
@@ -172,6 +181,12 @@ def check(net: dict) -> None:
     missing = NUMBERS - net.keys()
     if missing:
         raise ValueError(f"it lacks {sorted(missing)}")
+    for name in sorted(NUMBERS):
+        if net[name].size != 1:
+            raise ValueError(f"{name} has {net[name].size} values: expected one")
+    for name, least in {"step_ms": 1e-6, "tau_steps": 1, "taps": 1, "tail_steps": 0}.items():
+        if not net[name] >= least:
+            raise ValueError(f"{name} is {net[name]}: expected at least {least}")
     sizes = layer_sizes(net)
     if len(sizes) < 3:
         raise ValueError(f"{len(sizes) - 1} layers: expected hidden layers and a readout")
@@ -192,11 +207,14 @@ def save(exported: dict[str, np.ndarray], path: str) -> None:
     """Writes the arrays; the file is there whole or not at all."""
     buffer = io.BytesIO()
     np.savez(buffer, **exported)
-    train.write(os.path.dirname(path), os.path.basename(path), buffer.getvalue())
+    folder, name = os.path.split(path)
+    os.makedirs(folder or ".", exist_ok=True)
+    train.write(folder, name, buffer.getvalue())
 
 
-def export(checkpoint: str, out: str) -> None:
-    net, options = train.load_run(checkpoint)
+def export(checkpoint: str, out: str, net: DelaySNN | None = None) -> None:
+    """Writes the arrays of a run.  checkpoint, net: path and net of train.load_run."""
+    net, options = train.load_run(checkpoint, net)
     exported = arrays(net, options)
     save(exported, out)
     count = sum(len(exported[f"weight_{i}"]) for i in range(layer_count(exported)))
@@ -231,7 +249,7 @@ def load_test(net: dict, data_dir: str) -> data.Spikes:
     name = str(net["dataset"])
     if name not in data.DATASETS:
         raise ValueError(f"the network is of the data set {name}, which data.py does not have")
-    spikes = data.load(name, "test", data_dir)
+    spikes = look.load(name, "test", data_dir)
     found, wanted = spikes.counts.shape[1], int(net["inputs"])
     if found != wanted:
         raise ValueError(f"{name} has {found} inputs here, and the network {wanted}")
@@ -536,7 +554,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--samples", type=number, default=20, help="first test samples to compare, default: 20")
     options = parser.parse_args(argv)
     if options.out and not options.checkpoint:
-        parser.error("--out needs a checkpoint: export.py RUN/last.pt --out net.npz")
+        parser.error("--out needs a run or a checkpoint: export.py RUN --out net.npz")
     if options.out and not options.out.endswith(".npz"):
         parser.error(f"--out {options.out}: expected a name that ends in .npz")
     if options.hardware and options.checkpoint:

@@ -7,6 +7,9 @@
     python experiments/figures.py --only kernel why     # draws two
     python experiments/figures.py --run RUN             # a look into any run of train.py
 
+In a fork, draw_run takes the network too: draw_run(RUN, net=train.build(options, Axonal)).
+
+
 kernel.png and why.png show the run of --record; variants.png all runs of variants.py, and
 speech.png one of those of SHD.
 """
@@ -95,10 +98,22 @@ def record(folder: str) -> None:
     train.write(folder, "history.pt", content.getvalue())
 
 
+def recorded(folder: str) -> tuple[DelaySNN, argparse.Namespace]:
+    """The run of record, as train.load_run returns it."""
+    net, options = train.load_run(need(folder, "figures.py --record"))
+    if options.dataset != "toy" or options.delays == "none" or options.kernel_count > 1:
+        raise ValueError(f"{folder} holds another run than that of figures.py --record")
+    return net, options
+
+
 def kernel_figure(folder: str, out: str) -> None:
+    net, options = recorded(folder)
     path = need(os.path.join(folder, "history.pt"), "figures.py --record")
-    history = torch.load(path, weights_only=True)  # [1 + epochs, out, in]
-    net, options = train.load_run(folder)
+    try:
+        history = torch.load(path, weights_only=True)  # [1 + epochs, out, in]
+        history = history.view(1 + options.epochs, *net.layers[0].delay.shape)
+    except Exception as problem:  # torch raises many kinds
+        raise ValueError(f"{path} was not written by --record, or is broken") from problem
     neuron, i = travelled(net.layers[0], history)
     track = history[:, neuron, i]  # [1 + epochs]
     kernels = []
@@ -156,7 +171,7 @@ def draw_kernels(axis, track, shades, epochs: list[int]) -> None:
 
 def why_figure(folder: str, out: str) -> None:
     """A neuron of the toy task, and two classes, of which one makes it fire and one hardly does."""
-    net, _ = train.load_run(need(folder, "figures.py --record"))
+    net, _ = recorded(folder)
     counts = clear_patterns()
     with torch.no_grad():
         current = net.layers[0](counts)
@@ -278,10 +293,12 @@ def read_results(runs: str) -> dict[str, dict[str, list[float]]]:
 def speech_figure(folder: str, data_dir: str, out: str) -> None:
     """A sample of SHD on its way through the network, and the delays before and after learning."""
     command = "variants.py --dataset shd --data-dir DIR --epochs 30"
-    last = need(os.path.join(folder, "last.pt"), command)
-    first = train.read_checkpoint(last)["first_delays"]
-    net, _ = train.load_run(last)
-    test = data.load("shd", "test", data_dir)
+    last = os.path.join(folder, "last.pt") if os.path.isdir(folder) else folder
+    first = train.read_checkpoint(need(last, command))["first_delays"]
+    net, options = train.load_run(last)
+    if options.dataset != "shd":
+        raise ValueError(f"{last} is a run on {options.dataset}, and speech.png shows one on shd")
+    test = look.load("shd", "test", data_dir)
     sample = look.follow(net, "test", test, first_right(net, test))
     hidden = len(net.norms)
     figure = plt.figure(figsize=(9.6, 3.9))
@@ -499,16 +516,21 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
+    only_one = parser.add_mutually_exclusive_group()
     here = os.path.dirname(os.path.abspath(__file__))
     add("--runs", default="runs/variants", help="variants.py's --out, default: runs/variants")
     add("--recorded", default="runs/recorded", help="folder of --record, default: runs/recorded")
     add("--speech", help="the run of speech.png, default: RUNS/shd-30/learned-dense-0")
     add("--data-dir", help="the data files, default: data; with --run, the folder the run had")
     add("--shd-name", default="SHD (regenerated)", help="their name in variants.png")
-    add("--only", nargs="+", choices=FIGURES, default=FIGURES, help="default: all")
+    only_one.add_argument(
+        "--only", nargs="+", choices=FIGURES, default=FIGURES, help="default: all"
+    )
     add("--out", default="", help="folder of the pictures; with --run, the picture or its folder")
-    add("--record", action="store_true", help="train the toy task, for kernel.png and why.png")
-    add("--run", help="draw only this run, a folder or checkpoint of train.py")
+    only_one.add_argument(
+        "--record", action="store_true", help="train the toy task, for kernel.png and why.png"
+    )
+    only_one.add_argument("--run", help="draw only this run, a folder or checkpoint of train.py")
     add("--sample", type=int, default=0, help="with --run, the test sample to follow, default: 0")
     options = parser.parse_args()
 

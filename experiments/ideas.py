@@ -35,7 +35,10 @@ from delays import DelayedLinear, DelaySNN, gaussian_kernel, integer_kernel, spi
 
 
 class AxonalLayer(DelayedLinear):
-    """One delay for each input: all synapses of an axon hand its spikes on at the same time."""
+    """One delay for each input: all synapses of an axon hand its spikes on at the same time.
+
+    With a count, one for each of the count copies.
+    """
 
     def __init__(self, in_features, out_features, taps, count=1, *others, **named):
         shape = (1, in_features) if count == 1 else (count, 1, in_features)
@@ -45,7 +48,10 @@ class AxonalLayer(DelayedLinear):
 
 
 class DendriticLayer(DelayedLinear):
-    """One delay for each neuron: whatever arrives there waits for the same time."""
+    """One delay for each neuron: whatever arrives there waits for the same time.
+
+    With a count, one for each of the count copies.
+    """
 
     def __init__(self, in_features, out_features, taps, count=1, *others, **named):
         shape = (out_features, 1) if count == 1 else (count, out_features, 1)
@@ -87,6 +93,8 @@ class Echo(DelayedLinear):
 
     .delay: [1, N], 0..taps-1 steps as in every DelayedLinear.  A spike returns one step later than
     that, after 1..taps steps, since within its own step it comes too late to have an effect.
+
+    It is not called as a layer is: Recurrent.neurons takes its spread and its weights.
     """
 
     def __init__(self, neurons, taps, learn_delays, connections):
@@ -120,7 +128,8 @@ class Recurrent(DelaySNN):
     Masquelier, 2025, arXiv 2509.24852).
 
     As there, in its code for SHD: a delay for each axon, of at least one step; weights between all
-    pairs; what comes back is added behind the batch norm; whole steps in evaluation.
+    pairs (with --connections, between some); what comes back is added behind the batch norm; whole
+    steps in evaluation.
 
     Not as there: g is the Gaussian of delays.py, with its sigma, in place of a triangle that
     shrinks over all epochs; delays end at `taps` steps; the weights are drawn uniformly, not
@@ -129,10 +138,11 @@ class Recurrent(DelaySNN):
 
     With a delay for each synapse, which DelRec has too, the product would be `taps` times as large.
     --delays none is the usual recurrent network: all spikes come back after one step.
+    --kernel-count does not reach the echoes, which have one delay in any case.
     """
 
     def __init__(
-        self, in_features, hidden, classes, taps=25, learn_delays=True, connections=0, **others
+        self, in_features, hidden, classes, *, taps=25, learn_delays=True, connections=0, **others
     ):
         named = dict(taps=taps, learn_delays=learn_delays, connections=connections)
         super().__init__(in_features, hidden, classes, **named, **others)
@@ -243,12 +253,15 @@ def parse(idea, words):
 
 def main(words):
     """Trains an idea, or prints the accuracy of a checkpoint that --eval names."""
-    idea, *words = words or [""]
+    names = ", ".join(IDEAS)
+    if not words:
+        raise ValueError(f"no idea is named: expected one of {names}")
+    idea, *words = words
     if idea in ("-h", "--help"):
         print(__doc__)
         return
     if idea not in IDEAS:
-        raise ValueError(f"the first word is {idea!r}: expected one of {', '.join(IDEAS)}")
+        raise ValueError(f"the first word is {idea!r}: expected one of {names}")
 
     options = parse(idea, words)
     net = train.build(options, IDEAS[idea])
@@ -263,4 +276,4 @@ if __name__ == "__main__":
         with train.sentences("ideas.py"):
             main(sys.argv[1:])
     except KeyboardInterrupt:
-        sys.exit("\nstopped; with --resume the same command goes on from the last epoch saved")
+        sys.exit("\nstopped; if an epoch was saved, the same command with --resume goes on")

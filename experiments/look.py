@@ -138,15 +138,18 @@ def read_split(options: argparse.Namespace, data_dir: str) -> tuple[str, data.Sp
     splits = data.DATASETS[options.dataset].splits
     split = "valid" if options.no_test or "test" not in splits else "test"
     held_out = split == "valid" and options.valid_speakers
-    wanted = "train" if held_out else split
-    # Published files are not fetched for the sake of a picture.
-    published = [name for name in data.MD5 if name.startswith(f"{options.dataset}_{wanted}.")]
-    if published and data.find(options.dataset, wanted, data_dir) is None:
-        raise ValueError(f"{published[0]} is not in {data_dir!r}: name its folder by --data-dir")
-    spikes = data.load(options.dataset, wanted, data_dir)
+    spikes = load(options.dataset, "train" if held_out else split, data_dir)
     if held_out:
         spikes = spikes.select(train.is_held_out(spikes, options))
     return split, spikes
+
+
+def load(dataset: str, split: str, data_dir: str) -> data.Spikes:
+    """data.load, which for the sake of a picture or a few figures does not fetch any file."""
+    published = [name for name in data.MD5 if name.startswith(f"{dataset}_{split}.")]
+    if published and data.find(dataset, split, data_dir) is None:
+        raise ValueError(f"{published[0]} is not in {data_dir!r}: name its folder by --data-dir")
+    return data.load(dataset, split, data_dir)
 
 
 @torch.no_grad()

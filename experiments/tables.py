@@ -127,7 +127,42 @@ def augmented() -> list[str]:
     return lines(heads, rows)
 
 
-TABLES = {"held-out": held_out, "course": course, "augmented": augmented}
+def ideas(name: str, kind: str) -> list[str]:
+    """The networks of ideas.py beside the base, in runs of a kind as shd-30."""
+    heads = [f"network on {name}", "whole steps", "training's kernels", "difference to base"]
+    heads += ["parameters", "shortest epoch, s", "n"]
+    base = results(f"{kind}/learned-dense")
+    rows = []
+    for idea in ("base", "axonal", "dendritic", "recurrent", "adaptive"):
+        folder = f"{kind}/learned-dense" if idea == "base" else f"{kind}-ideas/{idea}"
+        found = results(folder)
+        cells = [
+            variants.spread([result.get(key) for result in found.values()])
+            for key in ("test_accuracy", "unrounded_accuracy")
+        ]
+        differences = [
+            found[seed]["test_accuracy"] - base[seed]["test_accuracy"]
+            for seed in found
+            if seed in base
+        ]
+        cells.append("-" if idea == "base" else variants.interval(differences))
+        (parameters,) = {result["parameters"] for result in found.values()}
+        seconds = min(row["seconds"] for log in runs(folder).values() for row in log)
+        rows.append([idea, *cells, f"{parameters:,}", f"{seconds:.1f}", str(len(found))])
+    return lines(heads, rows)
+
+
+def results(kind: str) -> dict[int, dict]:
+    """result.json by seed of the finished runs of a kind."""
+    return {seed: variants.read_json(f"{LOGS}/{kind}-{seed}", "result.json") for seed in runs(kind)}
+
+
+TABLES = {
+    "held-out": held_out,
+    "course": course,
+    "augmented": augmented,
+    "ideas on the toy task": lambda: ideas("the toy task", "toy-20"),
+}
 
 
 def main(names: list[str]) -> None:

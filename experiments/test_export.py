@@ -360,6 +360,18 @@ def test_what_the_arrays_cannot_say_is_refused():
         export.arrays(torch.nn.Linear(2, 2), options_of())
 
 
+def test_the_run_of_another_class_is_exported_when_it_is_handed_over(tmp_path):
+    options = train.parse(["--dataset", "toy", "--epochs", "1", "--out", str(tmp_path / "run")])
+    train.train(options, train.build(options, OfAxons))
+    with pytest.raises(ValueError, match="is of class OfAxons, and not DelaySNN"):
+        export.export(tmp_path / "run", tmp_path / "net.npz")
+    export.export(tmp_path / "run", tmp_path / "net.npz", train.build(options, OfAxons))
+    net, _ = train.load_run(tmp_path / "run", train.build(options, OfAxons))
+    got = export.read(tmp_path / "net.npz")
+    delay = net.layers[0].delay.detach().round()[0]
+    np.testing.assert_array_equal(got["delay_0"], delay[got["pre_0"]])
+
+
 def test_a_delay_for_each_axon_is_exported():
     torch.manual_seed(1)
     net = OfAxons(8, [30], 10, taps=7, tau=2.5).eval()
@@ -382,7 +394,7 @@ def test_bad_checkpoints_are_refused_and_leave_no_file(trained, tmp_path):
     assert "is not there" in refused([tmp_path / "none.pt", "--out", out])
     state = torch.load(f"{folder}/last.pt", weights_only=True)
     changes = [
-        ({"network": "Adaptive"}, "of another network"),
+        ({"network": "Adaptive"}, "is of class Adaptive, and not DelaySNN"),
         ({"options": state["options"] | {"dataset": "mine"}}, "of the data set mine: use it from"),
         ({"options": {"data_dir": "data"}}, "no sound checkpoint"),
         ({"options": state["options"] | {"hidden": 13}}, "of another network"),
@@ -390,8 +402,10 @@ def test_bad_checkpoints_are_refused_and_leave_no_file(trained, tmp_path):
     for change, words in changes:
         torch.save(state | change, broken)
         assert words in refused([broken, "--out", out])
-    assert "No such file" in refused([folder, "--out", tmp_path / "none" / "net.npz"])
+    assert "File exists" in refused([folder, "--out", broken / "net.npz"])
     assert os.listdir(tmp_path) == ["broken.pt"]
+    export.main([folder, "--out", str(tmp_path / "new" / "net.npz")])
+    assert os.listdir(tmp_path / "new") == ["net.npz"]
 
 
 def test_bad_files_are_refused(trained, spoken, tmp_path):
@@ -415,6 +429,10 @@ def test_bad_files_are_refused(trained, spoken, tmp_path):
         {"delay_1": net["delay_1"].astype(float)},
         {"weight_0": net["weight_0"][:-1]},
         {"weight_1": net["weight_1"] * np.nan},
+        {"tau_steps": np.array([2.0, 3.0])},
+        {"tau_steps": 0.5},
+        {"step_ms": np.nan},
+        {"tail_steps": -1},
     ]
     for change in wrong:
         np.savez(path, **net | change)
@@ -422,6 +440,7 @@ def test_bad_files_are_refused(trained, spoken, tmp_path):
     np.savez(path, **net | {"dataset": "mine"})
     assert "which data.py does not have" in refused(["--hardware", path])
     np.savez(path, **net | {"dataset": "shd"})
+    assert "shd_test.h5.gz is not in" in refused(["--hardware", path, "--data-dir", tmp_path])
     assert "140 inputs here, and the network 8" in refused(
         ["--hardware", path, "--data-dir", spoken]
     )
@@ -449,7 +468,7 @@ def test_the_command_line(trained, tmp_path):
     "argv, words",
     [
         ([], "one of the arguments --out --hardware --brian2 is required"),
-        (["--out", "net.npz"], "--out needs a checkpoint"),
+        (["--out", "net.npz"], "--out needs a run or a checkpoint"),
         (["run/last.pt", "--out", "run/last.pt"], "expected a name that ends in .npz"),
         (["run", "--hardware", "net.npz"], "takes the arrays alone"),
         (["--hardware", "net.npz", "--brian2", "net.npz"], "not allowed with"),

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -218,7 +219,7 @@ def test_another_network_shows_all_but_the_sample(fork):
     run = look.read_run(folder)
     assert run.sample is None
     (sentence,) = run.missing
-    assert "hand over a Sluggish as net" in sentence
+    assert "is of class Sluggish, and not DelaySNN" in sentence
     assert len(run.curves["loss"]) == 2
     np.testing.assert_array_equal(run.layers[1].after, 10 * net.layers[1].delay.detach().flatten())
 
@@ -397,6 +398,32 @@ def test_bad_input_gets_one_sentence(tmp_path):
     assert done.returncode == 1 and done.stdout == ""
     (sentence,) = done.stderr.splitlines()
     assert "last.pt' is not there" in sentence
+    done = subprocess.run([*command, "--record"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and "--record: not allowed with argument --run" in done.stderr
+
+
+def test_other_runs_than_the_recorded_one_are_refused(learned, tmp_path):
+    pytest.importorskip("matplotlib")
+    from experiments import figures
+
+    run_toy(tmp_path / "twice", "--kernel-count", "2")
+    for draw in (figures.kernel_figure, figures.why_figure):
+        with pytest.raises(ValueError, match="twice holds another run than that of figures.py"):
+            draw(str(tmp_path / "twice"), str(tmp_path))
+    folder, net, _ = learned
+    history = os.path.join(folder, "history.pt")
+    with pytest.raises(ValueError, match="history.pt is not there; first run: .* --record"):
+        figures.kernel_figure(folder, str(tmp_path))
+    for content in (b"broken", None):
+        if content is None:
+            torch.save(net.layers[0].delay.detach()[None], history)  # of one epoch, not of all
+        else:
+            Path(history).write_bytes(content)
+        with pytest.raises(ValueError, match="history.pt was not written by --record"):
+            figures.kernel_figure(folder, str(tmp_path))
+    os.remove(history)
+    with pytest.raises(ValueError, match="last.pt is a run on toy, and speech.png shows one on"):
+        figures.speech_figure(os.path.join(folder, "last.pt"), "data", str(tmp_path))
 
 
 # ------------------------------------------------------------------------------ the README's tour

@@ -157,13 +157,16 @@ def slow_recurrent(current, weight, delay, sigma, taps, tau):
     return torch.stack([torch.stack(now, 1) for now in spikes], 1)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [*MODES, "fixed"])
 @pytest.mark.parametrize("taps, connections", [(3, 0), (3, 2), (1, 0)])
 def test_recurrent_neurons_are_the_loop_and_so_are_their_gradients(taps, connections, mode):
     torch.manual_seed(0)
-    net = ideas.Recurrent(3, [4], 2, taps=taps, tau=2.0, connections=connections).double()
+    named = dict(taps=taps, connections=connections, learn_delays=mode != "fixed")
+    net = ideas.Recurrent(3, [4], 2, tau=2.0, **named).double()
     echo = net.echoes[0]
-    sigma = set_mode(echo, mode)
+    assert echo.mask is None if connections == 0 else echo.mask.sum(1).tolist() == [2] * 4
+    # Fixed delays are whole steps in training too.
+    sigma = set_mode(echo, mode) if mode != "fixed" else set_mode(echo, "training") and None
     current = (random(2, 11, 4) + 0.2).requires_grad_()
     got = net.neurons(0, current)
     want = slow_recurrent(current, echo.weight, echo.delay[0], sigma, taps, tau=2.0)
@@ -262,6 +265,17 @@ def test_adaptive_neurons_are_the_loop_and_so_are_their_gradients():
         close(one, other, rtol=1e-9, atol=1e-12)
 
 
+def test_adaptive_neurons_begin_with_a_short_memory_and_a_longer_adaptation():
+    torch.manual_seed(0)
+    neurons = ideas.AdaptiveNeurons(1000)
+    ranges = [(0.01, 0.5), (0.5, 0.99), (0.01, 0.1), (0.01, 0.2)]  # of m, k, a, b
+    for x, (low, high) in zip(constants_of(neurons), ranges, strict=True):
+        drawn = torch.sigmoid(x.detach())
+        near = 0.01 * (high - low)  # a thousand draws come so close to both ends
+        assert low - 1e-6 <= drawn.min() < low + near
+        assert high - near < drawn.max() <= high + 1e-6
+
+
 def test_adaptive_neurons_by_hand():
     neurons = ideas.AdaptiveNeurons(1).double()
     for x, value in zip(constants_of(neurons), (0.5, 0.5, 0.25, 0.5), strict=True):
@@ -300,6 +314,10 @@ PARAMETERS = {
     "recurrent": 2 * (8 * 5 + 5 * 10) + 10 + 5 * 5 + 5,
     "adaptive": 2 * (8 * 5 + 5 * 10) + 10 + 4 * 5,
 }
+
+
+def test_every_idea_is_trained_below():
+    assert PARAMETERS.keys() | {"base"} == ideas.IDEAS.keys()
 
 
 def read(folder):
@@ -409,8 +427,10 @@ def test_the_command_line_evaluates_and_refuses_in_a_sentence(tmp_path, capsys):
     ideas.main(["recurrent", "--eval", f"{out}/last.pt"])
     assert capsys.readouterr().out.split()[2] == last.split()[2]  # both "test accuracy 12.30%"
 
-    with pytest.raises(ValueError, match="of another network: hand over a Recurrent"):
+    with pytest.raises(ValueError, match="is of class Recurrent, and not Adaptive: use the"):
         ideas.main(["adaptive", "--eval", f"{out}/last.pt"])
+    with pytest.raises(ValueError, match="no idea is named: expected one of base, axonal, "):
+        ideas.main([])
     command = [sys.executable, ideas.__file__, "axonic", "--dataset", "toy"]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=env)
