@@ -114,7 +114,8 @@ def augment(
     samples, longest, inputs = counts.shape
     device = counts.device
     if shift or warp:
-        source = torch.arange(inputs, device=device).expand(samples, inputs)  # [B, inputs]
+        # Where each input of the result comes from, [B, inputs]: the way back, last change first.
+        source = torch.arange(inputs, device=device).expand(samples, inputs)
         if shift:
             source = source - torch.randint(-shift, shift + 1, (samples, 1), device=device)
         if warp:
@@ -135,7 +136,8 @@ def augment(
 
 def random_block(sizes: Tensor, width: Tensor, length: int) -> Tensor:
     """bool [B, length]: in half of the rows a block is True, anywhere in the first sizes[b]."""
-    room = (sizes - width).clamp(min=0) + 1  # how many places it can begin at
+    # It can begin at so many places.  One that is wider than the row begins at 0 and fills it.
+    room = (sizes - width).clamp(min=0) + 1
     start = (torch.rand(len(sizes), device=sizes.device) * room).long()
     happens = torch.rand(len(sizes), device=sizes.device) < 0.5
     i = torch.arange(length, device=sizes.device) - start[:, None]  # place within the block

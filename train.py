@@ -26,7 +26,7 @@ DEFAULTS = {
     "ssc": dict(hidden=512, layers=3, taps=31, tau=15.0, dropout=0.25, batch_size=128, epochs=60),
     "toy": dict(hidden=15, layers=1, taps=25, tau=10.05, dropout=0.0, batch_size=50, epochs=20),
 }
-# What --recipe changes beside them; the numbers are explained in data.augment.
+# What --recipe changes beside them: settings of data.augment, chosen on speakers held out of train.
 RECIPES = {"paper": {}, "augmented": dict(shift=8, mask_inputs=20, mask_steps=0.2)}
 # These options may differ from those of the saved run that --resume or --eval takes up.
 MAY_DIFFER = {"data_dir", "device", "out", "resume", "eval"}
@@ -199,6 +199,9 @@ def load_sets(options: argparse.Namespace) -> dict[str, data.Spikes]:
         if inputs != dataset.inputs or classes > dataset.classes:
             rule = f"expected {dataset.inputs} inputs and {dataset.classes} classes, its row says"
             raise ValueError(f"{split} has {inputs} inputs and {classes} classes: {rule}")
+    if max(options.shift, options.mask_inputs) >= dataset.inputs:
+        given = f"--shift {options.shift}, --mask-inputs {options.mask_inputs}"
+        raise ValueError(f"{given}: expected less than the {dataset.inputs} inputs")
 
     if options.valid_speakers:
         everyone = sets["train"]
@@ -263,7 +266,8 @@ def one_cycle(epoch: int, epochs: int, peak: float) -> tuple[float, float]:
     to peak / 250,000.  beta1 goes from 0.95 to 0.85 and back.  These are the values of torch's
     OneCycleLR, but as a function of the epoch they need not be saved.
     """
-    top = max(0.3 * epochs - 1, 0)  # the epoch of the peak, counted from 0; seldom a whole number
+    # The epoch of the peak, counted from 0, as OneCycleLR has it: it need not be a whole number.
+    top = max(0.3 * epochs - 1, 0)
     if epoch < top:
         low, risen = peak / 25, epoch / top
     else:
@@ -376,7 +380,7 @@ def train(options: argparse.Namespace, net: DelaySNN | None = None, on_epoch=Non
         first_delays = [layer.delay.detach().clone() for layer in delayed_layers(net)]
         rows = []
         if saved is not None:
-            check_data(config["md5"], options.out)
+            compare_config(config, options.out)
             load_weights(net, saved, options.out, optimizer)
             first_delays = [delay.to(options.device) for delay in saved["first_delays"]]
             rows = saved["rows"]
@@ -392,7 +396,8 @@ def train(options: argparse.Namespace, net: DelaySNN | None = None, on_epoch=Non
         first = len(rows)
         for epoch in range(first, options.epochs):
             begun = time.time()
-            # A seed for each epoch: a run that goes on needs no saved state of the generator.
+            # A seed for each epoch: a run that goes on needs no saved state of the generator.  The
+            # factor keeps the epochs of one seed from those of the next.
             torch.manual_seed(options.seed + 1_000_003 * (epoch + 1))
             lr = set_schedules(optimizer, net, epoch, options)
             loss, accuracy, *rates = train_epoch(net, optimizer, sets["train"], options)
@@ -441,6 +446,7 @@ def save(net, optimizer, first_delays: list[Tensor], rows: list[dict], options) 
     }
     buffer = io.BytesIO()
     torch.save(state, buffer)
+    # First of all last.pt: from it, a run that goes on makes the other two again.
     write(options.out, "last.pt", buffer.getvalue())
     if best_epoch(rows) == len(rows):
         write(options.out, "best.pt", buffer.getvalue())
@@ -611,20 +617,24 @@ def checkpoint_in(path: str) -> str:
     return best if os.path.exists(best) else os.path.join(path, "last.pt")
 
 
-def check_data(digests: dict[str, str], folder: str) -> None:
+def compare_config(config: dict, folder: str) -> None:
     """Refuses to go on with other data files than those that the run in `folder` began with.
 
-    digests: the md5 of each file by its name.  The same data packed otherwise has another name.
+    config: of describe.  The same data packed otherwise has another name, and is not compared.
     """
     path = os.path.join(folder, "config.json")
     if not os.path.exists(path):
         return
     with open(path) as file:
-        before = json.load(file)["md5"]
-    for name, digest in digests.items():
-        if before.get(name, digest) != digest:
+        before = json.load(file)
+    for name, digest in config["md5"].items():
+        if before["md5"].get(name, digest) != digest:
             rule = "name the folder of the former one by --data-dir"
             raise ValueError(f"{name} is not the file that the run began with: {rule}")
+    for name in ("torch", "processor", "threads"):
+        if config[name] != before[name]:
+            rule = "expect other roundings than in a run that was never stopped"
+            print(f"the run began with {name} {before[name]}, now it is {config[name]}: {rule}")
 
 
 def describe(net: nn.Module, sets: dict[str, data.Spikes], options: argparse.Namespace) -> dict:

@@ -38,16 +38,22 @@ def repeat(small: h5py.File, full: h5py.File, samples: int) -> None:
 
 
 def main(small_dir: str, full_dir: str) -> None:
+    if os.path.realpath(small_dir) == os.path.realpath(full_dir):
+        raise ValueError(
+            f"{full_dir} holds the small files: name another folder for the large ones"
+        )
     for split, samples in SAMPLES.items():
         source = data.find("ssc", split, small_dir)
         if source is None or not os.path.isdir(full_dir):
             raise ValueError(f"expected ssc_{split}.h5 or .h5.zip in {small_dir}, and {full_dir}")
         path = os.path.join(full_dir, f"ssc_{split}.h5")
-        with data.opened(source) as file, h5py.File(file) as small, h5py.File(path, "w") as full:
+        part = path + ".part"  # an unfinished file has no name that would be read as data
+        with data.opened(source) as file, h5py.File(file) as small, h5py.File(part, "w") as full:
             repeat(small, full, samples)
-        with zipfile.ZipFile(path + ".zip", "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.write(path, os.path.basename(path))
-        os.remove(path)
+        with zipfile.ZipFile(path + ".zip.part", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.write(part, os.path.basename(path))
+        os.replace(path + ".zip.part", path + ".zip")
+        os.remove(part)
         print(f"{path}.zip: {samples:,} samples, {os.path.getsize(path + '.zip') / 1e9:.2f} GB")
 
 

@@ -107,7 +107,9 @@ def main() -> None:
     print(f"{'':24}{'samples':>8}{'accuracy':>10}{'shifted':>10}")
     for name, row in rows.items():
         print(f"{name:24}{row['samples']:8}{row['accuracy']:10.2%}{row['shifted']:10.2%}")
-    content = {"moves": arguments.moves, "rows": rows}
+    epoch = len(train.read_checkpoint(path)["rows"])
+    content = {"checkpoint": os.path.basename(path), "epoch": epoch}
+    content |= {"moves": arguments.moves, "rows": rows}
     train.write(os.path.dirname(path), "speakers.json", json.dumps(content, indent=1))
 
 

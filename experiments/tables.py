@@ -1,9 +1,9 @@
-"""Prints tables of README.md and RESULTS.md again, from the logs in experiments/logs.
+"""Prints tables of RESULTS.md again, from the logs in experiments/logs.
 
     python experiments/tables.py             # all of them
     python experiments/tables.py held-out    # one
 
-A test compares them, line by line, with the files.  Tables with all variants of a data set are
+A test compares them, line by line, with the file.  Tables with all variants of a data set are
 printed by variants.py --table.
 """
 
@@ -53,11 +53,14 @@ def percent(share: float) -> str:
 
 
 def held_out() -> list[str]:
-    """Recipes on speakers held out of training, and their mean differences to the paper's."""
+    """Recipes on speakers held out of training, and their mean differences to the paper's.
+
+    A pair's seeds are averaged first: their samples are the same, so they are not independent.
+    """
     heads = ["held-out speakers", "seed", "recipe", "validation (mean of the last five epochs)"]
     heads += ["difference to paper", "training"]
     rows = []
-    differences = {recipe: [] for recipe in RECIPES}
+    differences = {recipe: {} for recipe in RECIPES}  # by pair, a list over its seeds
     for pair in PAIRS:
         found = {recipe: runs(f"shd-50-without-{pair}/{recipe}") for recipe in RECIPES}
         for seed, paper in found["paper"].items():
@@ -67,13 +70,14 @@ def held_out() -> list[str]:
                 log = found[recipe][seed]
                 last = log[-1]["valid_accuracy"]
                 difference = last - paper[-1]["valid_accuracy"]
-                differences[recipe].append(difference)
+                differences[recipe].setdefault(pair, []).append(difference)
                 cells = [pair.replace(",", ", "), str(seed), recipe]
                 cells.append(f"{percent(last)} ({tail_mean(log)})")
                 cells.append("-" if recipe == "paper" else f"{100 * difference:+.2f}")
                 rows.append([*cells, percent(log[-1]["train_accuracy"])])
     for recipe in RECIPES[1:]:
-        rows.append(["mean", "", recipe, "", variants.interval(differences[recipe]), ""])
+        means = [statistics.mean(by_seed) for by_seed in differences[recipe].values()]
+        rows.append([f"mean of {len(means)} pairs", "", recipe, "", variants.interval(means), ""])
     return lines(heads, rows)
 
 

@@ -92,6 +92,7 @@ def test_the_file_has_what_is_printed_and_the_runs_accuracy(tmp_path, sets, monk
     printed = capsys.readouterr().out
     written = json.loads((tmp_path / "speakers.json").read_text())
     assert written["moves"] == [0]
+    assert written["checkpoint"] == "last.pt" and written["epoch"] == 2
     assert written["rows"]["all"]["accuracy"] == written["rows"]["all"]["shifted"]
     result = json.loads((tmp_path / "result.json").read_text())
     assert written["rows"]["all"]["accuracy"] == pytest.approx(result["test_accuracy"])

@@ -13,7 +13,8 @@ the command and repeat it at will: finished runs stay, and one that was cut off 
 
 The table, also in table.md beside the runs, has accuracies in %: mean ± sample standard deviation
 over the seeds.  "Unrounded" is test accuracy with the kernels of training in place of whole steps.
-The difference to learned delays is over the seeds that both have, with its 95 % interval.
+The difference to learned delays, if they are among --variants, is over the seeds that both have,
+with its 95 % interval.
 """
 
 import argparse
@@ -37,7 +38,7 @@ DENSITIES = ["dense", "sparse"]
 T95 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]
 HEADS = {  # the table's columns of accuracies, by their names in result.json
     "test_accuracy": "test accuracy",
-    "valid_accuracy": "validation accuracy",
+    "valid_accuracy": "validation accuracy, best epoch",
     "best_on_test": "best on test",
     "unrounded_accuracy": "unrounded",
 }
@@ -123,13 +124,14 @@ def read_json(folder: str, name: str) -> dict | None:
 def check_same(folder: str, words: list[str], free: set[str]) -> None:
     """A run that is there already has to be of the same options, but for the free ones.
 
-    Options that were added to train.py since it ran are not compared.
+    An option that was added to train.py since it ran had its default there.
     """
     there = read_json(folder, "config.json")
     if there is None:
         return
+    there = train.complete(there)
     for key, value in vars(train.parse(words)).items():
-        if key in there and key not in free and there[key] != value:
+        if key not in free and there[key] != value:
             option = f"--{key.replace('_', '-')}"
             rule = "use another --out"
             raise ValueError(f"{folder} has {option} {there[key]}, not {value}: {rule}")
@@ -179,12 +181,14 @@ def run_all(runs: dict[str, list[str]], headline: str) -> dict[str, str]:
 
 
 def spread(values: list[float | None]) -> str:
-    """Mean ± sample standard deviation of shares, in %."""
+    """Mean ± sample standard deviation of shares, in %, and of how many, if some are None."""
     known = [100 * value for value in values if value is not None]
     if not known:
         return "-"
-    mean = f"{statistics.mean(known):.2f}"
-    return mean if len(known) == 1 else f"{mean} ± {statistics.stdev(known):.2f}"
+    text = f"{statistics.mean(known):.2f}"
+    if len(known) > 1:
+        text += f" ± {statistics.stdev(known):.2f}"
+    return text if len(known) == len(values) else f"{text} (n = {len(known)})"
 
 
 def interval(differences: list[float]) -> str:
