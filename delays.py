@@ -392,9 +392,7 @@ class DelaySNN(nn.Module):
             self.rates.append(x.detach().mean())
             if self.training:
                 mask = torch.ones_like(x[:, :1])  # [B, 1, N], the same for all steps
-                x = x * F.dropout(
-                    mask, self.dropout
-                )  # by 0, or by 1 / (1 - dropout), so the mean stays
+                x = x * F.dropout(mask, self.dropout)  # spikes are 0, or 1 / (1 - dropout) high
         return leaky_integrator(self.layers[-1](x), self.tau)
 
 

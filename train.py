@@ -632,7 +632,7 @@ def compare_config(config: dict, folder: str) -> None:
             rule = "name the folder of the former one by --data-dir"
             raise ValueError(f"{name} is not the file that the run began with: {rule}")
     for name in ("torch", "processor", "threads"):
-        if config[name] != before[name]:
+        if before.get(name, config[name]) != config[name]:
             rule = "expect other roundings than in a run that was never stopped"
             print(f"the run began with {name} {before[name]}, now it is {config[name]}: {rule}")
 
