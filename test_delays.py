@@ -3196,7 +3196,7 @@ def test_every_parameter_of_a_network_is_trained(little, tmp_path):
     assert train.evaluate(loaded, test, 8) == result["unrounded_accuracy"]
     loaded.echo.whole_steps = True
     assert train.evaluate(loaded, test, 8) != result["unrounded_accuracy"]
-    with pytest.raises(ValueError, match="of another network"):
+    with pytest.raises(ValueError, match="is of class Own, and not DelaySNN"):
         train.load_run(tmp_path / "run")
 
 
@@ -3221,6 +3221,14 @@ def test_a_run_with_other_neurons_is_not_taken_for_the_papers(little, tmp_path):
     loaded, _ = train.load_run(tmp_path / "run", blank)
     test = data.load("little", "test", "")
     assert train.evaluate(loaded, test, 8) == result["test_accuracy"]
+
+
+def test_what_is_not_trained_is_not_counted():
+    net = delays.DelaySNN(5, [7], 3, taps=6, connections=2)
+    assert train.count_parameters(net) == 2 * (2 * 7 + 2 * 3) + 2 * 7
+    net.constant = torch.nn.Parameter(torch.zeros(9), requires_grad=False)
+    net.layers[0].weight.requires_grad_(False)
+    assert train.count_parameters(net) == 2 * 7 + 2 * (2 * 3) + 2 * 7
 
 
 @pytest.mark.parametrize("count, connections", [(1, 0), (1, 2), (2, 2)])
