@@ -166,6 +166,7 @@ TABLES = {
     "course": course,
     "augmented": augmented,
     "ideas on the toy task": lambda: ideas("the toy task", "toy-20"),
+    "ideas on SHD": lambda: ideas("SHD (regenerated)", "shd-30"),
 }
 
 
