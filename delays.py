@@ -244,8 +244,8 @@ def shrinking_sigma(epoch: int, epochs: int, taps: int, offset=0.27, last_part=0
 
     Sigma is `offset`, which DCLS adds to every width, plus a part that shrinks.  Over the first
     quarter of all epochs that part falls exponentially from taps // 2, half the range of delays, to
-    `last_part`, and stays there.  With 25 taps sigma goes from 12.27 to 0.5 steps.  The end is 0.5
-    in two parts so that the way there is that of the authors' code, digit by digit.
+    `last_part`, and stays there.  With 25 taps sigma goes from 12.27 to 0.5 steps.  That end is in
+    two parts because the authors' own sigma falls to 0.23 before DCLS adds 0.27.
     """
     quarter = epochs // 4
     first_part = max(taps // 2, last_part)  # taps // 2 of a single tap is 0: there sigma is 0.5

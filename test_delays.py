@@ -1351,20 +1351,26 @@ def test_without_augmentation_nothing_changes_and_nothing_is_drawn():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def made_by(changed, kinds, source):
+    """The kind of change that made each sample, where input j comes from source(j, kind)."""
+    seen = []
+    for before, after in zip(COUNTS.numpy(), changed.numpy(), strict=True):
+        for kind in kinds:
+            want = np.zeros_like(before)
+            for j in range(12):
+                if 0 <= source(j, kind) < 12:
+                    want[:, j] = before[:, source(j, kind)]
+            if (after == want).all():
+                seen.append(kind)
+    assert len(seen) == 400
+    return seen
+
+
 def test_a_shift_moves_all_of_a_sample_by_one_number_of_inputs():
     torch.manual_seed(0)
     shifted = data.augment(COUNTS, OWN, shift=3)
     assert shifted.dtype == torch.uint8
-    seen = []
-    for before, after in zip(COUNTS.numpy(), shifted.numpy(), strict=True):
-        for move in range(-3, 4):
-            want = np.zeros_like(before)
-            for i in range(12):
-                if 0 <= i + move < 12:
-                    want[:, i + move] = before[:, i]
-            if (after == want).all():
-                seen.append(move)
-    assert len(seen) == 400
+    seen = made_by(shifted, range(-3, 4), lambda j, move: j - move)
     shares = [seen.count(move) / 400 for move in range(-3, 4)]
     close(shares, [1 / 7] * 7, rtol=0, atol=0.06)
 
@@ -1385,16 +1391,7 @@ def test_a_warp_stretches_the_inputs_of_a_sample_by_one_factor():
     torch.manual_seed(0)
     warped = data.augment(COUNTS, OWN, warp=0.3)
     assert warped.dtype == torch.uint8
-    seen = []
-    for before, after in zip(COUNTS.numpy(), warped.numpy(), strict=True):
-        for factor in warps(0.3):
-            want = np.zeros_like(before)
-            for j in range(12):
-                if round(j / factor) < 12:
-                    want[:, j] = before[:, round(j / factor)]
-            if (after == want).all():
-                seen.append(factor)
-    assert len(seen) == 400
+    seen = made_by(warped, warps(0.3), lambda j, factor: round(j / factor))
     assert min(seen) < 0.73 and max(seen) > 1.27
     thirds = [sum(low < factor < low + 0.2 for factor in seen) / 400 for low in (0.7, 0.9, 1.1)]
     close(thirds, [1 / 3] * 3, rtol=0, atol=0.08)

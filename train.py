@@ -384,11 +384,7 @@ def train(options: argparse.Namespace, net: DelaySNN | None = None, on_epoch=Non
             load_weights(net, saved, options.out, optimizer)
             first_delays = [delay.to(options.device) for delay in saved["first_delays"]]
             rows = saved["rows"]
-            # The run may have been killed after last.pt and before these.
-            if best_epoch(rows) == len(rows):
-                with open(os.path.join(options.out, "last.pt"), "rb") as file:
-                    write(options.out, "best.pt", file.read())
-            write_log(options.out, rows)
+            write_again(rows, options.out)
         write(options.out, "config.json", json.dumps(config, indent=1))
         print(f"{options.dataset} {config['samples']}, {config['parameters']:,} parameters")
         print(f"{config['processor']}, {config['threads']} threads; results in {options.out}")
@@ -451,6 +447,14 @@ def save(net, optimizer, first_delays: list[Tensor], rows: list[dict], options) 
     if best_epoch(rows) == len(rows):
         write(options.out, "best.pt", buffer.getvalue())
     write_log(options.out, rows)
+
+
+def write_again(rows: list[dict], folder: str) -> None:
+    """What save writes after last.pt: the run may have been killed in between."""
+    if best_epoch(rows) == len(rows):
+        with open(os.path.join(folder, "last.pt"), "rb") as file:
+            write(folder, "best.pt", file.read())
+    write_log(folder, rows)
 
 
 def best_epoch(rows: list[dict]) -> int | None:

@@ -99,7 +99,7 @@ class Peer(nn.Module):
 
 
 def peer_tasks(options: argparse.Namespace) -> dict:
-    train.set_backend()  # neither library does the like, and no difference is to come of it
+    train.set_backend()  # the same settings of the processor for all
     logging.disable(logging.WARNING)  # spikingjelly's, of a missing Triton, which is not needed
     net = Peer(options.hidden).to(options.device)
     adam = torch.optim.Adam(net.parameters(), lr=1e-3)
