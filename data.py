@@ -329,7 +329,7 @@ def fetch(name: str, data_dir: str) -> str:
     It is NAME.part until its md5 is right.  A call that breaks off leaves that for the next one to
     complete.  Each server is tried twice.
     """
-    if data_dir == DATA_DIR:
+    if os.path.normpath(data_dir) == DATA_DIR:
         os.makedirs(data_dir, exist_ok=True)
     if not os.path.isdir(data_dir):
         raise ValueError(f"--data-dir {data_dir} is not there: make that folder, or mend its name")

@@ -51,8 +51,8 @@ def gaussian_kernel(weight: Tensor, delay: Tensor, sigma: float | Tensor, taps: 
 def integer_kernel(weight: Tensor, delay: Tensor, taps: int) -> Tensor:
     """The kernel of evaluation and of fixed delays: one tap a synapse, its weight at round(delay).
 
-    A Gaussian around a whole number becomes this as sigma shrinks.  Arguments and result are those
-    of gaussian_kernel, but the rounded delays have to lie in 0..taps-1 and get no gradient.
+    A Gaussian around a whole number becomes this as sigma shrinks.  Arguments and result are as in
+    gaussian_kernel, but the rounded delays have to lie in 0..taps-1 and get no gradient.
     """
     weight = _checked_weights(weight, delay, taps)  # [count, out, in]
     position = delay.detach().round().long().expand_as(weight)  # [count, out, in]
@@ -108,7 +108,7 @@ def delay_conv(spikes: Tensor, kernel: Tensor, tail: int = 0, method: str = "aut
     spikes = spikes.to(kernel.dtype)
     if kernel.shape[2] == 1:  # no delays: a linear layer, and zeros for the tail
         return F.pad(F.linear(spikes, kernel[:, :, 0]), (0, 0, 0, tail))
-    if method == "fourier" or (method == "auto" and not spikes.is_cuda):
+    if method == "fourier" or (method == "auto" and spikes.device.type == "cpu"):
         return conv_fourier(spikes, kernel, tail)
     # taps - 1 zeros in front, so that nothing comes from the future.  A convolution reverses its
     # kernel and torch's conv1d does not: hence the flip.
@@ -303,7 +303,7 @@ class DelayedLinear(nn.Module):
             shape = (count, *shape)
         bound = math.sqrt(6 / (fan_in * count))  # Kaiming's uniform distribution for relu
         self.weight = nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
-        delay = torch.empty(delay_shape or shape).uniform_(0, taps - 1)
+        delay = torch.empty(shape if delay_shape is None else delay_shape).uniform_(0, taps - 1)
         _checked_weights(self.weight, delay, taps)  # for its ValueError
         self.delay = nn.Parameter(delay) if learn_delays else nn.Buffer(delay.round())
 
@@ -341,11 +341,12 @@ class DelaySNN(nn.Module):
     T' = T + (hidden layers + 1) * (taps // 2).
 
     tau: time constant of all neurons, in steps.  dropout: share of the neurons silenced in
-    training.  All other arguments go to DelayedLinear; taps=1, learn_delays=False is the network
-    without delays.
+    training.  taps, count, learn_delays, connections and conv are those of DelayedLinear; taps=1,
+    learn_delays=False is the network without delays.
 
     .layers: the DelayedLinear, the readout last.  .norms: the batch norms.
-    .rates: firing rate of each hidden layer in the last forward pass, spikes per neuron and step.
+    .rates: firing rate of each hidden layer in the last forward pass, spikes per neuron and step,
+        over all steps: those of padding and tails too.
     .layer_class: the class of the layers, for which a subclass may name one of its own.
     """
 
@@ -407,7 +408,9 @@ def conv_fourier(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
     experiments/RESULTS.md), and its layout is not the one that the products need.
     """
     steps, taps = spikes.shape[1], kernel.shape[2]
-    period = steps + max(taps - 1, tail)  # long enough for nothing to wrap around
+    # Spikes arrive within steps + taps - 1 steps.  In a period of that length, or of the output's
+    # if that is longer, none of them wraps around to the beginning.
+    period = steps + max(taps - 1, tail)
     f = torch.arange(period // 2 + 1, device=spikes.device)  # F frequencies
     t = torch.arange(period, device=spikes.device)
     turns = torch.outer(f, t) % period  # whole turns left out, so that the cosines are exact

@@ -526,7 +526,7 @@ def test_a_layer_with_fixed_delays_always_has_one_tap():
     assert torch.equal(layer.eval().kernel(), one_tap)
 
 
-@pytest.mark.parametrize("shape", [(1, 6), (5, 1)])
+@pytest.mark.parametrize("shape", [(1, 6), (5, 1), ()])
 def test_a_layer_may_have_a_delay_for_each_axon_or_dendrite(shape):
     layer = DelayedLinear(6, 5, 9, delay_shape=shape).double()
     assert layer.delay.shape == shape
@@ -1462,6 +1462,20 @@ def test_the_recipe_sets_what_is_not_given():
     assert settings("--recipe", "augmented", "--warp", "0.15") == [8, 0.15, 20, 0.2]
 
 
+def test_the_row_of_a_data_set_may_name_a_recipe(little, monkeypatch):
+    monkeypatch.setitem(train.DEFAULTS, "little", LITTLE | {"recipe": "augmented"})
+    chosen = parsed("--dataset", "little", "--device", "cpu")
+    assert (chosen.recipe, chosen.shift, chosen.mask_steps) == ("augmented", 8, 0.2)
+    chosen = parsed("--dataset", "little", "--device", "cpu", "--recipe", "paper")
+    assert (chosen.recipe, chosen.shift, chosen.mask_steps) == ("paper", 0, 0.0)
+
+
+def test_the_row_of_a_data_set_has_names_of_options_alone(little, monkeypatch):
+    monkeypatch.setitem(train.DEFAULTS, "little", LITTLE | {"hiden": 14, "batch-size": 2})
+    with pytest.raises(ValueError, match=r"DEFAULTS\['little'\] has batch-size, hiden: expected"):
+        parsed("--dataset", "little")
+
+
 def test_training_alone_is_augmented_and_the_seed_decides_how(tmp_path, monkeypatch):
     shd_like(tmp_path)
     augment, seen = data.augment, []
@@ -1797,10 +1811,11 @@ def test_a_folder_that_was_named_must_be_there(server, published, tmp_path):
     assert server.asked == []
 
 
-def test_the_default_folder_is_made(server, published, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", [data.DATA_DIR, f"./{data.DATA_DIR}/"])
+def test_the_default_folder_is_made(name, server, published, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     server.answers[f"/a/{NAME}"] = sends(published)
-    data.load("shd", "test", data.DATA_DIR)
+    data.load("shd", "test", name)
     assert os.listdir(tmp_path / "data") == [NAME]
 
 
@@ -2768,6 +2783,18 @@ def test_no_test_never_opens_the_test_file(words, little, tmp_path, monkeypatch)
         "train",
         "valid",
     }
+
+
+@pytest.mark.parametrize("words", list(VALIDATED)[2:])
+def test_eval_of_a_run_that_left_test_alone_leaves_it_alone(words, little, tmp_path, capsys):
+    options = validated_options(tmp_path, f"{words} --no-test")
+    for name in ("shd_test.h5", "ssc_test.h5.zip"):
+        (tmp_path / name).unlink()
+    result = train.train(options)
+    capsys.readouterr()
+    train.main(["--eval", str(tmp_path / "run"), "--device", "cpu"])
+    expected = f"valid accuracy {result['valid_accuracy']:.2%} ({tmp_path / 'run'})"
+    assert capsys.readouterr().out.strip() == expected
 
 
 def test_no_test_needs_a_validation_set(tmp_path):

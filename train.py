@@ -39,12 +39,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     # The data set and the recipe decide the defaults, so they are looked for first.
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--dataset", default="shd")
-    early.add_argument("--recipe", default="paper")
+    early.add_argument("--recipe")
     chosen = early.parse_known_args(argv)[0]
     parser = make_parser()
-    # What a data set of one's own leaves out is as in SHD.
-    parser.set_defaults(**DEFAULTS["shd"] | DEFAULTS.get(chosen.dataset, {}))
-    parser.set_defaults(**RECIPES.get(chosen.recipe, {}))
+    defaults = defaults_of(chosen.dataset)
+    recipe = chosen.recipe or defaults.get("recipe", "paper")
+    parser.set_defaults(**defaults | RECIPES.get(recipe, {}))
     options = parser.parse_args(argv)
     out = options.out or f"runs/{options.dataset}-{options.delays}-{options.seed}"
 
@@ -65,13 +65,22 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
+def defaults_of(dataset: str) -> dict:
+    """A data set's row of DEFAULTS; what one of your own leaves out is as in SHD."""
+    row = DEFAULTS.get(dataset, {})
+    unknown = row.keys() - vars(make_parser().parse_args([])).keys()
+    if unknown:
+        rule = "expected names of options, as batch_size for --batch-size"
+        raise ValueError(f"train.DEFAULTS[{dataset!r}] has {', '.join(sorted(unknown))}: {rule}")
+    return DEFAULTS["shd"] | row
+
+
 def complete(saved: dict) -> dict:
     """The options of a saved run, with defaults for those that were added since."""
     if saved["dataset"] not in data.DATASETS:
         rule = "use it from the script that adds it to data.DATASETS"
         raise ValueError(f"the saved run is of the data set {saved['dataset']}: {rule}")
-    defaults = vars(make_parser().parse_args([])) | DEFAULTS["shd"]
-    return defaults | DEFAULTS.get(saved["dataset"], {}) | saved
+    return vars(make_parser().parse_args([])) | defaults_of(saved["dataset"]) | saved
 
 
 def check_same(options: argparse.Namespace, saved: dict) -> None:
@@ -139,7 +148,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--conv", choices=methods, default="auto", help="auto: fourier on a CPU, direct on a GPU")
     add("--out", help="folder of the results; None: runs/DATASET-DELAYS-SEED")
     add("--resume", action="store_true", help="continue the run in --out")
-    add("--eval", metavar="CHECKPOINT", help="only print the test accuracy of this checkpoint")
+    add("--eval", metavar="CHECKPOINT", help="only print the accuracy of this checkpoint")
     return parser
 
 
@@ -263,8 +272,8 @@ def one_cycle(epoch: int, epochs: int, peak: float) -> tuple[float, float]:
     """Learning rate and Adam's beta1 of an epoch, counted from 0.
 
     Half a cosine leads from peak / 25 up to the peak, at 30 % of the epochs, and half a cosine down
-    to peak / 250,000.  beta1 goes from 0.95 to 0.85 and back.  These are the values of torch's
-    OneCycleLR, but as a function of the epoch they need not be saved.
+    to peak / 250,000.  beta1 goes from 0.95 to 0.85 and back.  From four epochs on, these are the
+    values of torch's OneCycleLR, but as a function of the epoch they need not be saved.
     """
     # The epoch of the peak, counted from 0, as OneCycleLR has it: it need not be a whole number.
     top = max(0.3 * epochs - 1, 0)
@@ -327,8 +336,8 @@ def predict(net: DelaySNN, spikes: data.Spikes, indices: Tensor, longest: int) -
 
     A sample's scores sum up its own steps and the tails of all layers.  Over all these steps each
     layer has to be computed: a neuron may spike in silence, since batch norm gives it a constant
-    current.  So zeros follow the input until the first layer's output, which has a tail, covers
-    all the steps that count.  Later layers go on for longer, but that does not count.
+    current.  So zeros follow the input, as many as the tails of all layers but the first, which
+    adds its own.  Later layers go on for longer, but that does not count.
     """
     tails = [layer.taps // 2 for layer in net.layers]
     counts = data.padded(spikes, indices, longest + sum(tails[1:]))
@@ -337,7 +346,7 @@ def predict(net: DelaySNN, spikes: data.Spikes, indices: Tensor, longest: int) -
 
 @torch.no_grad()
 def evaluate(net: DelaySNN, spikes: data.Spikes, batch_size: int) -> float:
-    """Correct / total in evaluation; leaves the network as it was."""
+    """Correct / total in evaluation; leaves the network in the mode that it was in."""
     was_training = net.training
     net.eval()
     hits = 0
@@ -624,7 +633,8 @@ def checkpoint_in(path: str) -> str:
 def compare_config(config: dict, folder: str) -> None:
     """Refuses to go on with other data files than those that the run in `folder` began with.
 
-    config: of describe.  The same data packed otherwise has another name, and is not compared.
+    config: of describe.  The same data packed otherwise has another name, and is not compared; data
+    of your own has no files that are known here.
     """
     path = os.path.join(folder, "config.json")
     if not os.path.exists(path):
@@ -675,12 +685,19 @@ def print_result(result: dict) -> None:
 
 
 def evaluate_saved(options: argparse.Namespace, net: DelaySNN | None = None) -> None:
-    """Prints the test accuracy of the run or checkpoint that --eval names; net: as in load_run."""
+    """Prints the accuracy of the run or checkpoint that --eval names; net: as in load_run.
+
+    That is on the test set, or on validation where the run left test alone or there is none.
+    """
     set_backend()
     net, _ = load_run(options.eval, net)
-    test = data.load(options.dataset, "test", options.data_dir).to(options.device)
-    accuracy = evaluate(net.to(options.device), test, options.batch_size)
-    print(f"test accuracy {accuracy:.2%} ({options.eval})")
+    if options.no_test or "test" not in data.DATASETS[options.dataset].splits:
+        split, spikes = "valid", load_sets(options)["valid"]
+    else:
+        split, spikes = "test", data.load(options.dataset, "test", options.data_dir)
+    spikes = spikes.to(options.device)
+    accuracy = evaluate(net.to(options.device), spikes, options.batch_size)
+    print(f"{split} accuracy {accuracy:.2%} ({options.eval})")
 
 
 @contextmanager

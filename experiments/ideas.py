@@ -67,9 +67,10 @@ class Axonal(DelaySNN):
     (Bouhadjar, Neftci, 2026, arXiv 2602.09746) asks that of the same method as here.
 
     As in its code: a Gaussian of weight 1 delays each input before the product with the weights, or
-    each neuron's sum after it, in all layers.  A sum may be taken in any order, so that is this
-    kernel.  Not as there: the delays are not thinned out, and the time of a step of training is
-    that of one delay for each synapse, since the kernel is still [out, in, taps].
+    each neuron's sum after it, in all layers.  Whether a spike is first delayed or first weighted
+    makes no difference, so that is this kernel.  Not as there: the delays are not thinned out, and
+    the time of a step of training is that of one delay for each synapse, since the kernel is still
+    [out, in, taps].
     """
 
     layer_class = AxonalLayer

@@ -97,7 +97,7 @@ def read_run(
 
 def curves(rows: list[dict], step_ms: float) -> dict[str, list[float]]:
     """What was measured in each epoch, by the names of the log: loss, accuracies in %, sigma and
-    moved_ms in ms, and the firing rates in Hz."""
+    moved_ms in ms, and the firing rates of training, padding included, in Hz."""
     factors = {"loss": 1, "train_accuracy": 100, "valid_accuracy": 100, "test_accuracy": 100}
     factors |= {"sigma": step_ms, "moved_ms": 1}
     factors |= {name: 1000 / step_ms for name in rows[0] if name.startswith("rate_")}
