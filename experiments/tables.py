@@ -60,7 +60,7 @@ def held_out() -> list[str]:
     heads = ["held-out speakers", "seed", "recipe", "validation (mean of the last five epochs)"]
     heads += ["difference to paper", "training"]
     rows = []
-    differences = {recipe: {} for recipe in RECIPES}  # by pair, a list over its seeds
+    above_paper = {recipe: {} for recipe in RECIPES}  # by pair, a list over its seeds
     for pair in PAIRS:
         found = {recipe: runs(f"shd-50-without-{pair}/{recipe}") for recipe in RECIPES}
         for seed, paper in found["paper"].items():
@@ -70,13 +70,13 @@ def held_out() -> list[str]:
                 log = found[recipe][seed]
                 last = log[-1]["valid_accuracy"]
                 difference = last - paper[-1]["valid_accuracy"]
-                differences[recipe].setdefault(pair, []).append(difference)
+                above_paper[recipe].setdefault(pair, []).append(difference)
                 cells = [pair.replace(",", ", "), str(seed), recipe]
                 cells.append(f"{percent(last)} ({tail_mean(log)})")
                 cells.append("-" if recipe == "paper" else f"{100 * difference:+.2f}")
                 rows.append([*cells, percent(log[-1]["train_accuracy"])])
     for recipe in RECIPES[1:]:
-        means = [statistics.mean(by_seed) for by_seed in differences[recipe].values()]
+        means = [statistics.mean(by_seed) for by_seed in above_paper[recipe].values()]
         rows.append([f"mean of {len(means)} pairs", "", recipe, "", variants.interval(means), ""])
     return lines(heads, rows)
 
@@ -91,6 +91,7 @@ def course() -> list[str]:
     kinds = {
         "toy task, 20 epochs": ("toy-20/learned-dense", 20),
         "SHD (regenerated), 30 epochs": ("shd-30/learned-dense", 30),
+        "SHD (regenerated), 150 epochs": ("shd-150/learned-dense", 150),
         "SHD (regenerated), 150 epochs, augmented": ("shd-150/augmented", 150),
     }
     rows = []
@@ -107,28 +108,39 @@ def course() -> list[str]:
     return lines(["test accuracy after epoch", "1", "5", "10", "30", "the last", "n"], rows)
 
 
-def augmented() -> list[str]:
-    """The final runs of the augmented recipe, one by one."""
-    heads = ["seed", "last epoch", "best on test", "training", "speakers in training"]
+def full_length() -> list[str]:
+    """The recipes at 150 epochs on all of train, run by run, and the difference of last epochs."""
+    heads = ["recipe", "seed", "last epoch", "best on test", "training", "speakers in training"]
     heads += ["speakers 4 and 5", "shifted copies together"]
-    rows, shares = [], []
-    for seed, log in runs("shd-150/augmented").items():
-        folder = f"{LOGS}/shd-150/augmented-{seed}"
-        result = variants.read_json(folder, "result.json")
-        groups = variants.read_json(folder, "speakers.json")["rows"]
-        shares.append(
-            [
-                result["test_accuracy"],
-                result["best_on_test"],
-                log[-1]["train_accuracy"],
-                groups["speakers in training"]["accuracy"],
-                groups["other speakers"]["accuracy"],
-                groups["all"]["shifted"],
-            ]
-        )
-        rows.append([str(seed), *map(percent, shares[-1])])
-    rows.append(["mean", *(variants.spread(list(column)) for column in zip(*shares, strict=True))])
-    return lines(heads, rows)
+    kinds = {"paper": "shd-150/learned-dense", "augmented": "shd-150/augmented"}
+    rows, means = [], []
+    for recipe, kind in kinds.items():
+        shares = []
+        for seed, log in runs(kind).items():
+            result = results(kind)[seed]
+            groups = variants.read_json(f"{LOGS}/{kind}-{seed}", "speakers.json")["rows"]
+            shares.append(
+                [
+                    result["test_accuracy"],
+                    result["best_on_test"],
+                    log[-1]["train_accuracy"],
+                    groups["speakers in training"]["accuracy"],
+                    groups["other speakers"]["accuracy"],
+                    groups["all"]["shifted"],
+                ]
+            )
+            rows.append([recipe, str(seed), *map(percent, shares[-1])])
+        spreads = [variants.spread(list(column)) for column in zip(*shares, strict=True)]
+        means.append([f"{recipe}, mean", f"n = {len(shares)}", *spreads])
+    difference = variants.interval(differences(*map(results, kinds.values())))
+    last = ["augmented - paper", "", difference, "", "", "", "", ""]
+    return lines(heads, [*rows, *means, last])
+
+
+def differences(base: dict[int, dict], others: dict[int, dict]) -> list[float]:
+    """By how much the headlines of others are above those of base, for the seeds of both."""
+    both = sorted(base.keys() & others.keys())
+    return [others[seed]["test_accuracy"] - base[seed]["test_accuracy"] for seed in both]
 
 
 def ideas(name: str, kind: str) -> list[str]:
@@ -144,12 +156,7 @@ def ideas(name: str, kind: str) -> list[str]:
             variants.spread([result.get(key) for result in found.values()])
             for key in ("test_accuracy", "unrounded_accuracy")
         ]
-        differences = [
-            found[seed]["test_accuracy"] - base[seed]["test_accuracy"]
-            for seed in found
-            if seed in base
-        ]
-        cells.append("-" if idea == "base" else variants.interval(differences))
+        cells.append("-" if idea == "base" else variants.interval(differences(base, found)))
         (parameters,) = {result["parameters"] for result in found.values()}
         seconds = min(row["seconds"] for log in runs(folder).values() for row in log)
         rows.append([idea, *cells, f"{parameters:,}", f"{seconds:.1f}", str(len(found))])
@@ -164,7 +171,7 @@ def results(kind: str) -> dict[int, dict]:
 TABLES = {
     "held-out": held_out,
     "course": course,
-    "augmented": augmented,
+    "full length": full_length,
     "ideas on the toy task": lambda: ideas("the toy task", "toy-20"),
     "ideas on SHD": lambda: ideas("SHD (regenerated)", "shd-30"),
 }
