@@ -17,6 +17,8 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import variants
 
+import train
+
 LOGS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "logs")
 PAIRS = ["1,8", "2,10", "3,6"]  # of speakers that were held out of training
 RECIPES = ["paper", "augmented", "warped"]
@@ -163,6 +165,58 @@ def ideas(name: str, kind: str) -> list[str]:
     return lines(heads, rows)
 
 
+def speech_commands() -> list[str]:
+    """Speech Commands (subset), test accuracy at the epoch that was best on validation.
+
+    memory.txt, beside the logs, has the peak memory of the process in MiB.
+    """
+    heads = ["Speech Commands (subset), 60 epochs", "parameters", "test accuracy"]
+    heads += ["difference to learned", "best epoch", "validation there", "at the last epoch"]
+    heads += ["training's kernels", "median epoch, s", "peak memory, MiB", "n"]
+    kinds = {
+        "learned": "ssc-60/learned-dense",
+        "learned, two synapses a pair": "ssc-60/learned-two",
+        "fixed": "ssc-60/fixed-dense",
+        "none": "ssc-60/none-dense",
+    }
+    rows = []
+    for name, kind in kinds.items():
+        found, logs = results(kind), runs(kind)
+        if not found:
+            rows.append([name, "", "not run", *[""] * 7, "0"])
+            continue
+        (parameters,) = {result["parameters"] for result in found.values()}
+        accuracies = {
+            key: variants.spread([result[key] for result in found.values()])
+            for key in ("test_accuracy", "valid_accuracy", "unrounded_accuracy")
+        }
+        below = differences(results(kinds["learned"]), found)
+        last = [log[-1]["valid_accuracy"] for log in logs.values()]
+        seconds = [row["seconds"] for log in logs.values() for row in log]
+        memory = [read_number(f"{LOGS}/{kind}-{seed}/memory.txt") for seed in found]
+        rows.append(
+            [
+                name,
+                f"{parameters:,}",
+                accuracies["test_accuracy"],
+                "-" if name == "learned" else variants.interval(below),
+                ", ".join(str(train.best_epoch(log)) for log in logs.values()),
+                accuracies["valid_accuracy"],
+                variants.spread(last),
+                accuracies["unrounded_accuracy"],
+                f"{statistics.median(seconds):.0f}",
+                f"{max(memory):,}",
+                str(len(found)),
+            ]
+        )
+    return lines(heads, rows)
+
+
+def read_number(path: str) -> int:
+    with open(path) as file:
+        return int(file.read())
+
+
 def results(kind: str) -> dict[int, dict]:
     """result.json by seed of the finished runs of a kind."""
     return {seed: variants.read_json(f"{LOGS}/{kind}-{seed}", "result.json") for seed in runs(kind)}
@@ -173,6 +227,7 @@ TABLES = {
     "course": course,
     "full length": full_length,
     "ideas on the toy task": lambda: ideas("the toy task", "toy-20"),
+    "Speech Commands": speech_commands,
     "ideas on SHD": lambda: ideas("SHD (regenerated)", "shd-30"),
 }
 

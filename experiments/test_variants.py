@@ -107,6 +107,30 @@ def test_held_out_seeds_are_paired_and_a_pair_of_speakers_counts_once(tmp_path, 
     assert table[6] == "| mean of 2 pairs |  | augmented |  | +1.00 [-37.12, +39.12] |  |"
 
 
+def test_the_table_of_speech_commands_pairs_seeds_and_names_the_best_epochs(tmp_path, monkeypatch):
+    accuracies = {  # by kind and seed: on test, and on validation in each epoch
+        ("learned-dense", 0): (0.7, [0.6, 0.8, 0.75]),
+        ("learned-dense", 1): (0.6, [0.5, 0.7, 0.7]),
+        ("fixed-dense", 1): (0.5, [0.4, 0.5, 0.6]),
+    }
+    for (kind, seed), (test, valid) in accuracies.items():
+        folder = tmp_path / f"ssc-60/{kind}-{seed}"
+        folder.mkdir(parents=True)
+        rows = "".join(f"{share},{10 + 10 * seed}\n" for share in valid)
+        (folder / "log.csv").write_text("valid_accuracy,seconds\n" + rows)
+        numbers = dict(valid_accuracy=max(valid), unrounded_accuracy=None, parameters=1234)
+        (folder / "result.json").write_text(json.dumps(numbers | {"test_accuracy": test}))
+        (folder / "memory.txt").write_text(f"{1000 + seed}\n")
+    monkeypatch.setattr(tables, "LOGS", str(tmp_path))
+    learned, two, fixed, none = tables.speech_commands()[2:]
+    means = "65.00 ± 7.07 | - | 2, 2 | 75.00 ± 7.07 | 72.50 ± 3.54"
+    assert learned == f"| learned | 1,234 | {means} | - | 15 | 1,001 | 2 |"
+    assert two.startswith("| learned, two synapses a pair |  | not run |")
+    pair = "50.00 | -10.00 (one pair) | 3 | 60.00 | 60.00"
+    assert fixed == f"| fixed | 1,234 | {pair} | - | 20 | 1,001 | 1 |"
+    assert none.startswith("| none |  | not run |")
+
+
 # ------------------------------------------------------------------------------------ the runs
 
 
