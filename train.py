@@ -43,7 +43,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     chosen = early.parse_known_args(argv)[0]
     parser = make_parser()
     defaults = defaults_of(chosen.dataset)
-    recipe = chosen.recipe or defaults.get("recipe", "paper")
+    recipe = chosen.recipe or defaults["recipe"]
     parser.set_defaults(**defaults | RECIPES.get(recipe, {}))
     options = parser.parse_args(argv)
     out = options.out or f"runs/{options.dataset}-{options.delays}-{options.seed}"
@@ -66,13 +66,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def defaults_of(dataset: str) -> dict:
-    """A data set's row of DEFAULTS; what one of your own leaves out is as in SHD."""
+    """All options' defaults for a data set; what a row of your own leaves out is as in SHD."""
     row = DEFAULTS.get(dataset, {})
-    unknown = row.keys() - vars(make_parser().parse_args([])).keys()
+    defaults = vars(make_parser().parse_args([]))
+    unknown = row.keys() - defaults.keys()
     if unknown:
         rule = "expected names of options, as batch_size for --batch-size"
         raise ValueError(f"train.DEFAULTS[{dataset!r}] has {', '.join(sorted(unknown))}: {rule}")
-    return DEFAULTS["shd"] | row
+    return defaults | DEFAULTS["shd"] | row
 
 
 def complete(saved: dict) -> dict:
@@ -80,7 +81,7 @@ def complete(saved: dict) -> dict:
     if saved["dataset"] not in data.DATASETS:
         rule = "use it from the script that adds it to data.DATASETS"
         raise ValueError(f"the saved run is of the data set {saved['dataset']}: {rule}")
-    return vars(make_parser().parse_args([])) | defaults_of(saved["dataset"]) | saved
+    return defaults_of(saved["dataset"]) | saved
 
 
 def check_same(options: argparse.Namespace, saved: dict) -> None:
@@ -228,6 +229,12 @@ def is_held_out(spikes: data.Spikes, options: argparse.Namespace) -> np.ndarray:
         rule = f"expected some, not all, of its {len(known)} speakers, as {known[:20]}"
         raise ValueError(f"--valid-speakers {options.valid_speakers}: {rule}")
     return np.isin(names, wanted)
+
+
+def judged_split(options: argparse.Namespace) -> str:
+    """test; or valid, where the run leaves the test set alone or there is none."""
+    has_test = "test" in data.DATASETS[options.dataset].splits
+    return "test" if has_test and not options.no_test else "valid"
 
 
 def delayed_layers(net: nn.Module) -> list[DelayedLinear]:
@@ -685,17 +692,14 @@ def print_result(result: dict) -> None:
 
 
 def evaluate_saved(options: argparse.Namespace, net: DelaySNN | None = None) -> None:
-    """Prints the accuracy of the run or checkpoint that --eval names; net: as in load_run.
-
-    That is on the test set, or on validation where the run left test alone or there is none.
-    """
+    """Prints the accuracy of the run or checkpoint that --eval names; net: as in load_run."""
     set_backend()
     net, _ = load_run(options.eval, net)
-    if options.no_test or "test" not in data.DATASETS[options.dataset].splits:
-        split, spikes = "valid", load_sets(options)["valid"]
+    split = judged_split(options)
+    if split == "test":
+        spikes = data.load(options.dataset, "test", options.data_dir).to(options.device)
     else:
-        split, spikes = "test", data.load(options.dataset, "test", options.data_dir)
-    spikes = spikes.to(options.device)
+        spikes = load_sets(options)["valid"]  # it may be a part of the training samples
     accuracy = evaluate(net.to(options.device), spikes, options.batch_size)
     print(f"{split} accuracy {accuracy:.2%} ({options.eval})")
 

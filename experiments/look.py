@@ -134,9 +134,8 @@ def load_net(saved: dict, path: str, net: DelaySNN | None) -> DelaySNN:
 
 
 def read_split(options: argparse.Namespace, data_dir: str) -> tuple[str, data.Spikes]:
-    """The name and samples of the test set, or of the validation set where there is no test."""
-    splits = data.DATASETS[options.dataset].splits
-    split = "valid" if options.no_test or "test" not in splits else "test"
+    """The name and samples of the split that a run is judged by."""
+    split = train.judged_split(options)
     held_out = split == "valid" and options.valid_speakers
     spikes = load(options.dataset, "train" if held_out else split, data_dir)
     if held_out:
