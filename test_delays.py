@@ -1297,6 +1297,14 @@ def test_the_seed_alone_decides_the_shuffle(similar):
     assert in_order < 900  # not the order of the file
 
 
+def test_blocks_of_similar_batches_are_a_quarter_of_a_small_set():
+    torch.manual_seed(0)
+    spikes = of_lengths(range(1, 241))
+    batches = data.batches(spikes, 20, similar=True)  # 12 of them, so blocks of 3
+    # The shortest 20 of a block's 60 samples end near 80, those of 160 would end near 30.
+    assert min(longest for _, longest in batches) > 50
+
+
 def test_similar_batches_hold_similar_lengths_in_random_order():
     torch.manual_seed(0)
     spikes = of_lengths(torch.randint(1, 201, (2000,)))
@@ -1470,10 +1478,34 @@ def test_the_row_of_a_data_set_may_name_a_recipe(little, monkeypatch):
     assert (chosen.recipe, chosen.shift, chosen.mask_steps) == ("paper", 0, 0.0)
 
 
-def test_the_row_of_a_data_set_has_names_of_options_alone(little, monkeypatch):
-    monkeypatch.setitem(train.DEFAULTS, "little", LITTLE | {"hiden": 14, "batch-size": 2})
-    with pytest.raises(ValueError, match=r"DEFAULTS\['little'\] has batch-size, hiden: expected"):
+def test_a_row_goes_before_its_own_recipe_and_the_command_line_before_both(little, monkeypatch):
+    def settings(*words):
+        chosen = parsed("--dataset", "little", "--device", "cpu", *words)
+        return [chosen.shift, chosen.mask_inputs]
+
+    monkeypatch.setitem(train.DEFAULTS, "little", LITTLE | {"recipe": "augmented", "shift": 2})
+    assert settings() == [2, 20]
+    assert settings("--recipe", "augmented") == [8, 20]
+    assert settings("--recipe", "paper") == [2, 0]
+    assert settings("--recipe", "augmented", "--shift", "1") == [1, 20]
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        ({"hiden": 14}, "unrecognized arguments: --hiden=14"),
+        ({"recipe": "agumented"}, "argument --recipe: invalid choice: 'agumented'"),
+        ({"delays": "lerned"}, "argument --delays: invalid choice: 'lerned'"),
+        ({"hidden": -3}, "argument --hidden: -3: expected at least 1, below 2**31"),
+        ({"hidden": 2.5}, "argument --hidden: invalid int value: '2.5'"),
+    ],
+)
+def test_the_row_of_a_data_set_is_checked_as_options_are(wrong, said, little, monkeypatch, capsys):
+    monkeypatch.setitem(train.DEFAULTS, "little", LITTLE | wrong)
+    with pytest.raises(SystemExit):
         parsed("--dataset", "little")
+    last_line = capsys.readouterr().err.splitlines()[-1]
+    assert last_line.startswith(f"train.DEFAULTS['little']: error: {said}")
 
 
 def test_training_alone_is_augmented_and_the_seed_decides_how(tmp_path, monkeypatch):
@@ -2797,6 +2829,17 @@ def test_eval_of_a_run_that_left_test_alone_leaves_it_alone(words, little, tmp_p
     assert capsys.readouterr().out.strip() == expected
 
 
+def test_a_data_set_without_test_is_judged_by_validation(little, tmp_path, monkeypatch, capsys):
+    row = data.DATASETS["validated"]._replace(splits=("train", "valid"))
+    monkeypatch.setitem(data.DATASETS, "validated", row)
+    result = train.train(options_of(tmp_path / "run", "--dataset", "validated", "--epochs", 2))
+    assert result["test_accuracy"] is None
+    capsys.readouterr()
+    train.main(["--eval", str(tmp_path / "run"), "--device", "cpu"])
+    expected = f"valid accuracy {result['valid_accuracy']:.2%} ({tmp_path / 'run'})"
+    assert capsys.readouterr().out.strip() == expected
+
+
 def test_no_test_needs_a_validation_set(tmp_path):
     write_shd(tmp_path)
     options = options_of(tmp_path / "run", "--data-dir", tmp_path, "--no-test")
@@ -2966,7 +3009,7 @@ def test_a_run_may_end_before_any_of_its_files_has_its_name(little, tmp_path, mo
 
     def evaluate(net, spikes, batch_size):
         epoch = net.norms[0].num_batches_tracked.item() // 2  # 44 samples are 2 batches
-        return [0.2, 0.5, 0.4, 0.6][epoch - 1]
+        return [0.2, 0.6, 0.4, 0.5][epoch - 1]
 
     def rename_some(source, target):
         names.append(os.path.basename(target))
@@ -2980,7 +3023,7 @@ def test_a_run_may_end_before_any_of_its_files_has_its_name(little, tmp_path, mo
     whole = tmp_path / "whole"
     train.train(options_of(whole, *words))
     assert names.count("last.pt") == names.count("log.csv") == 4
-    assert names.count("best.pt") == 3
+    assert names.count("best.pt") == 2
     for end in range(len(names)):
         names, allowed, cut = [], end, tmp_path / f"cut{end}"
         with pytest.raises(Killed):
@@ -3032,6 +3075,13 @@ def test_resume_refuses_other_options(short_run, tmp_path):
     assert content_of(tmp_path / "run") == before
 
 
+def test_resume_refuses_options_that_were_changed_after_they_were_parsed(short_run, tmp_path):
+    options = options_of(tmp_path / "run", "--resume")
+    options.lr = 0.001
+    with pytest.raises(ValueError, match="the saved run has --lr 0.005"):
+        train.train(options)
+
+
 def test_a_second_run_into_a_folder_is_refused_and_changes_nothing(short_run, tmp_path):
     options, _ = short_run
     before = content_of(tmp_path / "run")
@@ -3059,18 +3109,36 @@ def test_resume_refuses_other_data(tmp_path):
     assert content_of(tmp_path / "run")["last.pt"] == before["last.pt"]
 
 
+def test_a_run_names_the_files_that_it_reads_alone(tmp_path):
+    words = "--dataset ssc --data-dir DATA --valid-speakers c50f55b8"
+    train.train(validated_options(tmp_path, words))
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert sorted(config["md5"]) == ["ssc_test.h5.zip", "ssc_train.h5.zip"]
+    (tmp_path / "ssc_valid.h5.zip").write_bytes(b"not read")
+    train.train(options_of(tmp_path / "run", "--resume"))
+
+
 def test_resume_says_what_the_bits_depend_on(little, tmp_path, capsys):
     train.train(options_of(tmp_path / "run", "--dataset", "little", "--epochs", 2))
     train.train(options_of(tmp_path / "run", "--resume"))
-    assert "the run began with" not in capsys.readouterr().out
-    config = json.loads((tmp_path / "run/config.json").read_text())
-    changed = config | {"threads": 7, "torch": "2.5.0"}
-    (tmp_path / "run/config.json").write_text(json.dumps(changed))
-    train.train(options_of(tmp_path / "run", "--resume"))
+    assert "the run was made with" not in capsys.readouterr().out
+    path = tmp_path / "run/config.json"
+    config = json.loads(path.read_text())
+    assert "earlier" not in config
+    path.write_text(json.dumps(config | {"threads": 7, "torch": "2.5.0"}))
     rule = "expect other roundings than in a run that was never stopped"
-    said = capsys.readouterr().out.splitlines()
-    assert f"the run began with torch 2.5.0, now it is {torch.__version__}: {rule}" in said
-    assert f"the run began with threads 7, now it is {config['threads']}: {rule}" in said
+    for _ in range(2):  # what a run was on before is not forgotten
+        train.train(options_of(tmp_path / "run", "--resume"))
+        now = config["threads"]
+        said = capsys.readouterr().out.splitlines()
+        assert f"the run was made with torch 2.5.0 before, now {torch.__version__}: {rule}" in said
+        assert f"the run was made with threads 7 before, now {now}: {rule}" in said
+        earlier = [{"torch": "2.5.0", "threads": 7}]
+        assert json.loads(path.read_text()) == config | {"earlier": earlier, "resume": True}
+
+    path.write_text(json.dumps(config | {"earlier": earlier, "threads": 5}))
+    train.train(options_of(tmp_path / "run", "--resume"))
+    assert json.loads(path.read_text())["earlier"] == [*earlier, {"threads": 5}]
 
 
 def test_a_run_older_than_an_option_has_its_default(tmp_path):

@@ -42,9 +42,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     early.add_argument("--recipe")
     chosen = early.parse_known_args(argv)[0]
     parser = make_parser()
-    defaults = defaults_of(chosen.dataset)
-    recipe = chosen.recipe or defaults["recipe"]
-    parser.set_defaults(**defaults | RECIPES.get(recipe, {}))
+    parser.set_defaults(**defaults_of(chosen.dataset, chosen.recipe))
     options = parser.parse_args(argv)
     out = options.out or f"runs/{options.dataset}-{options.delays}-{options.seed}"
 
@@ -65,15 +63,19 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def defaults_of(dataset: str) -> dict:
-    """All options' defaults for a data set; what a row of your own leaves out is as in SHD."""
-    row = DEFAULTS.get(dataset, {})
-    defaults = vars(make_parser().parse_args([]))
-    unknown = row.keys() - defaults.keys()
-    if unknown:
-        rule = "expected names of options, as batch_size for --batch-size"
-        raise ValueError(f"train.DEFAULTS[{dataset!r}] has {', '.join(sorted(unknown))}: {rule}")
-    return defaults | DEFAULTS["shd"] | row
+def defaults_of(dataset: str, recipe: str | None = None) -> dict:
+    """All options' defaults for a data set; what a row of your own leaves out is as in SHD.
+
+    recipe: one that the command line names; its settings go before those of the row.
+    """
+    row = DEFAULTS["shd"] | DEFAULTS.get(dataset, {})
+    own = RECIPES.get(row.get("recipe"), {})
+    row = own | row if recipe is None else row | RECIPES.get(recipe, {})
+    # A row is checked as the command line is.
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in row.items()]
+    parser = make_parser()
+    parser.prog = f"train.DEFAULTS[{dataset!r}]"  # which an error names
+    return vars(parser.parse_args(words))
 
 
 def complete(saved: dict) -> dict:
@@ -510,7 +512,10 @@ def moved_ms(net: nn.Module, first_delays: list[Tensor], options: argparse.Names
 
 
 def set_backend() -> None:
-    """Full precision on a GPU, and two settings that make a CPU fast."""
+    """Full precision on a GPU, and two settings that make a CPU fast.
+
+    Call it before any other work with torch: threads that run already keep their denormal numbers.
+    """
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     # Far taps of a Gaussian are denormal numbers, with which some CPUs compute at half the speed.
@@ -640,8 +645,10 @@ def checkpoint_in(path: str) -> str:
 def compare_config(config: dict, folder: str) -> None:
     """Refuses to go on with other data files than those that the run in `folder` began with.
 
-    config: of describe.  The same data packed otherwise has another name, and is not compared; data
-    of your own has no files that are known here.
+    config: of describe.  Where the run was on another machine before, it gets an "earlier", a list
+        of what was different in each part.
+    The same data packed otherwise has another name, and is not compared; data of your own has no
+    files that are known here.
     """
     path = os.path.join(folder, "config.json")
     if not os.path.exists(path):
@@ -652,15 +659,23 @@ def compare_config(config: dict, folder: str) -> None:
         if before["md5"].get(name, digest) != digest:
             rule = "name the folder of the former one by --data-dir"
             raise ValueError(f"{name} is not the file that the run began with: {rule}")
-    for name in ("torch", "processor", "threads"):
-        if before.get(name, config[name]) != config[name]:
+    names = ("torch", "processor", "threads")
+    changed = [name for name in names if before.get(name, config[name]) != config[name]]
+    earlier = before.get("earlier", [])
+    if changed:
+        earlier = [*earlier, {name: before[name] for name in changed}]
+    if earlier:
+        config["earlier"] = earlier
+    for part in earlier:
+        for name, value in part.items():
             rule = "expect other roundings than in a run that was never stopped"
-            print(f"the run began with {name} {before[name]}, now it is {config[name]}: {rule}")
+            print(f"the run was made with {name} {value} before, now {config[name]}: {rule}")
 
 
 def describe(net: nn.Module, sets: dict[str, data.Spikes], options: argparse.Namespace) -> dict:
     """What config.json holds: the options, and what was run on what."""
-    paths = [data.find(options.dataset, split, options.data_dir) for split in sets]
+    read = [split for split in sets if split != "valid" or not options.valid_speakers]
+    paths = [data.find(options.dataset, split, options.data_dir) for split in read]
     on_gpu = options.device == "cuda"
     return vars(options) | {
         "parameters": count_parameters(net),

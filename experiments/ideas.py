@@ -145,6 +145,7 @@ class Recurrent(DelaySNN):
     def __init__(
         self, in_features, hidden, classes, *, taps=25, learn_delays=True, connections=0, **others
     ):
+        hidden = list(hidden)
         named = dict(taps=taps, learn_delays=learn_delays, connections=connections)
         super().__init__(in_features, hidden, classes, **named, **others)
         # Drawn last, so that a seed gives the layers the weights that they have in the base.
@@ -224,6 +225,7 @@ class Adaptive(DelaySNN):
     """
 
     def __init__(self, in_features, hidden, classes, **others):
+        hidden = list(hidden)
         super().__init__(in_features, hidden, classes, **others)
         # Drawn last, so that a seed gives the layers the weights that they have in the base.
         self.adaptive = nn.ModuleList(AdaptiveNeurons(size) for size in hidden)

@@ -100,7 +100,7 @@ def main() -> None:
     if arguments.data_dir is not None:
         options.data_dir = arguments.data_dir
     sets = train.load_sets(options)
-    judged = sets["valid" if options.no_test else "test"]
+    judged = sets[train.judged_split(options)]
 
     learned_from = sets["train"].speakers
     rows = judge(net, judged, learned_from, arguments.moves, options.batch_size)

@@ -301,6 +301,14 @@ def drawn(monkeypatch):
     return draw
 
 
+def test_the_membrane_in_the_picture_starts_again_at_0_after_a_spike(drawn):
+    from experiments import figures
+
+    axis = figures.plt.figure().subplots()
+    figures.draw_membrane(axis, torch.tensor([0.6, 0.8, 0.6, 0.2]), tau=2.0)
+    assert axis.lines[0].get_ydata().tolist() == pytest.approx([0.6, 1.1, 0.6, 0.5])
+
+
 def title(axis):
     return axis.get_title(loc="left")
 

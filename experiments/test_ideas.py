@@ -200,7 +200,7 @@ def test_a_spike_comes_back_after_its_delay_and_one_step(delay, learn_delays):
 def grown(kind, seed=0, **options):
     """A network of the same first weights for all kinds that draw what they add at last."""
     torch.manual_seed(seed)
-    return kind(4, [6, 5], 3, taps=5, tau=2.0, dropout=0.0, **options).double()
+    return kind(4, iter([6, 5]), 3, taps=5, tau=2.0, dropout=0.0, **options).double()
 
 
 def assert_same_network(net, base):

@@ -112,6 +112,18 @@ def test_a_run_without_test_is_judged_on_its_held_out_speakers(tmp_path, sets, m
     assert result["test_accuracy"] is None
 
 
+def test_a_data_set_without_test_is_judged_on_validation(tmp_path, sets, monkeypatch):
+    sets["valid"] = sets.pop("test")
+    row = data.DATASETS["tiny"]._replace(splits=("train", "valid"))
+    monkeypatch.setitem(data.DATASETS, "tiny", row)
+    run(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["speakers.py", str(tmp_path)])
+    speakers.main()
+    rows = json.loads((tmp_path / "speakers.json").read_text())["rows"]
+    last = train.read_checkpoint(str(tmp_path / "last.pt"))["rows"][-1]
+    assert rows["all"]["accuracy"] == pytest.approx(last["valid_accuracy"])
+
+
 def test_a_folder_without_a_run_ends_with_a_sentence(tmp_path):
     command = [sys.executable, speakers.__file__, str(tmp_path)]
     ended = subprocess.run(command, capture_output=True, text=True)

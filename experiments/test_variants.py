@@ -181,6 +181,46 @@ def test_runs_are_trained_once_and_a_failure_does_not_stop_the_others(
     assert (code, said) == (0, table)
 
 
+def test_each_kind_is_what_its_name_says_and_a_run_that_was_cut_off_goes_on(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    small = ["--dataset", "toy", "--epochs", "2", "--hidden", "4", "--batch-size", "500"]
+    cut = tmp_path / "toy-2" / "learned-sparse-3"
+
+    def stop(net, row):
+        raise KeyboardInterrupt
+
+    words = [*small, "--delays", "learned", "--connections", "2", "--seed", "3", "--out", str(cut)]
+    with pytest.raises(KeyboardInterrupt):
+        train.train(train.parse(words), on_epoch=stop)
+    first_row = (cut / "log.csv").read_text().splitlines()[1]  # its seconds are of that training
+
+    capsys.readouterr()
+    chosen = ["--variants", "learned,none-wide", "--connections", "2", "--seeds", "3"]
+    code, said = program(monkeypatch, capsys, *small, *chosen, "--out", str(tmp_path))
+    assert code == 0
+    assert (cut / "log.csv").read_text().splitlines()[1] == first_row
+
+    def read(kind, name):
+        return json.loads((tmp_path / "toy-2" / f"{kind}-3" / name).read_text())
+
+    kinds = ["learned-dense", "none-wide-dense", "learned-sparse", "none-wide-sparse"]
+    configs = {kind: read(kind, "config.json") for kind in kinds}
+    assert [config["connections"] for config in configs.values()] == [0, 0, 2, 2]
+    delays = [config["delays"] for config in configs.values()]
+    assert delays == ["learned", "none", "learned", "none"]
+    accuracy = {kind: read(kind, "result.json")["test_accuracy"] for kind in kinds}
+    rows = dict(zip(kinds, said.splitlines()[-4:], strict=True))
+    for density in ("dense", "sparse"):
+        learned, wide = f"learned-{density}", f"none-wide-{density}"
+        assert configs[learned]["hidden"] == 4 < configs[wide]["hidden"]
+        assert configs[wide]["parameters"] >= configs[learned]["parameters"]
+        points = 100 * (accuracy[wide] - accuracy[learned])
+        assert f"| {points:+.2f} (one pair) |" in rows[wide]
+        assert "(one pair)" not in rows[learned]
+
+
 def test_runs_of_other_options_are_refused(tmp_path):
     words = ["--dataset", "toy", "--epochs", "1"]
     config = vars(train.parse(words))
