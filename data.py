@@ -415,7 +415,7 @@ def claimed(path: str, task: str):
         os.close(claim)
         yield
     finally:
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # it is gone, or a problem with the folder has been raised
             os.remove(path)
 
 

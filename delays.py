@@ -10,7 +10,8 @@ position has no gradient.  So in training the tap becomes a Gaussian around d, w
 shrinks during the first quarter of the epochs.  Evaluation uses the one tap, at round(d).
 
 Signals are tensors [B, T, N]: batch, time, neurons.  Delays, sigma and tau are in steps of time.
-An argument that does not fit raises a ValueError, which says what was found and what was expected.
+A shape or a number that does not fit raises a ValueError, which says what was expected; what is
+left to torch raises torch's own errors.
 """
 
 import math
@@ -346,7 +347,7 @@ class DelaySNN(nn.Module):
 
     .layers: the DelayedLinear, the readout last.  .norms: the batch norms.
     .rates: firing rate of each hidden layer in the last forward pass, spikes per neuron and step,
-        over all steps: those of padding and tails too.
+        over all steps: those of padding and tails too.  They have gradients, for a loss of theirs.
     .layer_class: the class of the layers, for which a subclass may name one of its own.
     """
 
@@ -390,7 +391,7 @@ class DelaySNN(nn.Module):
             current = self.layers[i](x)  # [B, T + taps//2, N]
             current = norm(current.flatten(0, 1)).view_as(current)  # each neuron over all B and T
             x = self.neurons(i, current)
-            self.rates.append(x.detach().mean())
+            self.rates.append(x.mean())
             if self.training:
                 mask = torch.ones_like(x[:, :1])  # [B, 1, N], the same for all steps
                 x = x * F.dropout(mask, self.dropout)  # spikes are 0, or 1 / (1 - dropout) high

@@ -2056,6 +2056,10 @@ def refused(capsys, *argv):
         ("--dataset toy --no-test", "no test and no validation set: hold out some"),
         ("--dataset toy --shift 8", "--shift 8, --mask-inputs 0: expected less than the 8 inputs"),
         ("--dataset toy --mask-inputs 8", "--mask-inputs 8: expected less than the 8 inputs"),
+        (
+            "--dataset toy --recipe augmented",
+            "--recipe augmented with --shift 8, --mask-inputs 20: expected less than the 8 inputs",
+        ),
     ],
 )
 def test_bad_options_get_a_sentence(tmp_path, capsys, argv, sentence):
@@ -2265,15 +2269,49 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
     assert not (tmp_path / "r/last.pt").exists()
 
 
+class Steep(DelaySNN):
+    """Silent neurons make the gradient not finite, and leave the loss as it is."""
+
+    def neurons(self, i, current):
+        spikes = super().neurons(i, current)
+        return spikes + 0 * (spikes.mean((0, 1)) - spikes.mean((0, 1)).detach()).sqrt()
+
+
+def test_a_network_that_is_not_finite_ends_the_run_before_it_is_saved(little, tmp_path):
+    options = options_of(tmp_path / "run", "--dataset", "little", "--delays", "fixed")
+    with pytest.raises(ValueError, match="layers.0.weight is not finite after epoch 1: try a lowe"):
+        train.train(options, train.build(options, Steep))
+    assert not (tmp_path / "run/last.pt").exists()
+
+
+class Flat(DelaySNN):
+    def neurons(self, i, current):
+        return (current >= 1).float()
+
+
+def test_a_parameter_that_the_loss_does_not_reach_is_refused(little, tmp_path):
+    options = options_of(tmp_path / "run", "--dataset", "little", "--epochs", 1)
+    net = train.build(options, Flat)
+    with pytest.raises(ValueError, match="layers.0.weight gets no gradient from the loss: build"):
+        train.train(options, net)
+    hidden = [*net.layers[:-1].parameters(), *net.norms.parameters()]
+    for parameter in hidden:
+        parameter.requires_grad = False
+    before = [parameter.clone() for parameter in hidden]
+    train.train(options, net)
+    assert all(torch.equal(one, other) for one, other in zip(before, hidden, strict=True))
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C cannot be sent so on Windows")
 def test_ctrl_c_says_how_to_resume(tmp_path):
     # A script in the background ignores Ctrl-C, and hands that on to the programs that it starts.
     code = "import signal, train; signal.signal(2, signal.default_int_handler); train.main()"
+    script = tmp_path / "my script.py"  # which may add a data set: it has to be named again
+    script.write_text(code)
     out = tmp_path / "a run"
     process = subprocess.Popen(
-        [sys.executable, "-c", code, "--dataset", "toy", "--device", "cpu", "--out", str(out)],
-        cwd=HERE,
-        env=ENV,
+        [sys.executable, str(script), "--dataset", "toy", "--device", "cpu", "--out", str(out)],
+        env=ENV | {"PYTHONPATH": str(HERE)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -2283,7 +2321,7 @@ def test_ctrl_c_says_how_to_resume(tmp_path):
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert said.strip() == f"stopped; to continue: python train.py --out '{out}' --resume"
+    assert said.strip() == f"stopped; to continue: python '{script}' --out '{out}' --resume"
     assert not (out / "claim").exists()
 
 
@@ -3118,6 +3156,59 @@ def test_a_run_names_the_files_that_it_reads_alone(tmp_path):
     train.train(options_of(tmp_path / "run", "--resume"))
 
 
+def test_resume_refuses_other_numbers_of_samples(little, tmp_path, monkeypatch):
+    train.train(options_of(tmp_path / "run", "--dataset", "little", "--epochs", 1))
+    before = content_of(tmp_path / "run")
+    row = data.DATASETS["little"]
+
+    def read_fewer(split, data_dir):
+        spikes = read_little(split, data_dir)
+        return spikes.select(np.arange(len(spikes.labels)) < 40)
+
+    monkeypatch.setitem(data.DATASETS, "little", row._replace(read=read_fewer))
+    with pytest.raises(ValueError, match="samples {'train': 40, .*before {'train': 44, "):
+        train.train(options_of(tmp_path / "run", "--resume"))
+    assert content_of(tmp_path / "run") == before
+
+
+def test_a_run_with_options_that_are_unknown_here_is_refused(little, tmp_path):
+    train.train(options_of(tmp_path / "run", "--dataset", "little", "--epochs", 1))
+    saved = torch.load(tmp_path / "run/last.pt", weights_only=True)
+    saved["options"] |= {"rate_penalty": 5.0, "beta": 0.9}
+    torch.save(saved, tmp_path / "run/last.pt")
+    for words in (["--resume", "--out", tmp_path / "run"], ["--eval", tmp_path / "run"]):
+        with pytest.raises(ValueError, match="options unknown here, beta, rate_penalty: use the"):
+            train.parse([str(word) for word in words])
+
+
+def test_resume_of_a_broken_config_says_which_file_it_is(little, tmp_path):
+    train.train(options_of(tmp_path / "run", "--dataset", "little", "--epochs", 1))
+    (tmp_path / "run/config.json").write_text('{"torch')
+    with pytest.raises(ValueError, match="config.json is broken: remove that file to go on"):
+        train.train(options_of(tmp_path / "run", "--resume"))
+    (tmp_path / "run/config.json").unlink()
+    train.train(options_of(tmp_path / "run", "--resume"))
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_called_unsound(short_run, tmp_path, monkeypatch):
+    def forbidden(path, **named):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(torch, "load", forbidden)
+    with pytest.raises(PermissionError, match="Permission denied: .*last.pt"):
+        train.read_checkpoint(str(tmp_path / "run/last.pt"))
+
+
+def test_a_claim_that_cannot_be_removed_does_not_hide_what_went_wrong(tmp_path, monkeypatch):
+    def forbidden(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "remove", forbidden)
+    claim = data.claimed(str(tmp_path / "claim"), "tests")
+    with pytest.raises(ValueError, match="what went wrong"), claim:
+        raise ValueError("what went wrong")
+
+
 def test_resume_says_what_the_bits_depend_on(little, tmp_path, capsys):
     train.train(options_of(tmp_path / "run", "--dataset", "little", "--epochs", 2))
     train.train(options_of(tmp_path / "run", "--resume"))
@@ -3505,6 +3596,22 @@ def test_rates_are_of_the_last_forward_pass(training):
         assert [rate.item() for rate in net.rates] == [spikes.mean().item() for spikes in seen]
 
 
+def test_rates_have_gradients_for_a_penalty():
+    torch.manual_seed(0)
+    net = DelaySNN(3, [4, 5], 2, taps=3, dropout=0.5)
+    seen = []
+    neurons = net.neurons
+    net.neurons = lambda i, current: seen.append(neurons(i, current)) or seen[-1]
+    net(3 * torch.ones(2, 6, 3))
+    weights = [layer.weight for layer in net.layers[:2]]
+    got = torch.autograd.grad(2 * net.rates[0] + 3 * net.rates[1], weights, retain_graph=True)
+    total = 2 * seen[0].sum() / (2 * 7 * 4) + 3 * seen[1].sum() / (2 * 8 * 5)
+    want = torch.autograd.grad(total, weights)
+    for one, other in zip(got, want, strict=True):
+        assert other.abs().max() > 1e-3
+        close(one, other, rtol=1e-5, atol=1e-7)
+
+
 def test_a_layer_with_training_kernels_keeps_them(little):
     net = train.build(parsed("--dataset", "little"))
     test = data.load("little", "test", "")
@@ -3539,6 +3646,8 @@ def test_a_network_may_name_the_class_of_its_layers():
         (dict(classes=2), "train has 5 inputs and 3 classes: expected 5 inputs and 2 classes"),
         (dict(inputs=4), "train has 5 inputs and 3 classes: expected 4 inputs and 3 classes"),
         (dict(splits=("train",)), "no test and no validation set: hold out some"),
+        (dict(splits=("train", "val", "test")), "little has the splits .*: expected train, and"),
+        (dict(splits=("valid", "test")), "little has the splits .*: expected train, and with it"),
     ],
 )
 def test_a_data_set_that_is_not_as_its_row_says_is_refused(

@@ -37,7 +37,7 @@ MAY_DIFFER = {"data_dir", "device", "out", "resume", "eval"}
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """All options: those given, else those of the saved run, else the defaults of the data set."""
     # The data set and the recipe decide the defaults, so they are looked for first.
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS)
     early.add_argument("--dataset", default="shd")
     early.add_argument("--recipe")
     chosen = early.parse_known_args(argv)[0]
@@ -51,6 +51,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         saved = complete(read_checkpoint(path)["options"])
         defaults = {key: saved[key] for key in saved.keys() - MAY_DIFFER}
         defaults["data_dir"] = saved["data_dir"]  # it may differ, but need not be named again
+        unknown = sorted(saved.keys() - vars(options).keys())
+        if unknown:
+            rule = "use the program that trained it"
+            raise ValueError(
+                f"the saved run has options unknown here, {', '.join(unknown)}: {rule}"
+            )
         parser.set_defaults(**defaults)
         options = parser.parse_args(argv)
         check_same(options, saved)
@@ -198,6 +204,9 @@ def build(options: argparse.Namespace, kind: type[DelaySNN] = DelaySNN) -> Delay
 def load_sets(options: argparse.Namespace) -> dict[str, data.Spikes]:
     """All samples of each split that the run needs, as data.Spikes, on its device."""
     splits = data.DATASETS[options.dataset].splits
+    if not {"train"} <= set(splits) <= {"train", "valid", "test"}:
+        rule = "expected train, and with it valid, test or both"
+        raise ValueError(f"the row of {options.dataset} has the splits {splits}: {rule}")
     if options.no_test:
         splits = [split for split in splits if split != "test"]
     if options.valid_speakers:  # in place of a validation set
@@ -209,11 +218,12 @@ def load_sets(options: argparse.Namespace) -> dict[str, data.Spikes]:
     for split, spikes in sets.items():
         inputs, classes = spikes.counts.shape[1], int(spikes.labels.max()) + 1
         if inputs != dataset.inputs or classes > dataset.classes:
-            rule = f"expected {dataset.inputs} inputs and {dataset.classes} classes, its row says"
+            rule = f"expected {dataset.inputs} inputs and {dataset.classes} classes, as in its row"
             raise ValueError(f"{split} has {inputs} inputs and {classes} classes: {rule}")
     if max(options.shift, options.mask_inputs) >= dataset.inputs:
         given = f"--shift {options.shift}, --mask-inputs {options.mask_inputs}"
-        raise ValueError(f"{given}: expected less than the {dataset.inputs} inputs")
+        rule = f"expected less than the {dataset.inputs} inputs"
+        raise ValueError(f"--recipe {options.recipe} with {given}: {rule}")
 
     if options.valid_speakers:
         everyone = sets["train"]
@@ -330,14 +340,33 @@ def train_epoch(net, optimizer, spikes: data.Spikes, options: argparse.Namespace
 
         optimizer.zero_grad()
         loss.backward()
+        check_gradients(net)
         optimizer.step()
         for layer in delayed_layers(net):
             layer.clamp_delays()
 
         accuracy = (scores.argmax(1) == labels).to(loss.dtype).mean()
-        sums = sums + torch.stack([loss.detach(), accuracy, *net.rates]) * len(labels)
+        sums = sums + torch.stack([loss, accuracy, *net.rates]).detach() * len(labels)
         data.progress(f"batch {done} of {len(parts)}")
     return (sums / len(spikes.labels)).tolist()
+
+
+def check_gradients(net: nn.Module) -> None:
+    """Refuses a parameter that the loss does not reach: Adam would leave it out without a word."""
+    for name, parameter in net.named_parameters():
+        if parameter.requires_grad and parameter.grad is None:
+            rule = "build neurons with delays.spike, or set its requires_grad to False"
+            raise ValueError(f"{name} gets no gradient from the loss: {rule}")
+
+
+def check_finite(net: nn.Module, loss: float, epoch: int) -> None:
+    """Refuses to save what could not be loaded.  A loss may stay finite where a neuron is NaN."""
+    if not math.isfinite(loss):
+        raise ValueError(f"the loss of epoch {epoch} is {loss}: try a lower --lr")
+    for name, value in net.state_dict().items():
+        if not value.isfinite().all():
+            rule = "try a lower --lr, and look for a slope that is infinite in neurons of your own"
+            raise ValueError(f"{name} is not finite after epoch {epoch}: {rule}")
 
 
 def predict(net: DelaySNN, spikes: data.Spikes, indices: Tensor, longest: int) -> Tensor:
@@ -415,8 +444,7 @@ def train(options: argparse.Namespace, net: DelaySNN | None = None, on_epoch=Non
             torch.manual_seed(options.seed + 1_000_003 * (epoch + 1))
             lr = set_schedules(optimizer, net, epoch, options)
             loss, accuracy, *rates = train_epoch(net, optimizer, sets["train"], options)
-            if not math.isfinite(loss):
-                raise ValueError(f"the loss of epoch {epoch + 1} is {loss}: try a lower --lr")
+            check_finite(net, loss, epoch + 1)
 
             # With a validation set, the test set is read once, at the end.
             valid = test = None
@@ -590,6 +618,8 @@ def read_checkpoint(path: str) -> dict:
         keys = ("options", "network", "net", "adam", "rows", "first_delays")
         return {key: state[key] for key in keys}
     except Exception as problem:  # torch raises many kinds
+        if getattr(problem, "errno", None):  # that is not the checkpoint's fault
+            raise
         raise ValueError(f"{path!r} is no sound checkpoint of train.py") from problem
 
 
@@ -647,14 +677,20 @@ def compare_config(config: dict, folder: str) -> None:
 
     config: of describe.  Where the run was on another machine before, it gets an "earlier", a list
         of what was different in each part.
-    The same data packed otherwise has another name, and is not compared; data of your own has no
-    files that are known here.
+    The same data packed otherwise has another name, and is not compared; of data of your own only
+    the numbers of samples are.
     """
     path = os.path.join(folder, "config.json")
     if not os.path.exists(path):
         return
-    with open(path) as file:
-        before = json.load(file)
+    try:
+        with open(path) as file:
+            before = json.load(file)
+    except ValueError:
+        raise ValueError(f"{path} is broken: remove that file to go on without it") from None
+    if before["samples"] != config["samples"]:
+        rule = "they have to be those that the run began with"
+        raise ValueError(f"samples {config['samples']}, before {before['samples']}: {rule}")
     for name, digest in config["md5"].items():
         if before["md5"].get(name, digest) != digest:
             rule = "name the folder of the former one by --data-dir"
@@ -744,7 +780,8 @@ def main(argv: list[str] | None = None) -> None:
             evaluate_saved(options)
     except KeyboardInterrupt:
         if options and not options.eval and os.path.exists(os.path.join(options.out, "last.pt")):
-            again = f"python train.py --out {shlex.quote(options.out)} --resume"
+            program = shlex.quote(sys.argv[0])  # a script of one's own may call main too
+            again = f"python {program} --out {shlex.quote(options.out)} --resume"
             sys.exit(f"\nstopped; to continue: {again}")
         sys.exit("\nstopped before anything was saved")
 
