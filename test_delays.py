@@ -3831,6 +3831,7 @@ def test_a_run_begun_on_a_cpu_goes_on_on_a_card(little, tmp_path, card, monkeypa
     train.train(options)
     assert card.operations[CONVOLUTION]
     epochs = {"train.train_epoch": 2, "train.evaluate": 2, "data.batches": 4, "train.moved_ms": 2}
+    epochs["train.check_finite"] = 2
     end = {"train.evaluate": 2, "data.batches": 2}  # on test, as rounded and as unrounded
     assert Counter(card.reads) == Counter(epochs) + Counter(end)
 

@@ -363,10 +363,12 @@ def check_finite(net: nn.Module, loss: float, epoch: int) -> None:
     """Refuses to save what could not be loaded.  A loss may stay finite where a neuron is NaN."""
     if not math.isfinite(loss):
         raise ValueError(f"the loss of epoch {epoch} is {loss}: try a lower --lr")
-    for name, value in net.state_dict().items():
-        if not value.isfinite().all():
-            rule = "try a lower --lr, and look for a slope that is infinite in neurons of your own"
-            raise ValueError(f"{name} is not finite after epoch {epoch}: {rule}")
+    state = net.state_dict()
+    broken = torch.stack([~value.isfinite().all() for value in state.values()])
+    if broken.any():  # one look at a number, for which a GPU has to wait
+        name = list(state)[broken.int().argmax()]
+        rule = "try a lower --lr, and look for a slope that is infinite in neurons of your own"
+        raise ValueError(f"{name} is not finite after epoch {epoch}: {rule}")
 
 
 def predict(net: DelaySNN, spikes: data.Spikes, indices: Tensor, longest: int) -> Tensor:
@@ -618,7 +620,7 @@ def read_checkpoint(path: str) -> dict:
         keys = ("options", "network", "net", "adam", "rows", "first_delays")
         return {key: state[key] for key in keys}
     except Exception as problem:  # torch raises many kinds
-        if getattr(problem, "errno", None):  # that is not the checkpoint's fault
+        if isinstance(problem, (MemoryError, PermissionError)):  # not the checkpoint's fault
             raise
         raise ValueError(f"{path!r} is no sound checkpoint of train.py") from problem
 
