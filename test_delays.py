@@ -871,7 +871,7 @@ def test_sigma_is_not_in_the_state():
 @pytest.mark.parametrize(
     "options", [{}, {"count": 2}, {"taps": 1}, {"learn_delays": False}, {"connections": 1}]
 )
-def test_a_batch_of_one_sample_of_one_step(options):
+def test_a_batch_of_one_sample_of_very_few_steps(options):
     net = small(**options)
     net(some_counts(2, 1)).sum().backward()
     for layer in net.layers:
