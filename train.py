@@ -690,7 +690,7 @@ def compare_config(config: dict, folder: str) -> None:
             before = json.load(file)
     except ValueError:
         raise ValueError(f"{path} is broken: remove that file to go on without it") from None
-    if before["samples"] != config["samples"]:
+    if before.get("samples", config["samples"]) != config["samples"]:
         rule = "they have to be those that the run began with"
         raise ValueError(f"samples {config['samples']}, before {before['samples']}: {rule}")
     for name, digest in config["md5"].items():
