@@ -32,7 +32,11 @@ ROWS = {
     "toy task, 20 epochs": ["toy-20/learned-dense", "toy-20/fixed-dense", "toy-20/none-dense"],
     "SHD (regenerated), 150 epochs": ["shd-150/learned-dense"],
     "SHD (regenerated), 30 epochs": ["shd-30/learned-dense", None, "shd-30/none-dense"],
-    "Speech Commands (subset), 60 epochs": ["ssc-60/learned-dense", "ssc-60/none-dense"],
+    "Speech Commands (subset), 60 epochs": [
+        "ssc-60/learned-dense",
+        "ssc-60/fixed-dense",
+        "ssc-60/none-dense",
+    ],
     "the same with `--recipe augmented`": ["shd-150/augmented"],
 }
 
