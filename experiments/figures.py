@@ -9,7 +9,6 @@
 
 In a fork, draw_run takes the network too: draw_run(RUN, net=train.build(options, Axonal)).
 
-
 kernel.png and why.png show the run of --record; variants.png all runs of variants.py, and
 speech.png one of those of SHD.
 """
@@ -248,12 +247,17 @@ def draw_membrane(axis, current, tau: float) -> None:
 # ------------------------------------------------------------------------- variants.png: accuracies
 
 
-def variants_figure(runs: str, shd: str, out: str) -> None:
-    """A panel for each folder of variants.py's runs, a dot a seed, a line for the mean."""
-    tasks = read_results(runs)
-    if not tasks:
+def variants_figure(runs: str, wanted: list[str], shd: str, out: str) -> None:
+    """A panel for each folder of variants.py's runs, a dot a seed, a line for the mean.
+
+    wanted: some of these folders; none means all.
+    """
+    found = read_results(runs)
+    tasks = {task: found.get(task) for task in wanted or found}
+    if not tasks or None in tasks.values():
+        names = " ".join(task for task, kinds in tasks.items() if kinds is None)
         rule = "first run: python experiments/variants.py --dataset toy"
-        raise ValueError(f"{runs} has no finished runs to compare; {rule}")
+        raise ValueError(f"{os.path.join(runs, names)} has no finished runs to compare; {rule}")
 
     figure = plt.figure(figsize=(4.2 * len(tasks), 3.2))
     axes = figure.subplots(1, len(tasks), squeeze=False)[0]
@@ -522,6 +526,7 @@ def main() -> None:
     add("--recorded", default="runs/recorded", help="folder of --record, default: runs/recorded")
     add("--speech", help="the run of speech.png, default: RUNS/shd-30/learned-dense-0")
     add("--data-dir", help="the data files, default: data; with --run, the folder the run had")
+    add("--tasks", nargs="+", default=[], help="for variants.png, folders of RUNS; default: all")
     add("--shd-name", default="SHD (regenerated)", help="their name in variants.png")
     only_one.add_argument(
         "--only", nargs="+", choices=FIGURES, default=FIGURES, help="default: all"
@@ -546,7 +551,7 @@ def main() -> None:
     if "why" in options.only:
         why_figure(options.recorded, out)
     if "variants" in options.only:
-        variants_figure(options.runs, options.shd_name, out)
+        variants_figure(options.runs, options.tasks, options.shd_name, out)
     if "speech" in options.only:
         speech = options.speech or os.path.join(options.runs, "shd-30", "learned-dense-0")
         speech_figure(speech, options.data_dir or data.DATA_DIR, out)

@@ -5,6 +5,7 @@ the numbers are tested, and not the drawing of them.
 """
 
 import csv
+import json
 import os
 import re
 import subprocess
@@ -299,6 +300,42 @@ def drawn(monkeypatch):
         return kept.pop().axes
 
     return draw
+
+
+def test_variants_are_drawn_from_the_folders_that_are_named(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    from experiments import figures
+
+    accuracies = {
+        "toy-20/learned-dense": [0.9, 0.8],
+        "toy-20/none-wide-dense": [0.2],
+        "shd-30/learned-dense": [0.7],
+        "shd-30/none-dense": [0.75],
+        "shd-50/learned-dense": [0.5],  # nothing to compare it with
+    }
+    for kind, shares in accuracies.items():
+        for seed, share in enumerate(shares):
+            folder = tmp_path / f"{kind}-{seed}"
+            folder.mkdir(parents=True)
+            (folder / "result.json").write_text(json.dumps({"test_accuracy": share}))
+    kept = []
+    monkeypatch.setattr(figures, "save", lambda figure, out, name: kept.append(figure))
+
+    def shown(wanted):
+        figures.variants_figure(str(tmp_path), wanted, "SHD", "")
+        panels = {}
+        for axis in kept.pop().axes:
+            names = [text.get_text() for text in axis.get_yticklabels()]
+            dots = [dots.get_offsets()[:, 0].tolist() for dots in axis.collections[::2]]
+            panels[title(axis)] = dict(zip(names, dots, strict=True))
+        return panels
+
+    toy = {"none-wide-dense (n = 1)": [20], "learned-dense (n = 2)": [90, 80]}
+    shd = {"learned-dense (n = 1)": [70], "none-dense (n = 1)": [75]}
+    assert shown([]) == {"SHD, 30 epochs": shd, "toy, 20 epochs": toy}
+    assert shown(["toy-20"]) == {"toy, 20 epochs": toy}
+    with pytest.raises(ValueError, match="shd-50 has no finished runs to compare; first run: "):
+        shown(["toy-20", "shd-50"])
 
 
 def test_the_membrane_in_the_picture_starts_again_at_0_after_a_spike(drawn):
