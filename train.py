@@ -49,14 +49,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     if options.resume or options.eval is not None:
         path = os.path.join(out, "last.pt") if options.eval is None else checkpoint_in(options.eval)
         saved = complete(read_checkpoint(path)["options"])
-        defaults = {key: saved[key] for key in saved.keys() - MAY_DIFFER}
-        defaults["data_dir"] = saved["data_dir"]  # it may differ, but need not be named again
-        unknown = sorted(saved.keys() - vars(options).keys())
+        unknown = ", ".join(sorted(saved.keys() - vars(options).keys()))
         if unknown:
             rule = "use the program that trained it"
-            raise ValueError(
-                f"the saved run has options unknown here, {', '.join(unknown)}: {rule}"
-            )
+            raise ValueError(f"the saved run has options unknown here, {unknown}: {rule}")
+        defaults = {key: saved[key] for key in saved.keys() - MAY_DIFFER}
+        defaults["data_dir"] = saved["data_dir"]  # it may differ, but need not be named again
         parser.set_defaults(**defaults)
         options = parser.parse_args(argv)
         check_same(options, saved)
@@ -675,7 +673,7 @@ def checkpoint_in(path: str) -> str:
 
 
 def compare_config(config: dict, folder: str) -> None:
-    """Refuses to go on with other data files than those that the run in `folder` began with.
+    """Refuses to go on with other data than those that the run in `folder` began with.
 
     config: of describe.  Where the run was on another machine before, it gets an "earlier", a list
         of what was different in each part.
