@@ -23,7 +23,7 @@ import statistics
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -339,8 +339,10 @@ def started(names: list[str]):
 
 
 def ask(workers: dict, name: str, task: str) -> dict:
-    print(task, file=workers[name].stdin, flush=True)
-    answer = workers[name].stdout.readline()
+    answer = ""
+    with suppress(BrokenPipeError):  # it may have ended before it was asked
+        print(task, file=workers[name].stdin, flush=True)
+        answer = workers[name].stdout.readline()
     if not answer:
         sys.exit(f"benchmark.py: the process of {name} ended early")
     return json.loads(answer)
