@@ -328,6 +328,11 @@ class DelayedLinear(nn.Module):
     def forward(self, spikes):
         return delay_conv(spikes, self.kernel(), self.taps // 2, self.conv)
 
+    def extra_repr(self):
+        """What print(net) shows of the layer."""
+        sizes = f"weight {list(self.weight.shape)}, delay {list(self.delay.shape)}"
+        return f"{sizes}, taps={self.taps}, learn_delays={self.learn_delays}"
+
     def clamp_delays(self):
         """Moves the delays back into 0..taps-1; to be called after each step of the optimizer."""
         self.delay.data.clamp_(0, self.taps - 1)

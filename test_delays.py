@@ -540,6 +540,14 @@ def test_a_layer_may_have_a_delay_for_each_axon_or_dendrite(shape):
     assert train.count_parameters(layer) == 30 + layer.delay.numel()
 
 
+def test_a_printed_network_shows_its_layers():
+    words = repr(DelaySNN(5, [3], 2, taps=4, count=2, learn_delays=False))
+    for sizes in ("weight [2, 3, 5], delay [2, 3, 5]", "weight [2, 2, 3], delay [2, 2, 3]"):
+        assert f"DelayedLinear({sizes}, taps=4, learn_delays=False)" in words
+    shared = DelayedLinear(5, 3, taps=4, delay_shape=(1, 5))
+    assert repr(shared) == "DelayedLinear(weight [3, 5], delay [1, 5], taps=4, learn_delays=True)"
+
+
 def test_a_layer_goes_on_for_half_its_taps():
     for taps in (1, 4, 5):
         assert DelayedLinear(6, 5, taps)(some_counts(steps=12).float()).shape == (
