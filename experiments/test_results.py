@@ -66,6 +66,46 @@ def test_the_course_of_a_run_in_the_readme_is_that_of_the_logs():
         agrees(text, [log[epoch - 1]["test_accuracy"] for log in logs])
 
 
+def cells_of(folder, variant, columns):
+    """The cells that variants.py prints of a variant, but for its name and the minutes."""
+    learned = tables.results(f"{folder}/learned-dense")
+    found = learned if variant == "learned" else tables.results(f"{folder}/{variant}-dense")
+    return variants.row(found, learned, columns)[:-1]
+
+
+SHD_ROWS = [(150, "learned"), *((30, name) for name in ("learned", "fixed", "fixed-wide", "none"))]
+
+
+@pytest.mark.parametrize(("epochs", "variant"), SHD_ROWS)
+def test_a_variant_of_shd_in_results_is_that_of_the_logs(epochs, variant):
+    cells = cells_of(f"shd-{epochs}", variant, ["test_accuracy", "best_on_test"])
+    with open(os.path.join(HERE, "RESULTS.md")) as file:
+        (line,) = [
+            line for line in file if line.startswith(f"| {epochs} | {variant}, dense, seeds")
+        ]
+    assert line.split(" | ")[2:-1] == cells
+
+
+@pytest.mark.parametrize("variant", variants.VARIANTS)
+def test_a_variant_of_the_toy_task_in_results_is_that_of_the_logs(variant):
+    cells = cells_of("toy-20", variant, ["test_accuracy", "unrounded_accuracy"])
+    runs = tables.results(f"toy-20/{variant}-dense").values()
+    shares = [100 * result["test_accuracy"] for result in runs]
+    cells.insert(2, f"{min(shares):.1f}, {max(shares):.1f}")
+    with open(os.path.join(HERE, "RESULTS.md")) as file:
+        assert f"| {variant}, dense | {' | '.join(cells)} |\n" in file
+
+
+def test_the_widened_layers_in_the_readme_are_those_of_the_logs():
+    with open(os.path.join(os.path.dirname(HERE), "README.md")) as file:
+        (found,) = re.findall(
+            r"parameters, fixed delays end at ([\d. ±]+) on.*?n = (\d+)", file.read()
+        )
+    results = tables.results("shd-30/fixed-wide-dense").values()
+    assert len(results) == int(found[1])
+    agrees(found[0], [result["test_accuracy"] for result in results])
+
+
 @pytest.mark.parametrize("name", tables.TABLES)
 def test_a_table_of_results_is_that_of_the_logs(name):
     with open(os.path.join(HERE, "RESULTS.md")) as file:
