@@ -10,8 +10,8 @@ position has no gradient.  So in training the tap becomes a Gaussian around d, w
 shrinks during the first quarter of the epochs.  Evaluation uses the one tap, at round(d).
 
 Signals are tensors [B, T, N]: batch, time, neurons.  Delays, sigma and tau are in steps of time.
-A shape or a number that does not fit raises a ValueError, which says what was expected; what is
-left to torch raises torch's own errors.
+A shape or a number that does not fit raises a ValueError, which says what was expected, or an error
+of torch where the check is left to it.
 """
 
 import math
@@ -40,9 +40,12 @@ def gaussian_kernel(weight: Tensor, delay: Tensor, sigma: float | Tensor, taps: 
     Returns [out, in, taps], with gradients to weight, delay and sigma.
     """
     weight = _checked_weights(weight, delay, taps)  # [count, out, in]
-    if not torch.is_tensor(sigma) and not sigma > 0:  # in these words it refuses nan too
+    if torch.is_tensor(sigma):
+        sigma.expand_as(weight)  # a RuntimeError if it does not fit; a GPU need not wait for it
+    elif not sigma > 0:  # in these words it refuses nan too
         raise ValueError(f"sigma is {sigma}: expected a positive width in steps.")
-    # The taps come first, so that a delay of any shape broadcasts; they move to the end at last.
+    # The taps come first, so that a delay of any shape broadcasts; at the end they move
+    # to the last place.
     d = torch.arange(taps, dtype=delay.dtype, device=delay.device).view(-1, 1, 1, 1)
     g = torch.exp(-((d - delay) / sigma).square() / 2)  # [taps, count, out, in] or broadcasts to it
     kernel = g * (weight / (g.sum(0) + 1e-7))  # [taps, count, out, in]
@@ -92,11 +95,11 @@ def delay_conv(spikes: Tensor, kernel: Tensor, tail: int = 0, method: str = "aut
     spikes: [B, T, in].  kernel: [out, in, taps].
     tail: by how many steps the output is longer than the input, for spikes that arrive late.
     method: "direct" is torch's convolution, "fourier" the convolution theorem, which gives the same
-        numbers up to rounding.  "auto" is fourier on a CPU and direct elsewhere.  With samples of
-        more than a few hundred steps direct is faster on a CPU too.
-    Returns [B, T + tail, out].  On a GPU, torch may compute "direct" in the less exact TF32.
-    train.py turns that off with torch.backends.cudnn.allow_tf32 = False, and so should others.
-    Under torch.autocast the sums are as coarse as its dtype, and spikes may move.
+        numbers up to rounding.  "auto" is fourier on a CPU and direct elsewhere.  On a CPU, name
+        direct for samples of many hundred steps: at 1,000 it is faster.
+    Returns [B, T + tail, out].  On a GPU, torch may compute in the less exact TF32.  Turn that off,
+    as train.set_backend does with two settings.  Under torch.autocast the sums are as coarse as its
+    dtype, and spikes may move.
     """
     shapes = f"spikes {list(spikes.shape)}, kernel {list(kernel.shape)}, tail {tail}"
     if spikes.dim() != 3 or kernel.dim() != 3 or spikes.shape[2] != kernel.shape[1]:
@@ -232,6 +235,8 @@ def class_scores(membrane: Tensor, steps: Tensor | None = None) -> Tensor:
         raise ValueError(f"membrane {list(membrane.shape)}: expected [B, T, classes].")
     share = membrane.softmax(2)
     if steps is not None:
+        if steps.shape != membrane.shape[:1]:
+            raise ValueError(f"steps {list(steps.shape)}: expected [{len(membrane)}], as in [B].")
         t = torch.arange(membrane.shape[1], device=membrane.device)
         share = share * (t < steps[:, None])[:, :, None]
     return share.sum(1)
@@ -261,7 +266,7 @@ class DelayedLinear(nn.Module):
     taps: delays are 0..taps-1 steps.  The output is taps // 2 steps longer than the input, as in
         the authors' code.  Most late spikes still arrive, though not all.
     count: synapses between each pair of neurons.
-    learn_delays: False draws random delays of whole steps, which stay as they are.
+    learn_delays: False draws random delays, rounded to whole steps, which stay as they are.
     connections: inputs of each neuron, drawn at random; 0 connects all.
     delay_shape: of .delay; None is that of the weights, one delay for each synapse.  It has to
         broadcast to them: (1, in_features) is one delay for each axon, (out_features, 1) one for
@@ -409,7 +414,7 @@ class DelaySNN(nn.Module):
 def conv_fourier(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
     """The delayed sum by the convolution theorem: at each frequency f, Y[f] = X[f] K[f].
 
-    With 25 taps and some 100 steps this takes a tenth of the multiplications.  The transforms are
+    With 25 taps and some 100 steps this takes an eighth of the multiplications.  The transforms are
     products with a matrix of cosines and sines: at these lengths an FFT takes longer (measured in
     experiments/RESULTS.md), and its layout is not the one that the products need.
     """
@@ -419,11 +424,11 @@ def conv_fourier(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
     period = steps + max(taps - 1, tail)
     f = torch.arange(period // 2 + 1, device=spikes.device)  # F frequencies
     t = torch.arange(period, device=spikes.device)
-    turns = torch.outer(f, t) % period  # whole turns left out, so that the cosines are exact
+    turns = torch.outer(f, t) % period  # whole turns left out, so that angles stay small
     angle = turns.double() * (2 * math.pi / period)
     basis = torch.cat([angle.cos(), -angle.sin()]).to(spikes)  # exp(-i angle), [2 F, period]
-    # The other frequencies are conjugates of these, so each counts twice; but 0 and period / 2 are
-    # their own conjugates.
+    # The other frequencies are conjugates of these, so each of these stands for two; but 0 and
+    # period / 2 are their own conjugates.
     twice = (f > 0) & (2 * f < period)
     share = (1 + twice.int()).to(spikes) / period  # [F]
 

@@ -119,6 +119,12 @@ def test_delays_of_fewer_dimensions_are_shared(shape):
     assert torch.equal(integer_kernel(weight, delay, 7), integer_kernel(weight, every, 7))
 
 
+def test_sigma_of_more_synapses_than_there_are_is_refused():
+    weight, delay, sigma = torch.ones(3, 4), torch.ones(3, 4), torch.ones(2, 3, 4)
+    with pytest.raises(RuntimeError, match="expanded size"):
+        gaussian_kernel(weight, delay, sigma, 7)
+
+
 @pytest.mark.parametrize("shape", [(), (3, 1), (1, 4), (2, 3, 4)])
 def test_sigma_may_be_a_tensor_with_a_gradient(shape):
     weight = random(2, 3, 4)
@@ -1995,6 +2001,7 @@ ONES = torch.ones(2, 3)
         (lambda: leaky_integrator(torch.ones(5, 2), 2.0), r"current \[5, 2\]"),
         (lambda: leaky_integrator(torch.ones(5, 2, 3), 0.9), "tau 0.9"),
         (lambda: class_scores(torch.ones(5, 2)), r"membrane \[5, 2\]"),
+        (lambda: class_scores(torch.ones(5, 2, 3), torch.tensor([2])), r"steps \[1\]: .* \[5\]"),
         (lambda: DelayedLinear(3, 0, 5), "out_features=0"),
         (lambda: DelayedLinear(3, 2, 0), "taps=0"),
         (lambda: DelayedLinear(3, 2, 5, connections=-1), "connections=-1"),
@@ -3161,6 +3168,9 @@ def test_a_run_names_the_files_that_it_reads_alone(tmp_path):
     config = json.loads((tmp_path / "run/config.json").read_text())
     assert sorted(config["md5"]) == ["ssc_test.h5.zip", "ssc_train.h5.zip"]
     (tmp_path / "ssc_valid.h5.zip").write_bytes(b"not read")
+    train.train(options_of(tmp_path / "run", "--resume"))
+    del config["md5"]  # as in a run of an earlier version
+    (tmp_path / "run/config.json").write_text(json.dumps(config))
     train.train(options_of(tmp_path / "run", "--resume"))
 
 

@@ -311,7 +311,8 @@ def set_sigma(net: nn.Module, epoch: int, options: argparse.Namespace) -> None:
 def set_schedules(optimizer, net, epoch: int, options: argparse.Namespace) -> float:
     """Sets the learning rates, Adam's beta1 and sigma of an epoch; returns the weights' rate.
 
-    The delays' rate is a cosine from its first value to 0, with a constant beta1, as in the paper.
+    The delays' rate is a cosine from its first value towards 0, with a constant beta1, as in the
+    paper.
     """
     lr, beta1 = one_cycle(epoch, options.epochs, options.lr)
     delay_lr = options.delay_lr * (1 + math.cos(math.pi * epoch / options.epochs)) / 2
@@ -542,7 +543,7 @@ def moved_ms(net: nn.Module, first_delays: list[Tensor], options: argparse.Names
 def set_backend() -> None:
     """Full precision on a GPU, and two settings that make a CPU fast.
 
-    Call it before any other work with torch: threads that run already keep their denormal numbers.
+    Call it before torch computes on several threads: those that run already keep their denormals.
     """
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -692,7 +693,7 @@ def compare_config(config: dict, folder: str) -> None:
         rule = "they have to be those that the run began with"
         raise ValueError(f"samples {config['samples']}, before {before['samples']}: {rule}")
     for name, digest in config["md5"].items():
-        if before["md5"].get(name, digest) != digest:
+        if before.get("md5", {}).get(name, digest) != digest:
             rule = "name the folder of the former one by --data-dir"
             raise ValueError(f"{name} is not the file that the run began with: {rule}")
     names = ("torch", "processor", "threads")

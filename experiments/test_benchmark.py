@@ -1,13 +1,16 @@
 """That benchmark.py measures what it says: its tasks, its counts, and the peer's network."""
 
-import argparse
+import io
+import json
 import os
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 
 import pytest
 import torch
+from torch import nn
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -21,10 +24,15 @@ PROGRAM = os.path.abspath(benchmark.__file__)
 SMALL = ["--threads", "1", "--hidden", "6", "--batch", "4", "--steps", "9", "--rounds", "1"]
 
 
-def small(**others):
-    """What the program's parser makes of SMALL."""
-    options = dict(device="cpu", threads=1, hidden=6, batch=4, steps=9, rounds=1)
-    return argparse.Namespace(**(options | dict(data_dir=None, skip_epoch=True) | others))
+@pytest.fixture
+def small(monkeypatch):
+    """A function that parses SMALL, and other options behind it."""
+
+    def options(*others):
+        monkeypatch.setattr(sys, "argv", [PROGRAM, *SMALL, *others])
+        return benchmark.parse()
+
+    return options
 
 
 @pytest.mark.parametrize("tail", [0, 3, 12])
@@ -42,38 +50,51 @@ def test_operations_and_views_are_counted():
     assert (counter.total, counter.views) == (3, 1)
 
 
-def test_the_multiplications_of_the_direct_sums_are_counted():
+def test_the_multiplications_of_the_direct_sums_are_counted(small):
     """Forward, and backward to the kernel and, but for the first layer, to the input."""
     # Inputs and outputs of the layers; each one's output is 12 steps longer than its input.
     sums = [140 * 6 * 21 * 2, 6 * 6 * 33 * 3, 6 * 20 * 45 * 3]
     want = 2 * 4 * 25 * sum(sums)  # 2 for multiply and add, a batch of 4, 25 taps
-    # Zeros in front of a sample are part of conv1d's input, whose gradient is computed too.
     assert benchmark.count_flops(small(), "direct") == want
 
 
-def test_made_up_spikes_are_those_of_one_seed_with_the_wanted_share():
-    spikes = benchmark.made_up(small(steps=50), 40)
+def test_made_up_spikes_are_those_of_one_seed_with_the_wanted_share(small):
+    spikes = benchmark.made_up(small("--steps", "50"), 40)
     assert spikes.counts.shape == (40 * 50, 140)
     assert spikes.counts.float().mean().item() == pytest.approx(benchmark.ACTIVE, abs=0.003)
-    torch.testing.assert_close(benchmark.made_up(small(steps=50), 40).counts, spikes.counts)
+    again = benchmark.made_up(small("--steps", "50"), 40)
+    torch.testing.assert_close(again.counts, spikes.counts)
 
 
-def test_a_step_trains_the_network_on_one_batch(monkeypatch):
-    batches = []
+CONTESTANTS = {  # taps, whether delays are learned, and the method
+    "learned": (25, True, "auto"),
+    "learned/fourier": (25, True, "fourier"),
+    "fixed": (25, False, "auto"),
+    "none": (1, False, "auto"),
+}
+
+
+@pytest.mark.parametrize("name", CONTESTANTS)
+def test_a_step_trains_the_contestant_on_one_batch(small, monkeypatch, name):
+    seen = []
     forward = DelaySNN.forward
 
     def watched(net, x):
-        batches.append((net.training, tuple(x.shape), net.layers[0].conv))
+        layer = net.layers[0]
+        seen.append((net, layer.weight.clone(), layer.sigma, net.training, tuple(x.shape)))
         return forward(net, x)
 
     monkeypatch.setattr(DelaySNN, "forward", watched)
-    for name, conv in {"learned": "auto", "learned/fourier": "fourier", "none": "auto"}.items():
-        benchmark.our_tasks(small(), name)["step"]()
-        assert batches.pop() == (True, (4, 9, 140), conv)
-        assert not batches
+    benchmark.our_tasks(small("--skip-epoch"), name)["step"]()
+    ((net, weight, sigma, training, shape),) = seen
+    layer = net.layers[0]
+    assert (layer.taps, layer.learn_delays, layer.conv) == CONTESTANTS[name]
+    assert (training, shape) == (True, (4, 9, 140))
+    assert sigma == pytest.approx(12.27 if layer.learn_delays else 0.5)
+    assert not torch.equal(layer.weight, weight)
 
 
-def test_an_epoch_trains_on_all_and_evaluates_all(monkeypatch):
+def test_an_epoch_trains_on_all_and_evaluates_all(small, monkeypatch):
     monkeypatch.setattr(benchmark, "SAMPLES", {"train": 10, "test": 6})
     sizes = []
     forward = DelaySNN.forward
@@ -83,16 +104,58 @@ def test_an_epoch_trains_on_all_and_evaluates_all(monkeypatch):
         return forward(net, x)
 
     monkeypatch.setattr(DelaySNN, "forward", watched)
-    benchmark.our_tasks(small(skip_epoch=False), "fixed")["epoch"]()
+    benchmark.our_tasks(small(), "fixed")["epoch"]()
     assert sizes == [(True, 4), (True, 4), (True, 2), (False, 4), (False, 2)]
 
 
-def test_a_process_answers_with_time_and_memory(monkeypatch):
-    monkeypatch.setattr(sys, "argv", [PROGRAM, *SMALL, "--skip-epoch"])
+class StandIn(nn.Module):
+    """In place of the peer's network: a product, which keeps what it was asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.ModuleList([nn.Linear(140, 20)])
+        self.conv[0].clamp_parameters = lambda: self.calls.append("clamp")
+        self.before = self.conv[0].weight.detach().clone()
+        self.calls = []
+
+    def whole_steps(self):
+        self.calls.append("whole steps")
+
+    def forward(self, x):
+        self.calls.append(("training" if self.training else "evaluation", len(x)))
+        return self.conv[0](x).sum(1)
+
+
+def test_the_peer_is_asked_for_the_same_work(small, monkeypatch):
+    monkeypatch.setattr(benchmark, "SAMPLES", {"train": 6, "test": 5})
+    peer = StandIn()
+    monkeypatch.setattr(benchmark, "Peer", lambda hidden: peer)
+    tasks = benchmark.peer_tasks(small())
+    tasks["step"]()
+    assert peer.calls == [("training", 4), "clamp"]
+    assert not torch.equal(peer.conv[0].weight, peer.before)
+    peer.calls.clear()
+    tasks["epoch"]()
+    trained = [("training", 4), "clamp", ("training", 2), "clamp"]
+    assert peer.calls == [*trained, "whole steps", ("evaluation", 4), ("evaluation", 1)]
+
+
+def test_a_process_answers_with_the_time_of_its_task_and_its_memory(small, monkeypatch, capsys):
+    options = small("--worker", "none")
+    monkeypatch.setattr(benchmark, "our_tasks", lambda *_: {"step": lambda: time.sleep(0.2)})
+    monkeypatch.setattr(benchmark.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("step\nstep\n"))
+    benchmark.serve(options)
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    for answer in (first, second):
+        assert 0.2 <= answer["seconds"] < 10
+        assert 0.05 < answer["gib"] < 16 or os.name == "nt"
+
+
+def test_a_process_is_asked_and_ends(small):
+    small("--skip-epoch")  # the command line, which the process gets too
     with benchmark.started(["none"]) as workers:
-        answer = benchmark.ask(workers, "none", "step")
-        assert answer["seconds"] > 0
-        assert answer["gib"] > 0.01 or os.name == "nt"
+        assert benchmark.ask(workers, "none", "step")["seconds"] > 0
         child = workers["none"]
     assert child.poll() is not None  # it is gone with the block
 
@@ -129,7 +192,7 @@ def test_contestants_take_turns_and_a_first_round_does_not_count(monkeypatch):
     assert results == {"a": {"seconds": 2, "gib": 7}, "b": {"seconds": 20, "gib": 8}}
 
 
-def test_the_table_has_each_contestant_beside_learned(monkeypatch, capsys):
+def test_the_table_has_each_contestant_beside_learned(small, monkeypatch, capsys):
     seconds = {"step": {"learned": 2, "fixed": 1, "none": 0.5, "peer": 9}}
     seconds["epoch"] = {"learned": 4, "fixed": 3, "none": 1, "peer": 40}
 
@@ -140,7 +203,7 @@ def test_the_table_has_each_contestant_beside_learned(monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "started", nobody)
     monkeypatch.setattr(benchmark, "ask", answer)
     monkeypatch.setattr(benchmark.importlib.util, "find_spec", lambda name: name)  # all installed
-    benchmark.print_contest(small(skip_epoch=False))
+    benchmark.print_contest(small())
     head, *rows = (line.split() for line in capsys.readouterr().out.splitlines())
     assert head == ["step", "to", "learned", "GiB", "epoch", "to", "learned", "GiB"]
     assert rows == [
