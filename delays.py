@@ -356,8 +356,9 @@ class DelaySNN(nn.Module):
     learn_delays=False is the network without delays.
 
     .layers: the DelayedLinear, the readout last.  .norms: the batch norms.
-    .rates: firing rate of each hidden layer in the last forward pass, spikes per neuron and step,
-        over all steps: those of padding and tails too.  They have gradients, for a loss of theirs.
+    .rates: firing rate of each hidden layer in the last forward pass, before dropout, in spikes per
+        neuron and step, over all steps: those of padding and tails too.  They have gradients, for a
+        loss of theirs.
     .layer_class: the class of the layers, for which a subclass may name one of its own.
     """
 
