@@ -103,6 +103,8 @@ def test_the_course_of_a_run_in_the_readme_is_that_of_the_logs():
         )
     logs = list(tables.runs("shd-30/learned-dense").values())
     assert f"(n = {len(logs)})" in sentence
+    for epoch in (1, 5, 10):
+        assert re.search(rf"after (epoch )?{epoch}\b", sentence)
     spreads = re.findall(r"[\d.]+ ± [\d.]+", sentence)
     for epoch, text in zip([1, 5, 10, 30], spreads, strict=True):
         agrees(text, [log[epoch - 1]["test_accuracy"] for log in logs])
@@ -136,6 +138,12 @@ def test_a_variant_of_the_toy_task_in_results_is_that_of_the_logs(variant):
     cells.insert(2, f"{min(shares):.1f}, {max(shares):.1f}")
     with open(os.path.join(HERE, "RESULTS.md")) as file:
         assert f"| {variant}, dense | {' | '.join(cells)} |\n" in file
+
+
+def test_one_epoch_in_the_readme_is_that_of_the_log():
+    with open(os.path.join(os.path.dirname(HERE), "README.md")) as file:
+        (text,) = re.findall(r"with `--epochs 1` it is (\d+) %", file.read())
+    agrees(text, [tables.results("shd-1/learned-dense")[0]["test_accuracy"]])
 
 
 def test_the_widened_layers_in_the_readme_are_those_of_the_logs():
