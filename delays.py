@@ -44,8 +44,8 @@ def gaussian_kernel(weight: Tensor, delay: Tensor, sigma: float | Tensor, taps: 
         sigma.expand_as(weight)  # a RuntimeError if it does not fit; a GPU need not wait for it
     elif not sigma > 0:  # in these words it refuses nan too
         raise ValueError(f"sigma is {sigma}: expected a positive width in steps.")
-    # The taps come first, so that a delay of any shape broadcasts; at the end they move
-    # to the last place.
+    # The taps come first, so that a delay of any shape broadcasts; at the end they move to the last
+    # place.
     d = torch.arange(taps, dtype=delay.dtype, device=delay.device).view(-1, 1, 1, 1)
     g = torch.exp(-((d - delay) / sigma).square() / 2)  # [taps, count, out, in] or broadcasts to it
     kernel = g * (weight / (g.sum(0) + 1e-7))  # [taps, count, out, in]

@@ -74,37 +74,36 @@ CONTESTANTS = {  # taps, whether delays are learned, and the method
 }
 
 
-@pytest.mark.parametrize("name", CONTESTANTS)
-def test_a_step_trains_the_contestant_on_one_batch(small, monkeypatch, name):
+@pytest.fixture
+def calls(monkeypatch):
+    """A list that each call of a network is added to: the network, its input, some of its state."""
     seen = []
     forward = DelaySNN.forward
 
     def watched(net, x):
         layer = net.layers[0]
-        seen.append((net, layer.weight.clone(), layer.sigma, net.training, tuple(x.shape)))
+        seen.append((net, x, net.training, layer.weight.clone(), layer.sigma))
         return forward(net, x)
 
     monkeypatch.setattr(DelaySNN, "forward", watched)
+    return seen
+
+
+@pytest.mark.parametrize("name", CONTESTANTS)
+def test_a_step_trains_the_contestant_on_one_batch(small, calls, name):
     benchmark.our_tasks(small("--skip-epoch"), name)["step"]()
-    ((net, weight, sigma, training, shape),) = seen
+    ((net, x, training, weight, sigma),) = calls
     layer = net.layers[0]
     assert (layer.taps, layer.learn_delays, layer.conv) == CONTESTANTS[name]
-    assert (training, shape) == (True, (4, 9, 140))
+    assert (training, x.shape) == (True, (4, 9, 140))
     assert sigma == pytest.approx(12.27 if layer.learn_delays else 0.5)
     assert not torch.equal(layer.weight, weight)
 
 
-def test_an_epoch_trains_on_all_and_evaluates_all(small, monkeypatch):
+def test_an_epoch_trains_on_all_and_evaluates_all(small, calls, monkeypatch):
     monkeypatch.setattr(benchmark, "SAMPLES", {"train": 10, "test": 6})
-    sizes = []
-    forward = DelaySNN.forward
-
-    def watched(net, x):
-        sizes.append((net.training, len(x)))
-        return forward(net, x)
-
-    monkeypatch.setattr(DelaySNN, "forward", watched)
     benchmark.our_tasks(small(), "fixed")["epoch"]()
+    sizes = [(training, len(x)) for _, x, training, *_ in calls]
     assert sizes == [(True, 4), (True, 4), (True, 2), (False, 4), (False, 2)]
 
 

@@ -11,10 +11,19 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 LOGS = os.path.join(HERE, "logs")
 
 
+def read(*path):
+    with open(os.path.join(HERE, *path)) as file:
+        return file.read()
+
+
+README = read("..", "README.md")
+RESULTS = read("RESULTS.md")
+
+
 def readme_row(first_cell):
     """The cells of a row of the README's tables."""
-    with open(os.path.join(os.path.dirname(HERE), "README.md")) as file:
-        rows = [line.strip().strip("|").split("|") for line in file if line.startswith("|")]
+    lines = README.splitlines()
+    rows = [line.strip().strip("|").split("|") for line in lines if line.startswith("|")]
     (row,) = [row for row in rows if row[0].strip().startswith(first_cell)]
     return [cell.strip() for cell in row[1:]]
 
@@ -84,10 +93,8 @@ def test_a_log_is_of_the_run_that_its_folder_names(folder):
     assert config.get("shift", 0) == (8 if kind in ("augmented", "warped") else 0)
     assert config.get("warp", 0) == (0.15 if kind == "warped" else 0)
 
-    log, result = (
-        tables.read_log(f"{LOGS}/{folder}"),
-        variants.read_json(f"{LOGS}/{folder}", "result.json"),
-    )
+    log = tables.read_log(f"{LOGS}/{folder}")
+    result = variants.read_json(f"{LOGS}/{folder}", "result.json")
     assert [row["epoch"] for row in log] == list(range(1, int(epochs) + 1))
     if result["rule"] == "last epoch":
         assert result["test_accuracy"] == log[-1]["test_accuracy"]
@@ -97,10 +104,7 @@ def test_a_log_is_of_the_run_that_its_folder_names(folder):
 
 
 def test_the_course_of_a_run_in_the_readme_is_that_of_the_logs():
-    with open(os.path.join(os.path.dirname(HERE), "README.md")) as file:
-        (sentence,) = re.findall(
-            r"with `--epochs 30`, test accuracy is .*?\(n = \d+\)", file.read()
-        )
+    (sentence,) = re.findall(r"with `--epochs 30`, test accuracy is .*?\(n = \d+\)", README)
     logs = list(tables.runs("shd-30/learned-dense").values())
     assert f"(n = {len(logs)})" in sentence
     for epoch in (1, 5, 10):
@@ -123,10 +127,8 @@ SHD_ROWS = [(150, "learned"), *((30, name) for name in ("learned", "fixed", "fix
 @pytest.mark.parametrize(("epochs", "variant"), SHD_ROWS)
 def test_a_variant_of_shd_in_results_is_that_of_the_logs(epochs, variant):
     cells = cells_of(f"shd-{epochs}", variant, ["test_accuracy", "best_on_test"])
-    with open(os.path.join(HERE, "RESULTS.md")) as file:
-        (line,) = [
-            line for line in file if line.startswith(f"| {epochs} | {variant}, dense, seeds")
-        ]
+    start = f"| {epochs} | {variant}, dense, seeds"
+    (line,) = [line for line in RESULTS.splitlines() if line.startswith(start)]
     assert line.split(" | ")[2:-1] == cells
 
 
@@ -136,30 +138,27 @@ def test_a_variant_of_the_toy_task_in_results_is_that_of_the_logs(variant):
     runs = tables.results(f"toy-20/{variant}-dense").values()
     shares = [100 * result["test_accuracy"] for result in runs]
     cells.insert(2, f"{min(shares):.1f}, {max(shares):.1f}")
-    with open(os.path.join(HERE, "RESULTS.md")) as file:
-        assert f"| {variant}, dense | {' | '.join(cells)} |\n" in file
+    assert f"| {variant}, dense | {' | '.join(cells)} |" in RESULTS.splitlines()
 
 
 def test_one_epoch_in_the_readme_is_that_of_the_log():
-    with open(os.path.join(os.path.dirname(HERE), "README.md")) as file:
-        (text,) = re.findall(r"with `--epochs 1` it is (\d+) %", file.read())
+    (text,) = re.findall(r"with `--epochs 1` it is (\d+) %", README)
     agrees(text, [tables.results("shd-1/learned-dense")[0]["test_accuracy"]])
 
 
 def test_the_widened_layers_in_the_readme_are_those_of_the_logs():
-    with open(os.path.join(os.path.dirname(HERE), "README.md")) as file:
-        (found,) = re.findall(
-            r"widened to as many, fixed delays end at ([\d. ±]+) on.*?n = (\d+)", file.read()
-        )
-    results = tables.results("shd-30/fixed-wide-dense").values()
-    assert len(results) == int(found[1])
-    agrees(found[0], [result["test_accuracy"] for result in results])
+    pattern = r"widened to as many, fixed delays end at ([\d. ±]+) on.*?n = (\d+)\), ([\d.]+) below"
+    ((text, n, below),) = re.findall(pattern, README)
+    results = tables.results("shd-30/fixed-wide-dense")
+    assert len(results) == int(n)
+    agrees(text, [result["test_accuracy"] for result in results.values()])
+    differences = tables.differences(results, tables.results("shd-30/learned-dense"))
+    assert variants.interval(differences).startswith(f"+{below} [")
 
 
 @pytest.mark.parametrize("name", tables.TABLES)
 def test_a_table_of_results_is_that_of_the_logs(name):
-    with open(os.path.join(HERE, "RESULTS.md")) as file:
-        written = file.read().splitlines()
+    written = RESULTS.splitlines()
     table = tables.TABLES[name]()
     assert table[0] in written, f"RESULTS.md lacks the table {name}"
     start = written.index(table[0])
