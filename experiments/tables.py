@@ -212,6 +212,22 @@ def speech_commands() -> list[str]:
     return lines(heads, rows)
 
 
+def speech_commands_settings() -> list[str]:
+    """Speech Commands (subset), learned delays: what validation says of length and dropout."""
+    heads = ["epochs", "dropout", "seed", "best epoch", "validation there", "at the last epoch"]
+    heads += ["mean of the last five", "training"]
+    rows = []
+    for folder in ("ssc-60", "ssc-30", "ssc-30-dropout-0.5"):
+        for seed, log in runs(f"{folder}/learned-dense").items():
+            config = variants.read_json(f"{LOGS}/{folder}/learned-dense-{seed}", "config.json")
+            best = train.best_epoch(log)
+            shares = [log[best - 1]["valid_accuracy"], log[-1]["valid_accuracy"]]
+            cells = [str(config[key]) for key in ("epochs", "dropout", "seed")]
+            cells += [str(best), *map(percent, shares), tail_mean(log)]
+            rows.append([*cells, percent(log[-1]["train_accuracy"])])
+    return lines(heads, rows)
+
+
 def read_number(path: str) -> int:
     with open(path) as file:
         return int(file.read())
@@ -228,6 +244,7 @@ TABLES = {
     "full length": full_length,
     "ideas on the toy task": lambda: ideas("the toy task", "toy-20"),
     "Speech Commands": speech_commands,
+    "Speech Commands, settings": speech_commands_settings,
     "ideas on SHD": lambda: ideas("SHD (regenerated)", "shd-30"),
 }
 

@@ -7,6 +7,8 @@ import pytest
 import tables  # from this folder
 import variants
 
+import train
+
 HERE = os.path.dirname(os.path.abspath(__file__))
 LOGS = os.path.join(HERE, "logs")
 
@@ -88,6 +90,8 @@ def test_a_log_is_of_the_run_that_its_folder_names(folder):
     assert config["delays"] == (variant if variant in variants.VARIANTS else "learned")
     assert config.get("threads", 1) == (2 if "threads" in rest else 1)
     assert config["connections"] == 0
+    dropout = float(rest[1]) if "dropout" in rest else train.DEFAULTS[dataset]["dropout"]
+    assert config["dropout"] == dropout
     assert config["kernel_count"] == (2 if kind == "learned-two" else 1)
     # Runs from before there was augmentation do not name it.
     assert config.get("shift", 0) == (8 if kind in ("augmented", "warped") else 0)
