@@ -61,6 +61,13 @@ def close(got, want, *, rtol, atol):
     np.testing.assert_allclose(np.asarray(got), np.asarray(want), rtol=rtol, atol=atol)
 
 
+def program(*words, code=None):
+    """Runs train.py, or a piece of code beside it."""
+    script = ["train.py"] if code is None else ["-c", code]
+    command = [sys.executable, *script, *map(str, words)]
+    return subprocess.run(command, cwd=HERE, env=ENV, capture_output=True, text=True)
+
+
 def parsed(*argv):
     """The options of a command line."""
     return train.parse([str(word) for word in argv])
@@ -556,11 +563,8 @@ def test_a_printed_network_shows_its_layers():
 
 def test_a_layer_goes_on_for_half_its_taps():
     for taps in (1, 4, 5):
-        assert DelayedLinear(6, 5, taps)(some_counts(steps=12).float()).shape == (
-            3,
-            12 + taps // 2,
-            5,
-        )
+        y = DelayedLinear(6, 5, taps).double()(some_counts(steps=12))
+        assert y.shape == (3, 12 + taps // 2, 5)
     assert small()(some_counts(steps=12)).shape == (3, 12 + 3 * 2, 4)
 
 
@@ -944,18 +948,47 @@ def write_h5(path, times, units, labels, speakers=None, unit_type=np.uint16):
             file["extra/speaker"] = np.asarray(speakers, np.uint16)
 
 
-def shd_like(folder, samples=24, speakers=None):
-    """Two files in SHD's format with 24 and 9 samples; a class is a band of channels."""
+def write_words(folder, dataset, sizes, classes, speakers):
+    """Files in the layout of SHD and SSC.  A class is a band of channels, so it can be learned.
+
+    sizes: how many samples each split has.  speakers: they take turns.
+    """
     rng = np.random.default_rng(0)
-    for split, size in (("train", samples), ("test", 9)):
-        labels = np.arange(size) % 20
+    band = 700 // classes
+    for split, size in sizes.items():
+        labels = np.arange(size) % classes
         times, units = [], []
         for label in labels:
-            spikes = rng.integers(100, 200)
-            times.append(np.sort(rng.uniform(0.01, rng.uniform(0.2, 0.5), spikes)))
-            units.append((label * 35 + rng.integers(0, 35, spikes)) % 700)
-        write_h5(os.path.join(folder, f"shd_{split}.h5"), times, units, labels, speakers)
-        speakers = None
+            spikes = rng.integers(60, 120)
+            times.append(np.sort(rng.uniform(0.01, rng.uniform(0.1, 0.3), spikes)))
+            units.append(band * label + rng.integers(0, band, spikes))
+        names = [speakers[n % len(speakers)] for n in range(size)]
+        write_h5(os.path.join(folder, f"{dataset}_{split}.h5"), times, units, labels, names)
+
+
+def write_shd(folder, speakers=(0, 1, 2)):
+    """Each of the three speakers has 8 of the 24 training samples."""
+    write_words(folder, "shd", {"train": 24, "test": 9}, 20, speakers)
+
+
+def write_ssc(folder):
+    """As published: speakers are strings, and files are zipped."""
+    sizes = {"train": 70, "valid": 21, "test": 35}
+    write_words(folder, "ssc", sizes, 35, ["c50f55b8", "1e9b215e", "0ff728b5"])
+    for split in sizes:
+        pack(folder / f"ssc_{split}.h5", ".zip")
+
+
+def pack(path, packing):
+    """Replaces an .h5 file by its packed form."""
+    content = path.read_bytes()
+    if packing == ".gz":
+        (path.parent / (path.name + ".gz")).write_bytes(gzip.compress(content))
+    if packing == ".zip":
+        with zipfile.ZipFile(path.parent / (path.name + ".zip"), "w") as archive:
+            archive.writestr(path.name, content)
+    if packing:
+        path.unlink()
 
 
 def same(one, other):
@@ -1008,10 +1041,10 @@ def test_reading_is_the_loop_over_spikes_and_keeps_every_spike(tmp_path):
 
 
 def test_speakers_may_be_names(tmp_path):
-    names = ["0a7c2a8d", "b5552931", "0a7c2a8d", "çelik"] * 6
-    shd_like(tmp_path, speakers=names)
+    names = ["0a7c2a8d", "b5552931", "0a7c2a8d", "çelik"]
+    write_shd(tmp_path, names)
     train_set = data.load("shd", "train", tmp_path)
-    assert train_set.speakers.tolist() == names
+    assert train_set.speakers.tolist() == names * 6
     sets = train.load_sets(
         parsed("--data-dir", tmp_path, "--valid-speakers", "0a7c2a8d,çelik", "--device", "cpu")
     )
@@ -1044,7 +1077,7 @@ def test_selected_samples_are_whole_and_in_order():
 
 
 def test_held_out_speakers_are_disjoint_from_training(tmp_path):
-    shd_like(tmp_path)
+    write_shd(tmp_path)
     sets = train.load_sets(
         parsed("--data-dir", tmp_path, "--valid-speakers", "0, 2", "--device", "cpu")
     )
@@ -1055,18 +1088,6 @@ def test_held_out_speakers_are_disjoint_from_training(tmp_path):
     assert same(sets["test"], data.load("shd", "test", tmp_path))
 
 
-def pack(path, packing):
-    """Replaces an .h5 file by its packed form."""
-    content = path.read_bytes()
-    if packing == ".gz":
-        (path.parent / (path.name + ".gz")).write_bytes(gzip.compress(content))
-    if packing == ".zip":
-        with zipfile.ZipFile(path.parent / (path.name + ".zip"), "w") as archive:
-            archive.writestr(path.name, content)
-    if packing:
-        path.unlink()
-
-
 @pytest.mark.parametrize("packing", ["", ".gz", ".zip"])
 @pytest.mark.parametrize("writable", [True, False])
 def test_files_are_read_where_they_lie_and_nothing_is_left(
@@ -1075,7 +1096,7 @@ def test_files_are_read_where_they_lie_and_nothing_is_left(
     folder, scratch = tmp_path / "data", tmp_path / "scratch"
     folder.mkdir()
     scratch.mkdir()
-    shd_like(folder)
+    write_shd(folder)
     want = data.load("shd", "test", folder)
     pack(folder / "shd_test.h5", packing)
     before = sorted(os.listdir(folder))
@@ -1104,7 +1125,7 @@ def test_files_are_read_where_they_lie_and_nothing_is_left(
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
 def test_a_full_disk_is_not_called_a_broken_file(tmp_path, monkeypatch):
-    shd_like(tmp_path)
+    write_shd(tmp_path)
     pack(tmp_path / "shd_test.h5", ".gz")
     monkeypatch.setattr(data.tempfile, "TemporaryFile", lambda dir: io.FileIO("/dev/full", "r+"))
     with pytest.raises(
@@ -1119,7 +1140,7 @@ def test_troubles_of_the_computer_are_not_called_a_broken_file(tmp_path, monkeyp
     def troubled(*args):
         raise problem
 
-    shd_like(tmp_path)
+    write_shd(tmp_path)
     monkeypatch.setattr(data, "bin_sample", troubled)
     with pytest.raises(type(problem)) as caught:
         data.load("shd", "test", tmp_path)
@@ -1523,7 +1544,7 @@ def test_the_row_of_a_data_set_is_checked_as_options_are(wrong, said, little, mo
 
 
 def test_training_alone_is_augmented_and_the_seed_decides_how(tmp_path, monkeypatch):
-    shd_like(tmp_path)
+    write_shd(tmp_path)
     augment, seen = data.augment, []
 
     def recorded(counts, steps, *settings):
@@ -1683,7 +1704,7 @@ def server(monkeypatch):
 @pytest.fixture
 def published(tmp_path, monkeypatch):
     """The content of shd_test.h5.gz, whose md5 is the expected one; tmp_path / "d" is empty."""
-    shd_like(tmp_path)
+    write_shd(tmp_path)
     (tmp_path / "d").mkdir()
     body = gzip.compress((tmp_path / "shd_test.h5").read_bytes())
     monkeypatch.setitem(data.MD5, NAME, hashlib.md5(body).hexdigest())
@@ -1940,11 +1961,6 @@ def test_a_claim_made_since_an_abandoned_one_was_seen_is_respected(tmp_path, mon
 SMALL = ("--hidden", 12, "--batch-size", 8, "--device", "cpu")
 
 
-def run(*argv):
-    command = [sys.executable, "train.py", *(str(word) for word in argv)]
-    return subprocess.run(command, cwd=HERE, env=ENV, capture_output=True, text=True)
-
-
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     train.write(str(tmp_path), "x", "old")
 
@@ -2155,7 +2171,7 @@ def workplace_once(tmp_path_factory):
     )
     for name in folders.split():
         (place / name).mkdir()
-    shd_like(place / "good")
+    write_shd(place / "good")
     (place / "file").write_text("")
     (place / "broken/shd_train.h5.gz").write_bytes(gzip.compress(b"x" * 1000)[:-20])
     with zipfile.ZipFile(place / "flipped/shd_train.h5.zip", "w") as archive:
@@ -2215,7 +2231,7 @@ def test_a_missing_test_file_is_found_out_before_training(workplace, capsys):
 
 
 def test_leftovers_of_a_killed_run_are_removed(tmp_path):
-    shd_like(tmp_path)
+    write_shd(tmp_path)
     (tmp_path / "r").mkdir()
     (tmp_path / "r/best.pt.part").write_bytes(b"half")  # which this run does not write
     (tmp_path / "r/claim").write_text(f"{socket.gethostname()} {dead_process()}")
@@ -2225,13 +2241,13 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path):
 
 
 def test_an_error_ends_the_program_with_a_status_and_a_line():
-    done = run("--epochs", -1)
+    done = program("--epochs", -1)
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
         "usage: python train.py [option ...]; -h lists the options",
         "train.py: error: argument --epochs: -1: expected at least 1, below 2**31",
     ]
-    done = run("--eval", "none.pt")
+    done = program("--eval", "none.pt")
     assert done.returncode == 1
     assert done.stdout == ""
     sentence = "'none.pt' is not there: a run saves its first checkpoint after an epoch"
@@ -2274,7 +2290,7 @@ def test_a_mistake_in_the_program_keeps_its_traceback(tmp_path, monkeypatch):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
-    shd_like(tmp_path)
+    write_shd(tmp_path)
     chosen = parsed("--data-dir", tmp_path, "--epochs", 3, "--out", tmp_path / "r", *SMALL)
     net = train.build(chosen)
     with torch.no_grad():
@@ -2705,57 +2721,6 @@ def test_the_whole_training_is_that_of_a_slow_trainer(recipe, little, tmp_path, 
     if sigma is not None:  # the delays came to both ends of their range
         ends = torch.cat([want[-1][0][f"layers.{i}.delay"].flatten() for i in (0, 1, 2)])
         assert (ends == 0).any() and (ends == 5).any()
-
-
-# ------------------------------------------------------------------------ files of spoken words
-
-# A word is a band of channels, so that a few epochs learn something.
-
-
-def write_words(folder, dataset, sizes, classes, speakers):
-    """Files in the layout of SHD and SSC; sizes: how many samples each split has."""
-    rng = np.random.default_rng(0)
-    for split, size in sizes.items():
-        labels = np.arange(size) % classes
-        with h5py.File(folder / f"{dataset}_{split}.h5", "w") as file:
-            times = file.create_dataset("spikes/times", size, h5py.vlen_dtype(np.float16))
-            units = file.create_dataset("spikes/units", size, h5py.vlen_dtype(np.uint16))
-            for n, label in enumerate(labels):
-                spikes = rng.integers(60, 120)
-                times[n] = np.sort(rng.uniform(0.01, rng.uniform(0.1, 0.3), spikes))
-                units[n] = 20 * label + rng.integers(0, 20, spikes)
-            file["labels"] = labels.astype(np.uint16)
-            names = [speakers[n % len(speakers)] for n in range(size)]
-            kind = h5py.string_dtype() if isinstance(names[0], str) else np.uint16
-            file.create_dataset("extra/speaker", data=names, dtype=kind)
-
-
-def write_shd(folder):
-    """Speaker 2 has 8 of the 24 training samples."""
-    write_words(folder, "shd", {"train": 24, "test": 9}, 20, [0, 1, 2])
-
-
-def write_ssc(folder):
-    """As published: speakers are strings, and files are zipped."""
-    sizes = {"train": 70, "valid": 21, "test": 35}
-    write_words(folder, "ssc", sizes, 35, ["c50f55b8", "1e9b215e", "0ff728b5"])
-    for split in sizes:
-        name = f"ssc_{split}.h5"
-        with zipfile.ZipFile(folder / f"{name}.zip", "w") as archive:
-            archive.write(folder / name, name)
-        (folder / name).unlink()
-
-
-def program(*words, code=None):
-    """Runs train.py, or a piece of code beside it, on one thread."""
-    script = [train.__file__] if code is None else ["-c", code]
-    return subprocess.run(
-        [sys.executable, *script, *map(str, words)],
-        cwd=os.path.dirname(train.__file__),
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
 
 
 # ------------------------------------------------------------------- the rule behind each headline
