@@ -125,13 +125,14 @@ def cells_of(folder, variant, columns):
     return variants.row(found, learned, columns)[:-1]
 
 
-SHD_ROWS = [(150, "learned"), *((30, name) for name in ("learned", "fixed", "fixed-wide", "none"))]
+SHD_ROWS = [(150, name) for name in ("learned", "fixed")]
+SHD_ROWS += [(30, name) for name in ("learned", "fixed", "fixed-wide", "none")]
 
 
 @pytest.mark.parametrize(("epochs", "variant"), SHD_ROWS)
 def test_a_variant_of_shd_in_results_is_that_of_the_logs(epochs, variant):
     cells = cells_of(f"shd-{epochs}", variant, ["test_accuracy", "best_on_test"])
-    start = f"| {epochs} | {variant}, dense, seeds"
+    start = f"| {epochs} | {variant}, dense, seed"
     (line,) = [line for line in RESULTS.splitlines() if line.startswith(start)]
     assert line.split(" | ")[2:-1] == cells
 
