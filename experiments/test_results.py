@@ -125,7 +125,7 @@ def cells_of(folder, variant, columns):
     return variants.row(found, learned, columns)[:-1]
 
 
-SHD_ROWS = [(150, name) for name in ("learned", "fixed")]
+SHD_ROWS = [(150, name) for name in ("learned", "fixed", "none")]
 SHD_ROWS += [(30, name) for name in ("learned", "fixed", "fixed-wide", "none")]
 
 
