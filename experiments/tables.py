@@ -217,7 +217,7 @@ def speech_commands_settings() -> list[str]:
     heads = ["epochs", "dropout", "seed", "best epoch", "validation there", "at the last epoch"]
     heads += ["mean of the last five", "training"]
     rows = []
-    for folder in ("ssc-60", "ssc-30", "ssc-30-dropout-0.5"):
+    for folder in ("ssc-60", "ssc-30", "ssc-30-dropout-0.1", "ssc-30-dropout-0.5"):
         for seed, log in runs(f"{folder}/learned-dense").items():
             config = variants.read_json(f"{LOGS}/{folder}/learned-dense-{seed}", "config.json")
             best = train.best_epoch(log)
