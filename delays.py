@@ -35,7 +35,8 @@ def gaussian_kernel(weight: Tensor, delay: Tensor, sigma: float | Tensor, taps: 
         kernels are added.
     delay: in steps.  It has the weights' shape, or one that broadcasts to it: [1, in] is one delay
         for each axon, which all synapses of an input share, [out, 1] one for each neuron.
-    sigma: the Gaussian's width in steps, above 0.  A number, or a tensor that broadcasts as well.
+    sigma: the Gaussian's width in steps, above 0.  A number, or a tensor that broadcasts as well;
+        a tensor's values are not checked.
     taps: length of the kernel, for delays of 0..taps-1 steps.
     Returns [out, in, taps], with gradients to weight, delay and sigma.
     """
@@ -322,7 +323,10 @@ class DelayedLinear(nn.Module):
         self.register_buffer("mask", mask)
 
     def kernel(self):
-        """The kernel in use, [out, in, taps]: Gaussians in training, one tap in evaluation."""
+        """The kernel in use, [out, in, taps]: Gaussians in training, one tap in evaluation.
+
+        Fixed delays have one tap in both, and with whole_steps False learned ones have Gaussians.
+        """
         # Weights that are not there are 0; the mask makes their gradients 0 too.
         weight = self.weight if self.mask is None else self.weight * self.mask
         gaussians = self.training or not self.whole_steps

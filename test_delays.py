@@ -2361,7 +2361,7 @@ def test_ctrl_c_before_anything_is_saved_promises_nothing(tmp_path, monkeypatch)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train, "train", interrupted)
-    with pytest.raises(SystemExit, match="stopped before anything was saved"):
+    with pytest.raises(SystemExit, match="stopped; no epoch was saved"):
         train.main(["--dataset", "toy", "--out", str(tmp_path / "r")])
 
 

@@ -784,7 +784,7 @@ def main(argv: list[str] | None = None) -> None:
             program = shlex.quote(sys.argv[0])  # a script of one's own may call main too
             again = f"python {program} --out {shlex.quote(options.out)} --resume"
             sys.exit(f"\nstopped; to continue: {again}")
-        sys.exit("\nstopped before anything was saved")
+        sys.exit("\nstopped; no epoch was saved")
 
 
 if __name__ == "__main__":
