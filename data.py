@@ -332,7 +332,7 @@ def fetch(name: str, data_dir: str) -> str:
     if os.path.normpath(data_dir) == DATA_DIR:
         os.makedirs(data_dir, exist_ok=True)
     if not os.path.isdir(data_dir):
-        raise ValueError(f"--data-dir {data_dir} is not there: make that folder, or mend its name")
+        raise ValueError(f"--data-dir {data_dir!r} is no folder: make it, or mend its name")
     path = os.path.join(data_dir, name)
     problems = []
     with claimed(path + ".claim", f"downloads {name}"):

@@ -56,8 +56,8 @@ def gaussian_kernel(weight: Tensor, delay: Tensor, sigma: float | Tensor, taps: 
 def integer_kernel(weight: Tensor, delay: Tensor, taps: int) -> Tensor:
     """The kernel of evaluation and of fixed delays: one tap a synapse, its weight at round(delay).
 
-    A Gaussian around a whole number becomes this as sigma shrinks.  Arguments and result are as in
-    gaussian_kernel, but the rounded delays have to lie in 0..taps-1 and get no gradient.
+    A Gaussian around a whole number would become this as sigma goes to 0.  Arguments and result are
+    as in gaussian_kernel, but the rounded delays have to lie in 0..taps-1 and get no gradient.
     """
     weight = _checked_weights(weight, delay, taps)  # [count, out, in]
     position = delay.detach().round().long().expand_as(weight)  # [count, out, in]
@@ -133,6 +133,7 @@ def lif(current: Tensor, tau: float, threshold: float = 1.0, alpha: float = 5.0)
 
     current: I, [B, T, N].
     tau: time constant of all membranes in steps, a number of at least 1.
+    threshold: of the potential, which is 0 at rest and after a spike.
     alpha: steepness of the surrogate gradient (see surrogate_slope).
     Returns the spikes s, [B, T, N].  They have a first derivative, and refuse a second one.
     """
@@ -143,8 +144,8 @@ def lif(current: Tensor, tau: float, threshold: float = 1.0, alpha: float = 5.0)
 class LIF(torch.autograd.Function):
     """The time loop of lif, and its backward pass, a loop back in time.
 
-    The backward pass is written out because autograd through all these small steps takes three
-    times as long.  unbind(1) turns [B, T, N] into a list of views [B, N], one for each step.
+    The backward pass is written out because autograd through all these small steps takes nearly
+    three times as long.  unbind(1) turns [B, T, N] into a list of views [B, N], one for each step.
     """
 
     @staticmethod
@@ -208,7 +209,7 @@ def leaky_integrator(current: Tensor, tau: float) -> Tensor:
         v[t] = (1 - 1/tau) v[t-1] + I[t] = sum_{u <= t} (1 - 1/tau)^(t-u) I[u]
 
     current: I, [B, T, N].  tau: in steps, at least 1.  Returns v, [B, T, N].  Nothing resets these
-    neurons, so v is a product of I with a matrix, which is faster than a loop over time.
+    neurons, so v is a product of I with a matrix, [T, T], which is faster than a loop over time.
     """
     _check_current(current, tau)
     t = torch.arange(current.shape[1], dtype=torch.float64, device=current.device)
@@ -267,8 +268,8 @@ class DelayedLinear(nn.Module):
     taps: delays are 0..taps-1 steps.  The output is taps // 2 steps longer than the input, as in
         the authors' code.  Most late spikes still arrive, though not all.
     count: synapses between each pair of neurons.
-    learn_delays: False draws random delays, rounded to whole steps, which stay as they are.
-    connections: inputs of each neuron, drawn at random; 0 connects all.
+    learn_delays: False rounds the first delays, drawn at random, to whole steps and leaves them.
+    connections: inputs of each neuron, drawn at random; 0, or more than there are, connects all.
     delay_shape: of .delay; None is that of the weights, one delay for each synapse.  It has to
         broadcast to them: (1, in_features) is one delay for each axon, (out_features, 1) one for
         each neuron.

@@ -1872,7 +1872,7 @@ def test_a_page_in_place_of_the_file_does_not_destroy_half_a_download(server, pu
 
 
 def test_a_folder_that_was_named_must_be_there(server, published, tmp_path):
-    with pytest.raises(ValueError, match="--data-dir .*mistyped is not there"):
+    with pytest.raises(ValueError, match="--data-dir .*mistyped' is no folder"):
         data.fetch(NAME, str(tmp_path / "mistyped"))
     assert not (tmp_path / "mistyped").exists()
     assert server.asked == []
@@ -1969,6 +1969,18 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="No space left"):
+        train.write(str(tmp_path), "x", "new")
+    assert (tmp_path / "x").read_text() == "old"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_ctrl_c_while_a_file_is_written_leaves_the_old_one_alone(tmp_path, monkeypatch):
+    def interrupt(source, target):
+        raise KeyboardInterrupt
+
+    (tmp_path / "x").write_text("old")
+    monkeypatch.setattr(os, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
         train.write(str(tmp_path), "x", "new")
     assert (tmp_path / "x").read_text() == "old"
     assert os.listdir(tmp_path) == ["x"]
@@ -2071,8 +2083,8 @@ def refused(capsys, *argv):
         ("--lr inf", "argument --lr: inf: expected at least 0, below 2**31"),
         ("--delay-lr -1", "argument --delay-lr: -1: expected at least 0, below 2**31"),
         ("--weight-decay -1", "argument --weight-decay: -1: expected at least 0, below 2**31"),
-        ("--dropout -0.1", "argument --dropout: -0.1: expected at least 0, below 2**31"),
-        ("--dropout 1 --dataset toy", "dropout is 1.0: expected a share from 0 to below 1."),
+        ("--dropout -0.1", "argument --dropout: -0.1: expected at least 0, below 1"),
+        ("--dropout 1", "argument --dropout: 1: expected at least 0, below 1"),
         ("--dataset mnist", "argument --dataset: invalid choice: 'mnist'"),
         ("--delays some", "argument --delays: invalid choice: 'some'"),
         ("--device tpu", "argument --device: invalid choice: 'tpu'"),
@@ -2085,11 +2097,14 @@ def refused(capsys, *argv):
             "--valid-speakers 1: expected some, not all, of its 1",
         ),
         ("--dataset toy --no-test", "no test and no validation set: hold out some"),
-        ("--dataset toy --shift 8", "--shift 8, --mask-inputs 0: expected less than the 8 inputs"),
-        ("--dataset toy --mask-inputs 8", "--mask-inputs 8: expected less than the 8 inputs"),
+        ("--dataset toy --shift 8", "--shift 8 (recipe paper): expected less than the 8 inputs"),
+        (
+            "--dataset toy --mask-inputs 8",
+            "--mask-inputs 8 (recipe paper): expected less than the 8",
+        ),
         (
             "--dataset toy --recipe augmented",
-            "--recipe augmented with --shift 8, --mask-inputs 20: expected less than the 8 inputs",
+            "--shift 8 (recipe augmented): expected less than the 8 inputs",
         ),
     ],
 )
@@ -2115,8 +2130,8 @@ def test_a_card_that_is_not_there_gets_a_sentence(tmp_path, capsys):
         ("--data-dir labels", "label 0 is 20: expected a whole number, 0..19"),
         ("--data-dir nan", "sample 1: time 2 is not finite: expected seconds"),
         ("--data-dir ms", "sample 1: it lasts 250 s, longer than 120 s: expected times in seconds"),
-        ("--data-dir none", "--data-dir none is not there: make that folder, or mend its name"),
-        ("--data-dir file", "--data-dir file is not there"),
+        ("--data-dir none", "--data-dir 'none' is no folder: make it, or mend its name"),
+        ("--data-dir file", "--data-dir 'file' is no folder"),
         ("--data-dir empty", "shd_train.h5.gz is not in empty and could not be fetched"),
         ("--data-dir traintest", "shd_test.h5.gz is not in traintest and could not be fetched"),
         (
@@ -2130,14 +2145,18 @@ def test_a_card_that_is_not_there_gets_a_sentence(tmp_path, capsys):
         ("--data-dir good --out broken-run", "'broken-run/last.pt' is no sound checkpoint"),
         ("--data-dir good --out claimed", "another process trains in this folder"),
         ("--resume --out claimed-run", "delete claimed-run/claim if it no longer runs"),
-        ("--data-dir good --out file", "File exists: 'file'"),
+        (
+            "--data-dir good --out file",
+            "--out file cannot be made a folder (File exists): name another",
+        ),
         ("--resume --out broken-run", "'broken-run/last.pt' is no sound checkpoint of train.py"),
-        ("--resume --out new", "'new/last.pt' is not there: a run saves its first checkpoint"),
+        ("--resume --out new", "'new/last.pt' is not there: mend the name, or put it back"),
         ("--resume --out run --seed 6", "the saved run has --seed 5"),
         ("--resume --out run --delays learned", "the saved run has --delays fixed"),
         ("--resume --out run --epochs 2", "the saved run has --epochs 1"),
         ("--resume --out run --lr 0.1", "the saved run has --lr 0.005"),
-        ("--eval none.pt", "'none.pt' is not there: a run saves its first checkpoint after an"),
+        ("--eval none.pt", "'none.pt' is not there: mend the name, or put it back; a"),
+        ("--eval run --seed 6", "the saved run has --seed 5: leave the option out"),
         ("--eval good/shd_train.h5", "'good/shd_train.h5' is no sound checkpoint of train.py"),
         ("--eval ''", "'' is not there"),
         ("--eval good", "'good/last.pt' is not there"),
@@ -2250,8 +2269,8 @@ def test_an_error_ends_the_program_with_a_status_and_a_line():
     done = program("--eval", "none.pt")
     assert done.returncode == 1
     assert done.stdout == ""
-    sentence = "'none.pt' is not there: a run saves its first checkpoint after an epoch"
-    assert done.stderr == f"train.py: {sentence}\n"
+    sentence = "'none.pt' is not there: mend the name, or put it back; a run saves its first one"
+    assert done.stderr == f"train.py: {sentence} after an epoch\n"
 
 
 def test_help_shows_the_defaults_of_the_chosen_data_set(capsys):
@@ -2843,8 +2862,8 @@ def test_eval_of_a_run_that_left_test_alone_leaves_it_alone(words, little, tmp_p
     result = train.train(options)
     capsys.readouterr()
     train.main(["--eval", str(tmp_path / "run"), "--device", "cpu"])
-    expected = f"valid accuracy {result['valid_accuracy']:.2%} ({tmp_path / 'run'})"
-    assert capsys.readouterr().out.strip() == expected
+    expected = f"valid accuracy {result['valid_accuracy']:.2%} ({tmp_path / 'run'}, epoch "
+    assert capsys.readouterr().out.startswith(expected)
 
 
 def test_a_data_set_without_test_is_judged_by_validation(little, tmp_path, monkeypatch, capsys):
@@ -2854,8 +2873,8 @@ def test_a_data_set_without_test_is_judged_by_validation(little, tmp_path, monke
     assert result["test_accuracy"] is None
     capsys.readouterr()
     train.main(["--eval", str(tmp_path / "run"), "--device", "cpu"])
-    expected = f"valid accuracy {result['valid_accuracy']:.2%} ({tmp_path / 'run'})"
-    assert capsys.readouterr().out.strip() == expected
+    expected = f"valid accuracy {result['valid_accuracy']:.2%} ({tmp_path / 'run'}, epoch "
+    assert capsys.readouterr().out.startswith(expected)
 
 
 def test_no_test_needs_a_validation_set(tmp_path):
@@ -3166,9 +3185,10 @@ def test_a_run_with_options_that_are_unknown_here_is_refused(little, tmp_path):
 
 def test_resume_of_a_broken_config_says_which_file_it_is(little, tmp_path):
     train.train(options_of(tmp_path / "run", "--dataset", "little", "--epochs", 1))
-    (tmp_path / "run/config.json").write_text('{"torch')
-    with pytest.raises(ValueError, match="config.json is broken: remove that file to go on"):
-        train.train(options_of(tmp_path / "run", "--resume"))
+    for broken in ('{"torch', "[]", "null"):
+        (tmp_path / "run/config.json").write_text(broken)
+        with pytest.raises(ValueError, match="config.json is broken: remove that file to go on"):
+            train.train(options_of(tmp_path / "run", "--resume"))
     (tmp_path / "run/config.json").unlink()
     train.train(options_of(tmp_path / "run", "--resume"))
 
@@ -3246,8 +3266,11 @@ def test_every_start_names_the_columns_and_says_how_long_the_rest_takes(little, 
 def test_eval_prints_the_headline(short_run, tmp_path, capsys):
     _, result = short_run
     capsys.readouterr()
+    epoch = result["rule"].removeprefix("best on validation, epoch ")
     train.main(["--eval", str(tmp_path / "run/best.pt"), "--device", "cpu"])
-    assert f"test accuracy {result['test_accuracy']:.2%}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"test accuracy {result['test_accuracy']:.2%}" in said
+    assert said.endswith(f"run/best.pt, epoch {epoch} of 2)\n")
     # For a machine with less memory.
     train.main(["--eval", str(tmp_path / "run/best.pt"), "--device", "cpu", "--batch-size", "3"])
     assert f"test accuracy {result['test_accuracy']:.2%}" in capsys.readouterr().out
@@ -3888,6 +3911,39 @@ def test_a_best_epoch_that_was_not_written_is_made_good_on_resume(little, tmp_pa
     (tmp_path / "run/best.pt").unlink()  # the first epoch is the best one so far
     train.train(options_of(tmp_path / "run", "--resume"))
     assert (tmp_path / "run/best.pt").exists()
+
+
+def test_the_lack_of_the_best_epoch_is_said_before_it_matters(little, tmp_path, monkeypatch):
+    evaluate = train.evaluate
+
+    def first_is_best(net, spikes, batch_size):
+        return evaluate(net, spikes, batch_size) / net.norms[0].num_batches_tracked.item() ** 3
+
+    def stop(net, row):
+        epochs.append(row["epoch"])
+        if row["epoch"] == 2:
+            raise Killed
+
+    epochs = []
+    monkeypatch.setattr(train, "evaluate", first_is_best)
+    words = ["--dataset", "little", "--valid-speakers", "1", "--epochs", 3]
+    with pytest.raises(Killed):
+        train.train(options_of(tmp_path / "run", *words), on_epoch=stop)
+    assert train.best_epoch(train.read_checkpoint(str(tmp_path / "run/last.pt"))["rows"]) == 1
+    best = (tmp_path / "run/best.pt").read_bytes()
+
+    (tmp_path / "run/best.pt").unlink()
+    with pytest.raises(ValueError, match="best.pt' is not there: .* put it back"):
+        train.train(options_of(tmp_path / "run", "--resume"), on_epoch=stop)
+    with pytest.raises(ValueError, match="best.pt', which validation chose, is not there: put it"):
+        train.load_run(tmp_path / "run")
+    train.load_run(tmp_path / "run/last.pt")
+    (tmp_path / "run/best.pt").write_bytes(best[:-9])
+    with pytest.raises(ValueError, match="best.pt' is no sound checkpoint of train.py: put a"):
+        train.train(options_of(tmp_path / "run", "--resume"), on_epoch=stop)
+    assert epochs == [1, 2]  # neither trained on
+    (tmp_path / "run/best.pt").write_bytes(best)
+    train.train(options_of(tmp_path / "run", "--resume"))
 
 
 def test_a_claim_that_cannot_be_written_is_not_left_behind(tmp_path, monkeypatch):

@@ -95,7 +95,9 @@ def check_same(options: argparse.Namespace, saved: dict) -> None:
     may_differ = MAY_DIFFER if options.eval is None else MAY_DIFFER | {"batch_size"}
     for key in saved.keys() - may_differ:
         if vars(options)[key] != saved[key]:
-            rule = "leave the option out, or start a new run in another --out"
+            rule = "leave the option out"
+            if options.eval is None:
+                rule += ", or start a new run in another --out"
             raise ValueError(f"the saved run has --{key.replace('_', '-')} {saved[key]}: {rule}")
 
 
@@ -125,7 +127,11 @@ def make_parser() -> argparse.ArgumentParser:
     add("--kernel-count", type=positive, default=1, help="synapses for each pair of neurons")
     add("--connections", type=whole, default=0, help="inputs of a neuron, drawn at random; 0: all")
     add("--tau", type=real, help="time constant of the membranes, ms")
-    add("--dropout", type=real, help="share of the hidden neurons silenced in training")
+    add(
+        "--dropout",
+        type=number(float, 0, 1),
+        help="share of the hidden neurons silenced in training",
+    )
 
     add("--epochs", type=positive, help="passes over the training samples")
     add("--batch-size", type=positive, help="samples")
@@ -218,10 +224,10 @@ def load_sets(options: argparse.Namespace) -> dict[str, data.Spikes]:
         if inputs != dataset.inputs or classes > dataset.classes:
             rule = f"expected {dataset.inputs} inputs and {dataset.classes} classes, as in its row"
             raise ValueError(f"{split} has {inputs} inputs and {classes} classes: {rule}")
-    if max(options.shift, options.mask_inputs) >= dataset.inputs:
-        given = f"--shift {options.shift}, --mask-inputs {options.mask_inputs}"
-        rule = f"expected less than the {dataset.inputs} inputs"
-        raise ValueError(f"--recipe {options.recipe} with {given}: {rule}")
+    for name, value in {"shift": options.shift, "mask-inputs": options.mask_inputs}.items():
+        if value >= dataset.inputs:
+            found = f"--{name} {value} (recipe {options.recipe})"
+            raise ValueError(f"{found}: expected less than the {dataset.inputs} inputs")
 
     if options.valid_speakers:
         everyone = sets["train"]
@@ -498,7 +504,10 @@ def save(net, optimizer, first_delays: list[Tensor], rows: list[dict], options) 
 
 def write_again(rows: list[dict], folder: str) -> None:
     """What save writes after last.pt: the run may have been killed in between."""
-    if best_epoch(rows) == len(rows):
+    best = best_epoch(rows)
+    if best is not None and best < len(rows):
+        read_checkpoint(os.path.join(folder, "best.pt"))  # refused now, not after hours
+    if best == len(rows):
         with open(os.path.join(folder, "last.pt"), "rb") as file:
             write(folder, "best.pt", file.read())
     write_log(folder, rows)
@@ -564,7 +573,11 @@ def set_backend() -> None:
 def claimed_run(options: argparse.Namespace):
     """Keeps other processes from the folder of a run; yields its saved state to resume, or None."""
     last = os.path.join(options.out, "last.pt")
-    os.makedirs(options.out, exist_ok=True)
+    try:
+        os.makedirs(options.out, exist_ok=True)
+    except OSError as problem:
+        found = f"--out {options.out} cannot be made a folder ({problem.strerror})"
+        raise OSError(f"{found}: name another one") from problem
     with data.claimed(os.path.join(options.out, "claim"), "trains in this folder"):
         for name in ("config.json", "last.pt", "best.pt", "log.csv", "result.json"):
             path = os.path.join(options.out, name)
@@ -594,10 +607,11 @@ def write(folder: str, name: str, content: bytes | str) -> None:
             file.write(content if isinstance(content, bytes) else content.encode())
         os.replace(path + ".part", path)
     except OSError as problem:
-        with suppress(OSError):
-            os.remove(path + ".part")  # it would keep a full disk full
         rule = "mend that and repeat the command (a run with a last.pt: with --resume)"
         raise OSError(f"{path} could not be written ({problem.strerror}): {rule}") from problem
+    finally:  # after Ctrl-C too
+        with suppress(OSError):
+            os.remove(path + ".part")  # it would keep a full disk full
 
 
 def write_log(folder: str, rows: list[dict]) -> None:
@@ -608,7 +622,8 @@ def write_log(folder: str, rows: list[dict]) -> None:
 
 def read_checkpoint(path: str) -> dict:
     if not os.path.isfile(path):
-        raise ValueError(f"{path!r} is not there: a run saves its first checkpoint after an epoch")
+        rule = "mend the name, or put it back; a run saves its first one after an epoch"
+        raise ValueError(f"{path!r} is not there: {rule}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         epochs = [row["epoch"] for row in state["rows"]]
@@ -621,7 +636,8 @@ def read_checkpoint(path: str) -> dict:
     except Exception as problem:  # torch raises many kinds
         if isinstance(problem, (MemoryError, PermissionError)):  # not the checkpoint's fault
             raise
-        raise ValueError(f"{path!r} is no sound checkpoint of train.py") from problem
+        rule = "put a copy of it back, or train again in another --out"
+        raise ValueError(f"{path!r} is no sound checkpoint of train.py: {rule}") from problem
 
 
 def load_weights(net: nn.Module, saved: dict, path: str, optimizer=None) -> None:
@@ -669,8 +685,13 @@ def checkpoint_in(path: str) -> str:
     """The path itself; of a folder that of its best.pt, or of last.pt where nothing was chosen."""
     if not os.path.isdir(path):
         return path
-    best = os.path.join(path, "best.pt")
-    return best if os.path.exists(best) else os.path.join(path, "last.pt")
+    best, last = os.path.join(path, "best.pt"), os.path.join(path, "last.pt")
+    if os.path.exists(best):
+        return best
+    if os.path.exists(last) and best_epoch(read_checkpoint(last)["rows"]) is not None:
+        rule = f"put it back, or name {last} for the last epoch"
+        raise ValueError(f"{best!r}, which validation chose, is not there: {rule}")
+    return last
 
 
 def compare_config(config: dict, folder: str) -> None:
@@ -687,6 +708,8 @@ def compare_config(config: dict, folder: str) -> None:
     try:
         with open(path) as file:
             before = json.load(file)
+        if not isinstance(before, dict):
+            raise ValueError("a list, a number or null")
     except ValueError:
         raise ValueError(f"{path} is broken: remove that file to go on without it") from None
     if before.get("samples", config["samples"]) != config["samples"]:
@@ -747,13 +770,14 @@ def evaluate_saved(options: argparse.Namespace, net: DelaySNN | None = None) -> 
     """Prints the accuracy of the run or checkpoint that --eval names; net: as in load_run."""
     set_backend()
     net, _ = load_run(options.eval, net)
+    epoch = len(read_checkpoint(checkpoint_in(options.eval))["rows"])
     split = judged_split(options)
     if split == "test":
         spikes = data.load(options.dataset, "test", options.data_dir).to(options.device)
     else:
         spikes = load_sets(options)["valid"]  # it may be a part of the training samples
     accuracy = evaluate(net.to(options.device), spikes, options.batch_size)
-    print(f"{split} accuracy {accuracy:.2%} ({options.eval})")
+    print(f"{split} accuracy {accuracy:.2%} ({options.eval}, epoch {epoch} of {options.epochs})")
 
 
 @contextmanager

@@ -555,8 +555,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.out and not options.checkpoint:
         parser.error("--out needs a run or a checkpoint: export.py RUN --out net.npz")
-    if options.out and not options.out.endswith(".npz"):
-        parser.error(f"--out {options.out}: expected a name that ends in .npz")
+    if options.out is not None and not options.out.endswith(".npz"):
+        parser.error(f"--out {options.out!r}: expected a name that ends in .npz")
     if options.hardware and options.checkpoint:
         parser.error("--hardware takes the arrays alone, no checkpoint")
     return options

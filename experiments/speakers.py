@@ -41,7 +41,8 @@ def parse() -> argparse.Namespace:
 
 
 def moves(text: str) -> list[int]:
-    return sorted({int(move) for move in text.split(",")})
+    whole = train.number(int, -(2**31))
+    return sorted({whole(move) for move in text.split(",")})
 
 
 def moved(spikes: data.Spikes, move: int) -> data.Spikes:

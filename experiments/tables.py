@@ -120,7 +120,11 @@ def full_length() -> list[str]:
         shares = []
         for seed, log in runs(kind).items():
             result = results(kind)[seed]
-            groups = variants.read_json(f"{LOGS}/{kind}-{seed}", "speakers.json")["rows"]
+            folder = f"{LOGS}/{kind}-{seed}"
+            groups = variants.read_json(folder, "speakers.json")
+            if groups is None:
+                raise ValueError(f"{folder} has no speakers.json: experiments/speakers.py makes it")
+            groups = groups["rows"]
             shares.append(
                 [
                     result["test_accuracy"],

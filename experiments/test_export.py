@@ -470,6 +470,7 @@ def test_the_command_line(trained, tmp_path):
         ([], "one of the arguments --out --hardware --brian2 is required"),
         (["--out", "net.npz"], "--out needs a run or a checkpoint"),
         (["run/last.pt", "--out", "run/last.pt"], "expected a name that ends in .npz"),
+        (["run/last.pt", "--out", ""], "--out '': expected a name that ends in .npz"),
         (["run", "--hardware", "net.npz"], "takes the arrays alone"),
         (["--hardware", "net.npz", "--brian2", "net.npz"], "not allowed with"),
         (["--brian2", "net.npz", "--samples", "0"], "expected at least 1"),

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 
 import pytest
 import tables  # from this folder
@@ -169,3 +170,11 @@ def test_a_table_of_results_is_that_of_the_logs(name):
     start = written.index(table[0])
     end = next(i for i in range(start, len(written) + 1) if not "".join(written[i : i + 1]))
     assert written[start:end] == table
+
+
+def test_a_full_run_without_its_speakers_is_named(tmp_path, monkeypatch):
+    shutil.copytree(f"{LOGS}/shd-150", tmp_path / "shd-150")
+    (tmp_path / "shd-150/augmented-2/speakers.json").unlink()
+    monkeypatch.setattr(tables, "LOGS", str(tmp_path))
+    with pytest.raises(ValueError, match="augmented-2 has no speakers.json: experiments/speakers"):
+        tables.full_length()

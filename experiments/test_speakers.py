@@ -124,6 +124,13 @@ def test_a_data_set_without_test_is_judged_on_validation(tmp_path, sets, monkeyp
     assert rows["all"]["accuracy"] == pytest.approx(last["valid_accuracy"])
 
 
+def test_a_move_that_torch_cannot_take_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["speakers.py", "run", f"--moves=0,{2**63}"])
+    with pytest.raises(SystemExit):
+        speakers.parse()
+    assert f"argument --moves: {2**63}: expected at least" in capsys.readouterr().err
+
+
 def test_a_folder_without_a_run_ends_with_a_sentence(tmp_path):
     command = [sys.executable, speakers.__file__, str(tmp_path)]
     ended = subprocess.run(command, capture_output=True, text=True)

@@ -231,7 +231,7 @@ def test_runs_of_other_options_are_refused(tmp_path):
         with pytest.raises(ValueError, match=f"{said}.*use another --out"):
             variants.check_same(str(tmp_path), [*words, *more], train.MAY_DIFFER)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="config.json is broken: remove that folder"):
+    with pytest.raises(ValueError, match="config.json is broken: put a copy of it back"):
         variants.check_same(str(tmp_path), words, train.MAY_DIFFER)
 
 

@@ -118,7 +118,8 @@ def read_json(folder: str, name: str) -> dict | None:
         with open(path) as file:
             return json.load(file)
     except ValueError:
-        raise ValueError(f"{path} is broken: remove that folder to run it again") from None
+        rule = "put a copy of it back, or move its folder away and run that again"
+        raise ValueError(f"{path} is broken: {rule}") from None
 
 
 def check_same(folder: str, words: list[str], free: set[str]) -> None:
