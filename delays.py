@@ -402,7 +402,8 @@ class DelaySNN(nn.Module):
         return lif(current, self.tau)
 
     def forward(self, x):
-        self.rates = []  # x is [B, T, in] here, and [B, T', N] of the layer before in the loop
+        self.rates = []
+        # x is [B, T, in] at first, then the spikes of the layer before: longer by taps // 2 steps.
         for i, norm in enumerate(self.norms):
             current = self.layers[i](x)  # [B, T + taps//2, N]
             current = norm(current.flatten(0, 1)).view_as(current)  # each neuron over all B and T

@@ -109,7 +109,8 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    whole, positive, real = number(int, 0), number(int, 1), number(float, 0)
+    whole, positive = number(int, 0), number(int, 1)
+    real, share = number(float, 0), number(float, 0, 1)
     variants = ["learned", "constant-sigma", "fixed", "none"]
     meaning = "constant-sigma: learned with sigma 0.5; fixed: random; none: plain linear layers"
 
@@ -127,11 +128,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--kernel-count", type=positive, default=1, help="synapses for each pair of neurons")
     add("--connections", type=whole, default=0, help="inputs of a neuron, drawn at random; 0: all")
     add("--tau", type=real, help="time constant of the membranes, ms")
-    add(
-        "--dropout",
-        type=number(float, 0, 1),
-        help="share of the hidden neurons silenced in training",
-    )
+    add("--dropout", type=share, help="share of the hidden neurons silenced in training")
 
     add("--epochs", type=positive, help="passes over the training samples")
     add("--batch-size", type=positive, help="samples")
@@ -140,17 +137,12 @@ def make_parser() -> argparse.ArgumentParser:
     add("--shift", type=whole, default=0, help="augmentation: by how many inputs a sample may move")
     add(
         "--warp",
-        type=number(float, 0, 1),
+        type=share,
         default=0.0,
         help="augmentation: by which share the inputs may be stretched",
     )
     add("--mask-inputs", type=whole, default=0, help="augmentation: up to so many inputs silenced")
-    add(
-        "--mask-steps",
-        type=number(float, 0, 1),
-        default=0.0,
-        help="augmentation: share of the steps silenced",
-    )
+    add("--mask-steps", type=share, default=0.0, help="augmentation: share of the steps silenced")
     add("--lr", type=real, default=5e-3, help="peak learning rate of the weights")
     add("--delay-lr", type=real, default=0.1, help="first learning rate of the delays, in steps")
     add("--weight-decay", type=real, default=1e-5, help="L2 penalty of the weights")
@@ -505,11 +497,11 @@ def save(net, optimizer, first_delays: list[Tensor], rows: list[dict], options) 
 def write_again(rows: list[dict], folder: str) -> None:
     """What save writes after last.pt: the run may have been killed in between."""
     best = best_epoch(rows)
-    if best is not None and best < len(rows):
-        read_checkpoint(os.path.join(folder, "best.pt"))  # refused now, not after hours
     if best == len(rows):
         with open(os.path.join(folder, "last.pt"), "rb") as file:
             write(folder, "best.pt", file.read())
+    elif best is not None:
+        read_checkpoint(os.path.join(folder, "best.pt"))  # refused now, not after hours
     write_log(folder, rows)
 
 
@@ -673,7 +665,11 @@ def load_run(path: str, net: DelaySNN | None = None) -> tuple[DelaySNN, argparse
     net: a network of one's own to load it into.  Its whole_steps are not saved: set them again.
     """
     path = checkpoint_in(path)
-    saved = read_checkpoint(path)
+    return restore(read_checkpoint(path), path, net)
+
+
+def restore(saved: dict, path: str, net: DelaySNN | None = None):
+    """load_run for a checkpoint that has been read, from `path`."""
     options = argparse.Namespace(**complete(saved["options"]))
     net = build(options) if net is None else net
     load_weights(net, saved, path)
@@ -769,15 +765,17 @@ def print_result(result: dict) -> None:
 def evaluate_saved(options: argparse.Namespace, net: DelaySNN | None = None) -> None:
     """Prints the accuracy of the run or checkpoint that --eval names; net: as in load_run."""
     set_backend()
-    net, _ = load_run(options.eval, net)
-    epoch = len(read_checkpoint(checkpoint_in(options.eval))["rows"])
+    path = checkpoint_in(options.eval)
+    saved = read_checkpoint(path)
+    net, _ = restore(saved, path, net)
     split = judged_split(options)
     if split == "test":
         spikes = data.load(options.dataset, "test", options.data_dir).to(options.device)
     else:
         spikes = load_sets(options)["valid"]  # it may be a part of the training samples
     accuracy = evaluate(net.to(options.device), spikes, options.batch_size)
-    print(f"{split} accuracy {accuracy:.2%} ({options.eval}, epoch {epoch} of {options.epochs})")
+    epoch = f"epoch {len(saved['rows'])} of {options.epochs}"
+    print(f"{split} accuracy {accuracy:.2%} ({options.eval}, {epoch})")
 
 
 @contextmanager

@@ -86,7 +86,7 @@ def read_run(
     except ValueError as problem:
         missing.append(f"the delays are left out: {problem}")
     try:
-        net = load_net(saved, path, net)
+        net, _ = train.restore(saved, path, net)
         split, spikes = read_split(options, data_dir or options.data_dir)
         journey = follow(net, split, spikes, sample)
     except (OSError, ValueError) as problem:
@@ -122,15 +122,6 @@ def read_layers(saved: dict, step_ms: float) -> list[Layer]:
         after = train.connected(state[f"{name}.delay"], mask)
         layers.append(Layer(name, train.connected(before, mask) * step_ms, after * step_ms))
     return layers
-
-
-def load_net(saved: dict, path: str, net: DelaySNN | None) -> DelaySNN:
-    """train.load_run for a checkpoint that has been read."""
-    options = argparse.Namespace(**train.complete(saved["options"]))
-    net = train.build(options) if net is None else net
-    train.load_weights(net, saved, path)
-    train.set_sigma(net, len(saved["rows"]) - 1, options)
-    return net.eval()
 
 
 def read_split(options: argparse.Namespace, data_dir: str) -> tuple[str, data.Spikes]:

@@ -96,7 +96,8 @@ def main() -> None:
     path = arguments.run
     path = os.path.join(path, "last.pt") if os.path.isdir(path) else path
     train.set_backend()
-    net, options = train.load_run(path)
+    saved = train.read_checkpoint(path)
+    net, options = train.restore(saved, path)
     options.device = "cpu"
     if arguments.data_dir is not None:
         options.data_dir = arguments.data_dir
@@ -108,8 +109,7 @@ def main() -> None:
     print(f"{'':24}{'samples':>8}{'accuracy':>10}{'shifted':>10}")
     for name, row in rows.items():
         print(f"{name:24}{row['samples']:8}{row['accuracy']:10.2%}{row['shifted']:10.2%}")
-    epoch = len(train.read_checkpoint(path)["rows"])
-    content = {"checkpoint": os.path.basename(path), "epoch": epoch}
+    content = {"checkpoint": os.path.basename(path), "epoch": len(saved["rows"])}
     content |= {"moves": arguments.moves, "rows": rows}
     train.write(os.path.dirname(path), "speakers.json", json.dumps(content, indent=1))
 
