@@ -440,13 +440,14 @@ def abandoned(path: str) -> bool:
 
 
 def toy(split: str, data_dir: str = "", *, jitter: float = 0.25, noise: int = 8) -> Spikes:
-    """The task that needs delays: ten classes, which differ in the order of the inputs alone.
+    """A task that needs a memory: ten classes, which differ in the order of the inputs alone.
 
     A class is an order of the inputs.  After a random onset of up to 20 steps each input has a slot
     of 5 steps to itself, and spikes in three consecutive steps of it.  They begin at the slot's
     second step; with probability `jitter` one step earlier, with as much one step later.  So only
     one input speaks at a time, and whoever sees a single step, without knowing when it is, cannot
-    tell the classes apart.  `noise` more spikes a sample fall anywhere.  data_dir is not used.
+    tell the classes apart.  With membranes that forget at once, only delays remember an order; a
+    leak of 100 ms does nearly as well.  `noise` more spikes a sample fall anywhere.  data_dir is not used.
     """
     inputs, slot, burst, latest = 8, 5, 3, 20
     samples, seed = {"train": (2000, 1), "test": (1000, 2)}[split]

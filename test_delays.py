@@ -3521,7 +3521,7 @@ print("denormal", tiny.exp().max().item())
     assert [printed[0], *printed[-2:]] == want, evaluated.stderr
 
 
-def test_learned_beats_fixed_beats_none_on_the_toy_task(tmp_path):
+def test_with_short_membranes_learned_beats_fixed_beats_none_on_the_toy_task(tmp_path):
     accuracy = {}
     for variant in ("learned", "fixed", "none"):
         words = f"--dataset toy --delays {variant} --epochs 7".split()
