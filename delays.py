@@ -273,13 +273,13 @@ class DelayedLinear(nn.Module):
     delay_shape: of .delay; None is that of the weights, one delay for each synapse.  It has to
         broadcast to them: (1, in_features) is one delay for each axon, (out_features, 1) one for
         each neuron.
-    conv: the method of delay_conv.
 
     .weight: [out, in], or [count, out, in] if count > 1.
     .delay: in steps, of delay_shape; a buffer if not learned.
-    .mask: [out, in], True where there is a connection; None if all are connected.
+    .mask: [out, in], True where there is a connection: everywhere, if connections reach all inputs.
     .sigma: the Gaussian's width in steps.  The training loop sets it; state_dict does not hold it.
     .whole_steps: True rounds the delays in evaluation; False keeps the Gaussians of training.
+    .conv: the method of delay_conv, "auto" at first.
     """
 
     def __init__(
@@ -291,7 +291,6 @@ class DelayedLinear(nn.Module):
         learn_delays=True,
         connections=0,
         delay_shape=None,
-        conv="auto",
     ):
         super().__init__()
         fan_in = min(connections or in_features, in_features)
@@ -302,7 +301,8 @@ class DelayedLinear(nn.Module):
             )
         self.taps = taps
         self.learn_delays = learn_delays
-        self.conv = conv
+        self.connections = fan_in
+        self.conv = "auto"
         self.sigma = 0.5  # where shrinking_sigma ends
         self.whole_steps = True
 
@@ -315,33 +315,41 @@ class DelayedLinear(nn.Module):
         _checked_weights(self.weight, delay, taps)  # for its ValueError
         self.delay = nn.Parameter(delay) if learn_delays else nn.Buffer(delay.round())
 
-        mask = None
-        if connections:
+        mask = torch.ones(out_features, in_features, dtype=torch.bool)
+        if fan_in < in_features:
             # For each neuron, fan_in different inputs.
             chosen = torch.rand(out_features, in_features).argsort(1)[:, :fan_in]
-            mask = torch.zeros(out_features, in_features).bool().scatter_(1, chosen, True)
-            self.weight.data.mul_(mask)  # what is not there is saved as 0
+            mask = torch.zeros_like(mask).scatter_(1, chosen, True)
+        self.weight.data.mul_(mask)  # what is not there is saved as 0
         self.register_buffer("mask", mask)
+
+    def positions(self):
+        """The delays in use, in steps: .delay, unless a subclass computes them from it."""
+        return self.delay
+
+    def delay_parameters(self):
+        """The parameters that are trained at the delays' rate; a subclass may have more."""
+        return [self.delay] if self.learn_delays else []
 
     def kernel(self):
         """The kernel in use, [out, in, taps]: Gaussians in training, one tap in evaluation.
 
         Fixed delays have one tap in both, and with whole_steps False learned ones have Gaussians.
         """
-        # Weights that are not there are 0; the mask makes their gradients 0 too.
-        weight = self.weight if self.mask is None else self.weight * self.mask
+        weight = self.weight * self.mask  # so the gradients of what is not there are 0 too
         gaussians = self.training or not self.whole_steps
         if gaussians and self.learn_delays:
-            return gaussian_kernel(weight, self.delay, self.sigma, self.taps)
-        return integer_kernel(weight, self.delay, self.taps)
+            return gaussian_kernel(weight, self.positions(), self.sigma, self.taps)
+        return integer_kernel(weight, self.positions(), self.taps)
 
     def forward(self, spikes):
         return delay_conv(spikes, self.kernel(), self.taps // 2, self.conv)
 
     def extra_repr(self):
-        """What print(net) shows of the layer."""
+        """What print(net) shows of the layer, and what a checkpoint says of it."""
         sizes = f"weight {list(self.weight.shape)}, delay {list(self.delay.shape)}"
-        return f"{sizes}, taps={self.taps}, learn_delays={self.learn_delays}"
+        kind = f"learn_delays={self.learn_delays}, connections={self.connections}"
+        return f"{sizes}, taps={self.taps}, {kind}, whole_steps={self.whole_steps}"
 
     def clamp_delays(self):
         """Moves the delays back into 0..taps-1; to be called after each step of the optimizer."""
@@ -357,7 +365,7 @@ class DelaySNN(nn.Module):
     T' = T + (hidden layers + 1) * (taps // 2).
 
     tau: time constant of all neurons, in steps.  dropout: share of the neurons silenced in
-    training.  taps, count, learn_delays, connections and conv are those of DelayedLinear; taps=1,
+    training.  taps, count, learn_delays and connections are those of DelayedLinear; taps=1,
     learn_delays=False is the network without delays.
 
     .layers: the DelayedLinear, the readout last.  .norms: the batch norms.
@@ -380,7 +388,6 @@ class DelaySNN(nn.Module):
         count=1,
         learn_delays=True,
         connections=0,
-        conv="auto",
     ):
         super().__init__()
         if not 0 <= dropout < 1:
@@ -389,13 +396,22 @@ class DelaySNN(nn.Module):
             raise ValueError(f"tau is {tau}: expected at least 1 step.")
         sizes = [in_features, *hidden, classes]
         self.layers = nn.ModuleList(
-            self.layer_class(before, after, taps, count, learn_delays, connections, conv=conv)
+            self.layer_class(before, after, taps, count, learn_delays, connections)
             for before, after in pairwise(sizes)
         )
         self.norms = nn.ModuleList(nn.BatchNorm1d(size) for size in sizes[1:-1])
         self.tau = tau
         self.dropout = dropout
         self.rates = []
+
+    @property
+    def tail(self):
+        """How many steps the network goes on for after its input: the sum of all layers' tails."""
+        return sum(layer.taps // 2 for layer in self.layers)
+
+    def extra_repr(self):
+        """What print(net) shows beside the layers, and what a checkpoint says of the network."""
+        return f"tau={self.tau}, dropout={self.dropout}"
 
     def neurons(self, i, current):
         """Spikes of hidden layer i from its current, both [B, T, N]: override for other neurons."""
