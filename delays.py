@@ -10,8 +10,6 @@ position has no gradient.  So in training the tap becomes a Gaussian around d, w
 shrinks during the first quarter of the epochs.  Evaluation uses the one tap, at round(d).
 
 Signals are tensors [B, T, N]: batch, time, neurons.  Delays, sigma and tau are in steps of time.
-A shape or a number that does not fit raises a ValueError, which says what was expected, or an error
-of torch where the check is left to it.
 """
 
 import math
@@ -31,24 +29,23 @@ def gaussian_kernel(weight: Tensor, delay: Tensor, sigma: float | Tensor, taps: 
         k[o,i,d] = w[o,i] g[d] / (sum_d' g[d'] + 1e-7)
         g[d] = exp(-((d - delay[o,i]) / sigma)^2 / 2)
 
+    The division makes the taps of a synapse sum up to its weight, however wide the Gaussian is and
+    however much of it lies outside 0..taps-1.  The 1e-7, DCLS's own, avoids a division by 0.
+
     weight: [out, in]; or [count, out, in] for `count` synapses between each pair of neurons, whose
         kernels are added.
     delay: in steps.  It has the weights' shape, or one that broadcasts to it: [1, in] is one delay
-        for each axon, which all synapses of an input share, [out, 1] one for each neuron.
-    sigma: the Gaussian's width in steps, above 0.  A number, or a tensor that broadcasts as well;
-        a tensor's values are not checked.
+        for each axon, which all synapses of an input share, [out, 1] one for each neuron.  It may
+        lie outside 0..taps-1, where its Gaussian is cut off.
+    sigma: the Gaussian's width in steps, above 0.  A number, or a tensor that broadcasts as well.
     taps: length of the kernel, for delays of 0..taps-1 steps.
     Returns [out, in, taps], with gradients to weight, delay and sigma.
     """
-    weight = _checked_weights(weight, delay, taps)  # [count, out, in]
-    if torch.is_tensor(sigma):
-        sigma.expand_as(weight)  # a RuntimeError if it does not fit; a GPU need not wait for it
-    elif not sigma > 0:  # in these words it refuses nan too
-        raise ValueError(f"sigma is {sigma}: expected a positive width in steps.")
-    # The taps come first, so that a delay of any shape broadcasts; at the end they move to the last
-    # place.
+    weight = weight.reshape(-1, *weight.shape[-2:])  # [count, out, in]
+    delay = delay.expand_as(weight)
+    # The taps come first, so that sigma broadcasts as delay does; they move to the last place.
     d = torch.arange(taps, dtype=delay.dtype, device=delay.device).view(-1, 1, 1, 1)
-    g = torch.exp(-((d - delay) / sigma).square() / 2)  # [taps, count, out, in] or broadcasts to it
+    g = torch.exp(-((d - delay) / sigma).square() / 2)  # [taps, count, out, in]
     kernel = g * (weight / (g.sum(0) + 1e-7))  # [taps, count, out, in]
     return kernel.sum(1).permute(1, 2, 0)  # [out, in, taps]
 
@@ -57,32 +54,30 @@ def integer_kernel(weight: Tensor, delay: Tensor, taps: int) -> Tensor:
     """The kernel of evaluation and of fixed delays: one tap a synapse, its weight at round(delay).
 
     A Gaussian around a whole number would become this as sigma goes to 0.  Arguments and result are
-    as in gaussian_kernel, but the rounded delays have to lie in 0..taps-1 and get no gradient.
+    as in gaussian_kernel, but delays get no gradient, and torch refuses one that is rounded to a
+    step outside 0..taps-1.
     """
-    weight = _checked_weights(weight, delay, taps)  # [count, out, in]
+    weight = weight.reshape(-1, *weight.shape[-2:])  # [count, out, in]
     position = delay.detach().round().long().expand_as(weight)  # [count, out, in]
-    # On a GPU this check would wait for the device; scatter checks the same there.
-    if not position.is_cuda and not ((position >= 0) & (position < taps)).all():
-        raise ValueError(f"a delay lies outside 0..{taps - 1} steps: clamp it, or use more taps.")
     kernel = weight.new_zeros(taps, *weight.shape)
     # kernel[position[c,o,i], c, o, i] = weight[c,o,i]
     kernel = kernel.scatter(0, position[None], weight[None])  # [taps, count, out, in]
     return kernel.sum(1).permute(1, 2, 0)  # [out, in, taps]
 
 
-def _checked_weights(weight, delay, taps):
-    """The weights as [count, out, in]; a ValueError if the delays do not broadcast to them."""
-    try:
-        delay.expand_as(weight)  # a RuntimeError if it cannot be done
-        fits = weight.dim() in (2, 3) and taps >= 1
-    except RuntimeError:
-        fits = False
-    if not fits:
-        raise ValueError(
-            f"weight {list(weight.shape)}, delay {list(delay.shape)}, taps {taps}: expected "
-            "[out, in] or [count, out, in], delays that broadcast to it, and at least one tap."
-        )
-    return weight.reshape(-1, *weight.shape[-2:])
+def shrinking_sigma(epoch: int, epochs: int, taps: int, offset=0.27, last_part=0.23) -> float:
+    """Sigma, the Gaussian's width in steps, in an epoch counted from 0.
+
+    Sigma is `offset`, which DCLS adds to every width, plus a part that shrinks.  Over the first
+    quarter of all epochs that part falls exponentially from taps // 2, half the range of delays, to
+    `last_part`, and stays there.  With 25 taps sigma goes from 12.27 to 0.5 steps.  That end is in
+    two parts because the authors' own sigma falls to 0.23 before DCLS adds 0.27.
+    """
+    quarter = epochs // 4
+    first_part = max(taps // 2, last_part)  # taps // 2 of a single tap is 0: there sigma is 0.5
+    if epoch >= quarter:  # from the start, with fewer than four epochs
+        return offset + last_part
+    return offset + first_part * (last_part / first_part) ** (epoch / quarter)
 
 
 # --------------------------------------------------------------------------------- the delayed sum
@@ -102,11 +97,9 @@ def delay_conv(spikes: Tensor, kernel: Tensor, tail: int = 0, method: str = "aut
     as train.set_backend does with two settings.  Under torch.autocast the sums are as coarse as its
     dtype, and spikes may move.
     """
-    shapes = f"spikes {list(spikes.shape)}, kernel {list(kernel.shape)}, tail {tail}"
     if spikes.dim() != 3 or kernel.dim() != 3 or spikes.shape[2] != kernel.shape[1]:
-        raise ValueError(f"{shapes}: expected [B, T, in] and [out, in, taps].")
-    if min(*spikes.shape, *kernel.shape) < 1 or tail < 0:
-        raise ValueError(f"{shapes}: expected no size of 0, and a tail of at least 0.")
+        found = f"spikes {list(spikes.shape)}, kernel {list(kernel.shape)}"
+        raise ValueError(f"{found}: expected [B, T, in] and [out, in, taps].")
     if method not in ("auto", "direct", "fourier"):
         raise ValueError(f"method is {method!r}: expected auto, direct or fourier.")
 
@@ -124,7 +117,22 @@ def delay_conv(spikes: Tensor, kernel: Tensor, tail: int = 0, method: str = "aut
 # ------------------------------------------------------------------------------------- the neurons
 
 
-def lif(current: Tensor, tau: float, threshold: float = 1.0, alpha: float = 5.0) -> Tensor:
+def spike(x: Tensor, alpha: float = 5.0) -> Tensor:
+    """1 where x >= 0, else 0, with a surrogate gradient: for lif_loop, and neurons of one's own.
+
+    A spike is a step, whose slope is 0 beside the jump: nothing would learn.  So the backward pass
+    takes the slope of a smooth step, arctan(pi/2 alpha x) / pi (SpikingJelly's ATan):
+
+        slope(x) = (alpha/2) / (1 + (pi/2 alpha x)^2)
+
+    x: how far a membrane lies above its threshold, of any shape.
+    alpha: how steep that step is; 5 is the authors' (in the config of their SHD and SSC runs).
+    """
+    smooth = torch.arctan(math.pi / 2 * alpha * x) / math.pi
+    return (x >= 0).to(x.dtype) + (smooth - smooth.detach())  # the bracket is 0 and has that slope
+
+
+def lif_loop(current: Tensor, tau: float, threshold: float = 1.0, alpha: float = 5.0) -> Tensor:
     """Leaky integrate-and-fire neurons, which sum up their input and spike at the threshold.
 
         h[t] = (1 - 1/tau) v[t-1] + I[t]
@@ -132,75 +140,23 @@ def lif(current: Tensor, tau: float, threshold: float = 1.0, alpha: float = 5.0)
         v[t] = h[t] (1 - s[t])
 
     current: I, [B, T, N].
-    tau: time constant of all membranes in steps, a number of at least 1.
+    tau: time constant of all membranes in steps, at least 1.
     threshold: of the potential, which is 0 at rest and after a spike.
-    alpha: steepness of the surrogate gradient (see surrogate_slope).
-    Returns the spikes s, [B, T, N].  They have a first derivative, and refuse a second one.
+    alpha: of the surrogate gradient, which enters by way of `spike`.
+    Returns the spikes s, [B, T, N].  Networks use `lif`, which is the same and faster.  This is the
+    one to read, and to copy for other neurons.
     """
-    _check_current(current, tau)
-    return LIF.apply(current, 1 - 1 / tau, threshold, alpha)
-
-
-class LIF(torch.autograd.Function):
-    """The time loop of lif, and its backward pass, a loop back in time.
-
-    The backward pass is written out because autograd through all these small steps takes nearly
-    three times as long.  unbind(1) turns [B, T, N] into a list of views [B, N], one for each step.
-    """
-
-    @staticmethod
-    def forward(ctx, current, decay, threshold, alpha):
-        potential = torch.empty_like(current)  # h of all steps
-        spikes = torch.empty_like(current)
-        v = torch.zeros_like(current[:, 0])
-        inputs, h, s = current.unbind(1), potential.unbind(1), spikes.unbind(1)
-        for t in range(len(h)):  # out=h[t] writes into potential; alpha of add is torch's factor
-            torch.add(inputs[t], v, alpha=decay, out=h[t])  # h = I + decay v
-            torch.ge(h[t], threshold, out=s[t])  # s = 1 if h >= threshold
-            torch.addcmul(h[t], h[t], s[t], value=-1, out=v)  # v = h - h s
-        ctx.save_for_backward(potential)
-        ctx.constants = decay, threshold, alpha
-        return spikes
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_spikes):
-        """h[t] acts through the spike s[t] and, by way of v[t], through h[t+1].  It contains I[t]:
-
-            dL/dh[t] = slope(h[t] - threshold) dL/ds[t] + decay (1 - s[t]) dL/dh[t+1]
-            dL/dI[t] = dL/dh[t]
-
-        dL/ds[t] is grad_spikes.  In v[t] = h[t] (1 - s[t]) the spike counts as a constant: as in
-        the paper, no gradient flows through the reset.  Else it would blame a spike for having
-        reset its own neuron.
-        """
-        (potential,) = ctx.saved_tensors
-        decay, threshold, alpha = ctx.constants
-        grad_current = surrogate_slope(potential - threshold, alpha).mul_(grad_spikes)
-        h, grad = potential.unbind(1), grad_current.unbind(1)
-        silent = torch.empty_like(h[0])  # 1 - s[t]
-        for t in reversed(range(len(h) - 1)):  # nothing comes after the last step
-            torch.lt(h[t], threshold, out=silent)
-            grad[t].addcmul_(silent, grad[t + 1], value=decay)
-        return grad_current, None, None, None
-
-
-def spike(x: Tensor, alpha: float = 5.0) -> Tensor:
-    """1 where x >= 0, else 0, with the surrogate gradient, to build other neurons from.
-
-    x: how far a membrane lies above its threshold, of any shape.
-    """
-    smooth = torch.arctan(math.pi / 2 * alpha * x) / math.pi  # its slope is surrogate_slope
-    return (x >= 0).to(x.dtype) + (smooth - smooth.detach())  # the bracket is 0 and has that slope
-
-
-def surrogate_slope(x: Tensor, alpha: float) -> Tensor:
-    """The slope of a spike in the backward pass, (alpha/2) / (1 + (pi/2 alpha x)^2).
-
-    A spike is a step, whose slope is 0 beside the jump: nothing would learn.  This is the slope of
-    the smooth step arctan(pi/2 alpha x) / pi instead (SpikingJelly's ATan).
-    """
-    return (math.pi / 2 * alpha * x).square_().add_(1).reciprocal_().mul_(alpha / 2)
+    decay = decay_of(tau)
+    v = torch.zeros_like(current[:, 0])  # [B, N]
+    spikes = []
+    for now in current.unbind(1):  # a step of time
+        h = decay * v + now
+        s = spike(h - threshold, alpha)
+        # As in the paper, the reset is a constant for the gradient.  Else it would blame a spike
+        # for having reset its own neuron.
+        v = h * (1 - s.detach())
+        spikes.append(s)
+    return torch.stack(spikes, 1)  # [B, T, N]
 
 
 def leaky_integrator(current: Tensor, tau: float) -> Tensor:
@@ -211,55 +167,36 @@ def leaky_integrator(current: Tensor, tau: float) -> Tensor:
     current: I, [B, T, N].  tau: in steps, at least 1.  Returns v, [B, T, N].  Nothing resets these
     neurons, so v is a product of I with a matrix, [T, T], which is faster than a loop over time.
     """
-    _check_current(current, tau)
     t = torch.arange(current.shape[1], dtype=torch.float64, device=current.device)
     elapsed = t[:, None] - t  # t - u, [T, T]: a row for each t, a column for each u
-    memory = (1 - 1 / tau) ** elapsed.clamp(min=0)  # clamp: a power below 0 would be huge
+    memory = decay_of(tau) ** elapsed.clamp(min=0)  # clamp: a power below 0 would be huge
     memory = memory.tril()  # 0 where u is later than t
     return memory.to(current.dtype) @ current
 
 
-def _check_current(current, tau):
-    if current.dim() != 3 or current.shape[1] < 1 or torch.is_tensor(tau) or not tau >= 1:
-        found = f"current {list(current.shape)}, tau {tau}"
-        raise ValueError(f"{found}: expected [B, T, N], T at least 1, tau a number of at least 1.")
+def decay_of(tau: float) -> float:
+    """What is left of a membrane's potential after a step, 1 - 1/tau."""
+    if not tau >= 1:
+        raise ValueError(f"tau is {tau}: expected a number of steps, at least 1.")
+    return 1 - 1 / tau
 
 
 def class_scores(membrane: Tensor, steps: Tensor | None = None) -> Tensor:
     """The score of each class: softmax over the classes at every step, summed over time.
 
     membrane: of the readout, [B, T, classes].
-    steps: [B], how many steps of each sample count, so that padding does not.  None: all.
+    steps: [B], how many steps of each sample count: its own and net.tail.  None: all.
     Returns [B, classes].  Training puts these scores through cross-entropy, which is a second
     softmax: the original does so.
     """
-    if membrane.dim() != 3:
-        raise ValueError(f"membrane {list(membrane.shape)}: expected [B, T, classes].")
     share = membrane.softmax(2)
     if steps is not None:
-        if steps.shape != membrane.shape[:1]:
-            raise ValueError(f"steps {list(steps.shape)}: expected [{len(membrane)}], as in [B].")
         t = torch.arange(membrane.shape[1], device=membrane.device)
-        share = share * (t < steps[:, None])[:, :, None]
+        share = share * (t < steps.to(membrane.device)[:, None])[:, :, None]
     return share.sum(1)
 
 
-# ------------------------------------------------------------------- sigma, the layer, the network
-
-
-def shrinking_sigma(epoch: int, epochs: int, taps: int, offset=0.27, last_part=0.23) -> float:
-    """Sigma, the Gaussian's width in steps, in an epoch counted from 0.
-
-    Sigma is `offset`, which DCLS adds to every width, plus a part that shrinks.  Over the first
-    quarter of all epochs that part falls exponentially from taps // 2, half the range of delays, to
-    `last_part`, and stays there.  With 25 taps sigma goes from 12.27 to 0.5 steps.  That end is in
-    two parts because the authors' own sigma falls to 0.23 before DCLS adds 0.27.
-    """
-    quarter = epochs // 4
-    first_part = max(taps // 2, last_part)  # taps // 2 of a single tap is 0: there sigma is 0.5
-    if epoch >= quarter:  # from the start, with fewer than four epochs
-        return offset + last_part
-    return offset + first_part * (last_part / first_part) ** (epoch / quarter)
+# --------------------------------------------------------------------------------------- the layer
 
 
 class DelayedLinear(nn.Module):
@@ -270,6 +207,8 @@ class DelayedLinear(nn.Module):
     count: synapses between each pair of neurons.
     learn_delays: False rounds the first delays, drawn at random, to whole steps and leaves them.
     connections: inputs of each neuron, drawn at random; 0, or more than there are, connects all.
+        The authors draw each connection by itself, so that their neurons differ in number, and
+        anew for each of the `count` synapses; and their first weights are those of a full layer.
     delay_shape: of .delay; None is that of the weights, one delay for each synapse.  It has to
         broadcast to them: (1, in_features) is one delay for each axon, (out_features, 1) one for
         each neuron.
@@ -294,17 +233,12 @@ class DelayedLinear(nn.Module):
     ):
         super().__init__()
         fan_in = min(connections or in_features, in_features)
-        if min(out_features, taps, count, fan_in) < 1:
-            raise ValueError(
-                f"{in_features=}, {out_features=}, {taps=}, {count=}, {connections=}: expected "
-                "at least 1 (connections 0: all)."
-            )
         self.taps = taps
         self.learn_delays = learn_delays
         self.connections = fan_in
-        self.conv = "auto"
         self.sigma = 0.5  # where shrinking_sigma ends
         self.whole_steps = True
+        self.conv = "auto"
 
         shape = (out_features, in_features)
         if count > 1:
@@ -312,7 +246,6 @@ class DelayedLinear(nn.Module):
         bound = math.sqrt(6 / (fan_in * count))  # Kaiming's uniform distribution for relu
         self.weight = nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
         delay = torch.empty(shape if delay_shape is None else delay_shape).uniform_(0, taps - 1)
-        _checked_weights(self.weight, delay, taps)  # for its ValueError
         self.delay = nn.Parameter(delay) if learn_delays else nn.Buffer(delay.round())
 
         mask = torch.ones(out_features, in_features, dtype=torch.bool)
@@ -345,15 +278,18 @@ class DelayedLinear(nn.Module):
     def forward(self, spikes):
         return delay_conv(spikes, self.kernel(), self.taps // 2, self.conv)
 
+    def clamp_delays(self):
+        """Moves the delays back into 0..taps-1; to be called after each step of the optimizer."""
+        self.delay.data.clamp_(0, self.taps - 1)
+
     def extra_repr(self):
         """What print(net) shows of the layer, and what a checkpoint says of it."""
         sizes = f"weight {list(self.weight.shape)}, delay {list(self.delay.shape)}"
         kind = f"learn_delays={self.learn_delays}, connections={self.connections}"
         return f"{sizes}, taps={self.taps}, {kind}, whole_steps={self.whole_steps}"
 
-    def clamp_delays(self):
-        """Moves the delays back into 0..taps-1; to be called after each step of the optimizer."""
-        self.delay.data.clamp_(0, self.taps - 1)
+
+# ------------------------------------------------------------------------------------- the network
 
 
 class DelaySNN(nn.Module):
@@ -361,17 +297,16 @@ class DelaySNN(nn.Module):
 
     hidden: the sizes of the hidden layers.  Each is a delayed sum, batch norm over batch and time,
     LIF neurons, and dropout that silences a neuron for all of a sample's time.  The readout is a
-    delayed sum into leaky integrators.  Every layer adds taps // 2 steps, so
-    T' = T + (hidden layers + 1) * (taps // 2).
+    delayed sum into leaky integrators.  Every layer adds taps // 2 steps, so T' = T + .tail.
 
-    tau: time constant of all neurons, in steps.  dropout: share of the neurons silenced in
-    training.  taps, count, learn_delays and connections are those of DelayedLinear; taps=1,
-    learn_delays=False is the network without delays.
+    tau: time constant of the hidden neurons, in steps; tau_readout: of the readout, None: tau.
+    dropout: share of the neurons silenced in training.  taps, count, learn_delays and connections
+    are those of DelayedLinear; taps=1, learn_delays=False is the network without delays.
 
     .layers: the DelayedLinear, the readout last.  .norms: the batch norms.
+    .tail: how many steps the network goes on for after its input.
     .rates: firing rate of each hidden layer in the last forward pass, before dropout, in spikes per
-        neuron and step, over all steps: those of padding and tails too.  They have gradients, for a
-        loss of theirs.
+        neuron and step that counts.  They have gradients, for a loss of theirs.
     .layer_class: the class of the layers, for which a subclass may name one of its own.
     """
 
@@ -388,12 +323,9 @@ class DelaySNN(nn.Module):
         count=1,
         learn_delays=True,
         connections=0,
+        tau_readout=None,
     ):
         super().__init__()
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout is {dropout}: expected a share from 0 to below 1.")
-        if not tau >= 1:
-            raise ValueError(f"tau is {tau}: expected at least 1 step.")
         sizes = [in_features, *hidden, classes]
         self.layers = nn.ModuleList(
             self.layer_class(before, after, taps, count, learn_delays, connections)
@@ -401,37 +333,98 @@ class DelaySNN(nn.Module):
         )
         self.norms = nn.ModuleList(nn.BatchNorm1d(size) for size in sizes[1:-1])
         self.tau = tau
+        self.tau_readout = tau if tau_readout is None else tau_readout
         self.dropout = dropout
         self.rates = []
 
     @property
     def tail(self):
-        """How many steps the network goes on for after its input: the sum of all layers' tails."""
         return sum(layer.taps // 2 for layer in self.layers)
-
-    def extra_repr(self):
-        """What print(net) shows beside the layers, and what a checkpoint says of the network."""
-        return f"tau={self.tau}, dropout={self.dropout}"
 
     def neurons(self, i, current):
         """Spikes of hidden layer i from its current, both [B, T, N]: override for other neurons."""
         return lif(current, self.tau)
 
-    def forward(self, x):
+    def forward(self, x, steps=None):
+        """steps: [B], on the CPU: how many steps each sample has, before zeros.  None: all of T.
+
+        A hidden layer of a sample goes on for its own tail, taps // 2 steps, after what it
+        receives.  After that its output is 0 and counts nowhere: not in batch norm, nor in the
+        rates.  With None zeros behind a sample count as its own steps, as the authors train.
+        """
+        ends = torch.full(x.shape[:1], x.shape[1]) if steps is None else steps.cpu()
         self.rates = []
-        # x is [B, T, in] at first, then the spikes of the layer before: longer by taps // 2 steps.
-        for i, norm in enumerate(self.norms):
-            current = self.layers[i](x)  # [B, T + taps//2, N]
-            current = norm(current.flatten(0, 1)).view_as(current)  # each neuron over all B and T
-            x = self.neurons(i, current)
-            self.rates.append(x.mean())
+        for i, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=False)):
+            current = layer(x)  # [B, T + tails so far, N]
+            ends = ends + layer.taps // 2
+            own = torch.arange(current.shape[1]) < ends[:, None]  # [B, T], True for what counts
+            rows = own.flatten().nonzero().squeeze(1).to(current.device)  # places in [B * T]
+            own = own.to(current.device)[:, :, None]
+
+            normed = norm(current.flatten(0, 1)[rows])  # [rows, N]: each neuron over all of them
+            current = torch.zeros_like(current).flatten(0, 1).index_copy_(0, rows, normed)
+            x = self.neurons(i, current.view(*own.shape[:2], -1)) * own
+            self.rates.append(x.sum() / (len(rows) * x.shape[2]))
             if self.training:
                 mask = torch.ones_like(x[:, :1])  # [B, 1, N], the same for all steps
                 x = x * F.dropout(mask, self.dropout)  # spikes are 0, or 1 / (1 - dropout) high
-        return leaky_integrator(self.layers[-1](x), self.tau)
+        return leaky_integrator(self.layers[-1](x), self.tau_readout)
+
+    def extra_repr(self):
+        """What print(net) shows beside the layers, and what a checkpoint says of the network."""
+        return f"tau={self.tau}, tau_readout={self.tau_readout}, dropout={self.dropout}"
 
 
-# ---------------------------------------- the delayed sum on a CPU: skip this on a first reading
+# ------------------------------- the same as above, faster on a CPU: skip this on a first reading
+
+
+def lif(current: Tensor, tau: float, threshold: float = 1.0, alpha: float = 5.0) -> Tensor:
+    """lif_loop with a backward pass of its own: the same arguments and numbers, in a third of the
+    time.  The spikes have a first derivative, and refuse a second one.
+    """
+    return LIF.apply(current, decay_of(tau), threshold, alpha)
+
+
+class LIF(torch.autograd.Function):
+    """The loop of lif_loop, and its backward pass, a loop back in time.
+
+    unbind(1) turns [B, T, N] into a list of views [B, N], one for each step.
+    """
+
+    @staticmethod
+    def forward(ctx, current, decay, threshold, alpha):
+        potential = torch.empty_like(current)  # h of all steps
+        spikes = torch.empty_like(current)
+        v = torch.zeros_like(current[:, 0])
+        inputs, h, s = current.unbind(1), potential.unbind(1), spikes.unbind(1)
+        for t in range(len(h)):  # out=h[t] writes into potential; alpha of add is torch's factor
+            torch.add(inputs[t], v, alpha=decay, out=h[t])  # h = I + decay v
+            torch.ge(h[t], threshold, out=s[t])  # s = 1 if h >= threshold
+            torch.addcmul(h[t], h[t], s[t], value=-1, out=v)  # v = h - h s
+        ctx.save_for_backward(potential)
+        ctx.constants = decay, threshold, alpha
+        return spikes
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_spikes):
+        """h[t] acts through the spike s[t] and, by way of v[t], through h[t+1].  It contains I[t]:
+
+            dL/dh[t] = slope(h[t] - threshold) dL/ds[t] + decay (1 - s[t]) dL/dh[t+1]
+            dL/dI[t] = dL/dh[t]
+
+        dL/ds[t] is grad_spikes.  In v[t] = h[t] (1 - s[t]) the spike counts as a constant.
+        """
+        (potential,) = ctx.saved_tensors
+        decay, threshold, alpha = ctx.constants
+        slope = potential.sub(threshold).mul_(math.pi / 2 * alpha).square_().add_(1).reciprocal_()
+        grad_current = slope.mul_(alpha / 2).mul_(grad_spikes)
+        h, grad = potential.unbind(1), grad_current.unbind(1)
+        silent = torch.empty_like(h[0])  # 1 - s[t]
+        for t in reversed(range(len(h) - 1)):  # nothing comes after the last step
+            torch.lt(h[t], threshold, out=silent)
+            grad[t].addcmul_(silent, grad[t + 1], value=decay)
+        return grad_current, None, None, None
 
 
 def conv_fourier(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:

@@ -5,6 +5,7 @@ evaluation, a whole run.  Options and files come last and may be skipped.
 """
 
 import argparse
+import ctypes
 import io
 import json
 import math
@@ -46,11 +47,11 @@ def build(options: argparse.Namespace, kind: type[DelaySNN] = DelaySNN) -> Delay
     kind: DelaySNN or a subclass of it.
     """
     dataset = data.DATASETS[options.dataset]
-    if not options.tau >= dataset.step_ms or not 0 <= options.dropout < 1:
-        found = f"--tau {options.tau}, --dropout {options.dropout}"
-        raise UserError(
-            f"{found}: expected at least a step, {dataset.step_ms} ms; and 0 to below 1"
-        )
+    tau_readout = options.tau if options.tau_readout is None else options.tau_readout
+    if not min(options.tau, tau_readout) >= dataset.step_ms or not 0 <= options.dropout < 1:
+        found = f"--tau {options.tau}, --tau-readout {tau_readout}, --dropout {options.dropout}"
+        rule = f"expected times of at least a step, {dataset.step_ms} ms, and a share below 1"
+        raise UserError(f"{found}: {rule}")
     torch.manual_seed(options.seed)
     return kind(
         dataset.inputs,
@@ -58,6 +59,7 @@ def build(options: argparse.Namespace, kind: type[DelaySNN] = DelaySNN) -> Delay
         dataset.classes,
         taps=1 if options.delays == "none" else options.taps,
         tau=options.tau / dataset.step_ms,
+        tau_readout=tau_readout / dataset.step_ms,
         dropout=options.dropout,
         count=options.kernel_count,
         learn_delays=options.delays in ("learned", "constant-sigma"),
@@ -132,9 +134,9 @@ def cross_entropy(net, counts: Tensor, steps: Tensor, membrane: Tensor, labels: 
     """The loss of a batch: the cross-entropy of the class scores, a number.
 
     counts: [B, T, inputs].  steps: [B], the samples' own steps, on the CPU; the network goes on for
-    net.tail more.  membrane: net(counts), [B, T + net.tail, classes].  labels: [B].
+    net.tail more.  membrane: net(counts, steps), [B, T + net.tail, classes].  labels: [B].
     """
-    return F.cross_entropy(class_scores(membrane), labels)  # over padding too, as in the paper
+    return F.cross_entropy(class_scores(membrane, steps + net.tail), labels)
 
 
 def train_epoch(net, optimizer, spikes: data.Spikes, options, loss=cross_entropy) -> list[float]:
@@ -146,8 +148,11 @@ def train_epoch(net, optimizer, spikes: data.Spikes, options, loss=cross_entropy
         counts = data.padded(spikes, indices, longest)  # [B, T, inputs]
         counts = data.augment(counts, options.shift)
         labels = spikes.labels[indices].to(counts.device)
-        membrane = net(counts)  # [B, T + tail, classes]
-        batch_loss = loss(net, counts, spikes.steps[indices], membrane, labels)
+        # The authors train on padded batches, where every step counts.  To do so, write here
+        # steps = torch.full_like(indices, longest).
+        steps = spikes.steps[indices]
+        membrane = net(counts, steps)  # [B, T + tail, classes]
+        batch_loss = loss(net, counts, steps, membrane, labels)
 
         optimizer.zero_grad()
         batch_loss.backward()
@@ -156,7 +161,7 @@ def train_epoch(net, optimizer, spikes: data.Spikes, options, loss=cross_entropy
         for layer in delayed_layers(net):
             layer.clamp_delays()
 
-        guess = class_scores(membrane.detach()).argmax(1)
+        guess = class_scores(membrane.detach(), steps + net.tail).argmax(1)
         accuracy = (guess == labels).to(membrane.dtype).mean()
         sums = sums + torch.stack([batch_loss, accuracy, *net.rates]).detach() * len(labels)
         data.progress(f"batch {number} of {len(batches)}")
@@ -172,15 +177,9 @@ def check_gradients(net: nn.Module) -> None:
 
 
 def predict(net: DelaySNN, spikes: data.Spikes, indices: Tensor, longest: int) -> Tensor:
-    """Class scores [B, classes] in evaluation, which do not depend on the other samples.
-
-    A sample's scores sum up its own steps and the tails of all layers.  Over all these steps each
-    layer has to be computed: a neuron may spike in silence, since batch norm gives it a constant
-    current.  So zeros follow the input, as many as the tails of all layers but the first, which
-    adds its own.  Later layers go on for longer, but that does not count.
-    """
-    counts = data.padded(spikes, indices, longest + net.tail - net.layers[0].taps // 2)
-    return class_scores(net(counts), (spikes.steps[indices] + net.tail).to(counts.device))
+    """Class scores [B, classes] of some samples, over their own steps and the network's tail."""
+    steps = spikes.steps[indices]
+    return class_scores(net(data.padded(spikes, indices, longest), steps), steps + net.tail)
 
 
 @torch.no_grad()
@@ -295,6 +294,8 @@ def finish(net: DelaySNN, sets: dict[str, data.Spikes], rows: list[dict], option
 def load_sets(options: argparse.Namespace) -> dict[str, data.Spikes]:
     """The splits that a run needs, as data.Spikes on its device: train, and valid, test or both."""
     splits = data.DATASETS[options.dataset].splits
+    if not set(splits) <= {"train", "valid", "test"}:
+        raise UserError(f"{options.dataset} has {splits}: expected train, and valid, test or both")
     if options.no_test:
         splits = [split for split in splits if split != "test"]
     sets = {split: data.load(options.dataset, split, options.data_dir) for split in splits}
@@ -389,6 +390,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--kernel-count", type=positive, default=1, help="synapses for each pair of neurons")
     add("--connections", type=int, default=0, help="inputs of a neuron, drawn at random; 0: all")
     add("--tau", type=float, help="time constant of the membranes, ms")
+    add("--tau-readout", type=float, help="of the readout alone, ms; None: as --tau")
     add("--dropout", type=float, help="share of the hidden neurons silenced in training")
 
     add("--epochs", type=positive, help="passes over the training samples")
@@ -413,7 +415,7 @@ def positive(text: str) -> int:
 
 
 def set_backend() -> None:
-    """Full precision on a GPU, and a setting that makes a CPU fast.
+    """Full precision on a GPU, and two settings that make a CPU fast.
 
     Call it before torch computes on several threads: those that run already keep their denormals.
     """
@@ -421,6 +423,12 @@ def set_backend() -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
     # Far taps of a Gaussian are denormal numbers, with which some CPUs compute at half the speed.
     torch.set_flush_denormal(True)
+    if platform.libc_ver()[0] == "glibc":
+        # Big blocks of memory go back to the system when they are freed, and come back as pages
+        # that have to be cleared, in each step.  These two settings keep them.
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-4, 0)  # M_MMAP_MAX
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 def start(net: nn.Module, sets: dict[str, data.Spikes], options: argparse.Namespace) -> list:
