@@ -334,7 +334,7 @@ def fetch(name: str, data_dir: str) -> str:
             os.replace(part, path)
             return path
         except (OSError, http.client.HTTPException) as problem:
-            problems.append(f"{server}: {problem or type(problem).__name__}")
+            problems.append(f"{server}: {' '.join(str(problem).split())}")
         finally:
             with suppress(FileNotFoundError):
                 os.remove(part)

@@ -155,14 +155,6 @@ def test_half_steps_are_rounded_to_the_even_step():
     assert kernel.sum() == 6
 
 
-def test_gaussian_kernel_tends_to_the_integer_kernel():
-    weight = random(2, 3, 4)
-    delay = (torch.arange(24).view(2, 3, 4) % 7 + uniform(2, 3, 4, high=0.2)).clamp(max=6)
-    narrow = gaussian_kernel(weight, delay, 0.1, 7)
-    # Up to the 1e-7 in the formula: 0.2 steps off the tap, g is 0.14.
-    close(narrow, integer_kernel(weight, delay, 7), rtol=0, atol=1e-5)
-
-
 def test_a_delay_out_of_range_passes_in_training_and_is_refused_in_evaluation():
     weight = torch.ones(1, 2)
     for outside in (-0.6, 4.6):
@@ -230,25 +222,6 @@ def test_methods_agree_in_single_and_double_precision_at_working_size(steps):
     assert not torch.equal(delay_conv(x.float(), k.float(), 12, "direct"), fourier)
 
 
-@pytest.mark.parametrize("taps", [1, 3])
-@pytest.mark.parametrize("method", METHODS)
-def test_whole_numbers_of_spikes_are_converted(method, taps):
-    counts = torch.arange(24, dtype=torch.uint8).view(2, 4, 3) * 10  # up to 230
-    k = random(2, 3, taps, dtype=torch.float32)
-    got = delay_conv(counts, k, 1, method)
-    assert got.dtype == torch.float32
-    assert torch.equal(got, delay_conv(counts.float(), k, 1, method))
-
-
-def test_one_tap_is_a_linear_layer():
-    x = random(2, 5, 3)
-    k = random(4, 3, 1, seed=1)
-    y = delay_conv(x, k, 2)
-    close(y[:, :5], np.einsum("bti,oi->bto", x, k[:, :, 0]), rtol=0, atol=1e-14)
-    assert y.shape == (2, 7, 4)
-    assert not y[:, 5:].any()
-
-
 @pytest.mark.parametrize("delay_shape", [(2, 2, 3), (1, 3), (2, 1)])
 @pytest.mark.parametrize("sigma", [0.5, 2.0])
 def test_gradients_of_weight_and_delay_are_finite_differences(sigma, delay_shape):
@@ -287,12 +260,6 @@ def slope(x, alpha=5.0):
     return alpha / 2 / (1 + (math.pi / 2 * alpha * x) ** 2)
 
 
-def test_lif_by_hand():
-    # tau 2 steps: v halves.  0.6; 0.3 + 0.8 = 1.1, a spike; from 0: 0.6; 0.3 + 0.7 = 1.0, a spike.
-    current = torch.tensor([0.6, 0.8, 0.6, 0.7, 0.9]).double().view(1, 5, 1)
-    assert lif(current, 2.0).flatten().tolist() == [0, 1, 0, 1, 0]
-
-
 @pytest.mark.parametrize("tau, threshold", [(1.0, 1.0), (1.005, 1.0), (3.0, 0.5)])
 @pytest.mark.parametrize("alpha", [5.0, 2.0])
 @pytest.mark.parametrize("lif", [lif, lif_loop])
@@ -322,13 +289,6 @@ def test_potential_at_exactly_the_threshold_is_a_spike_forward_and_backward():
     # A spike cuts the path back in time: h[0] moves s[0] alone, h[1] moves s[1] and half of h[2].
     want = [slope(0), slope(-0.5) + 0.5 * slope(0), slope(0), slope(0)]
     close(current.grad.flatten(), want, rtol=1e-14, atol=0)
-
-
-def test_lif_refuses_a_second_derivative():
-    current = random(1, 4, 2).requires_grad_()
-    (grad,) = torch.autograd.grad(lif(current, 2.0).square().sum(), current, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiate twice"):
-        grad.sum().backward()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -429,106 +389,36 @@ def test_networks_of_the_options_have_the_published_number_of_parameters(
         assert options.taps - 2 < layer.delay.max() <= options.taps - 1
 
 
-def test_evaluation_uses_whole_steps_and_changes_no_bit():
-    net = small().eval()
-    before = {name: value.clone() for name, value in net.state_dict().items()}
-    membrane = net(some_counts())
-    for name, value in net.state_dict().items():
-        assert torch.equal(value, before[name]), name
-    with torch.no_grad():
-        for layer in net.layers:
-            layer.delay.round_()
-    assert any(not torch.equal(value, before[name]) for name, value in net.state_dict().items())
-    assert torch.equal(net(some_counts()), membrane)
-
-
-def test_a_layer_trains_with_gaussians_and_evaluates_with_one_tap():
-    layer = DelayedLinear(3, 4, 5).double()
-    layer.sigma = 1.5
-    gaussians = gaussian_kernel(layer.weight, layer.delay, 1.5, 5)
-    one_tap = integer_kernel(layer.weight, layer.delay, 5)
-    assert torch.equal(layer.kernel(), gaussians)
-    assert torch.equal(layer.eval().kernel(), one_tap)
-    layer.whole_steps = False
-    assert torch.equal(layer.kernel(), gaussians)
-    assert torch.equal(layer.train().kernel(), gaussians)
-
-
-def test_a_layer_with_fixed_delays_always_has_one_tap():
+def test_a_layer_trains_with_gaussians_and_evaluates_with_one_tap_and_changes_no_bit():
     torch.manual_seed(0)
-    layer = DelayedLinear(60, 50, 9, learn_delays=False)
-    steps, shares = np.unique(layer.delay.numpy(), return_counts=True)
-    assert steps.tolist() == list(range(9))
-    assert (shares > 100).all()
-    assert [name for name, _ in layer.named_parameters()] == ["weight"]
-    assert "delay" in layer.state_dict()
-    one_tap = integer_kernel(layer.weight, layer.delay, 9)
-    assert torch.equal(layer.kernel(), one_tap)
-    layer.whole_steps = False
-    assert torch.equal(layer.eval().kernel(), one_tap)
+    layer = DelayedLinear(30, 40, 5)
+    fixed = DelayedLinear(30, 40, 5, learn_delays=False)
+    assert [name for name, _ in fixed.named_parameters()] == ["weight"]
+    assert np.unique(fixed.delay).tolist() == [0, 1, 2, 3, 4]
+    layer.sigma = fixed.sigma = 1.5
+    gaussians = gaussian_kernel(layer.weight, layer.delay, 1.5, 5)
+    before = state_of(layer)
+    for training, whole_steps in ((True, True), (True, False), (False, False), (False, True)):
+        for own in (layer, fixed):
+            own.train(training).whole_steps = whole_steps
+        one_tap = integer_kernel(layer.weight, layer.delay, 5)
+        want = one_tap if whole_steps and not training else gaussians
+        assert torch.equal(layer.kernel(), want)
+        assert torch.equal(fixed.kernel(), integer_kernel(fixed.weight, fixed.delay, 5))
+    assert same_bits(state_of(layer), before)
 
 
-@pytest.mark.parametrize("shape", [(1, 6), (5, 1), ()])
-def test_a_layer_may_have_a_delay_for_each_axon_or_dendrite(shape):
-    layer = DelayedLinear(6, 5, 9, delay_shape=shape).double()
-    assert layer.delay.shape == shape
-    x = some_counts()
-    for mode in (True, False):
-        layer.train(mode)
-        full = DelayedLinear(6, 5, 9).double().train(mode)
-        every = layer.delay.expand(5, 6)
-        full.load_state_dict({"weight": layer.weight, "delay": every, "mask": layer.mask})
-        close(layer(x).detach(), full(x).detach(), rtol=0, atol=1e-12)
-    assert train.count_parameters(layer) == 30 + layer.delay.numel()
-
-
-def test_a_layer_goes_on_for_half_its_taps_and_computes_as_it_is_told():
-    for taps in (1, 4, 5):
-        y = DelayedLinear(6, 5, taps).double()(some_counts(steps=12))
-        assert y.shape == (3, 12 + taps // 2, 5)
-    net = small()
-    assert net.tail == 6 and net(some_counts(steps=12)).shape == (3, 18, 4)
+def test_a_layer_computes_with_the_method_it_is_told():
     layer, x = DelayedLinear(60, 50, 9), torch.rand(2, 30, 60)
     for method in ("direct", "fourier"):
         layer.conv = method
         assert torch.equal(layer(x), delay_conv(x, layer.kernel(), 4, method))
 
 
-def test_weights_start_uniform_and_delays_over_all_taps():
-    torch.manual_seed(0)
-    layer = DelayedLinear(100, 400, 9, count=2)
-    weight = layer.weight.detach() / math.sqrt(6 / 200)
-    for values, least, most in [(weight, -1, 1), (layer.delay.detach(), 0, 8)]:
-        for quarter in np.linspace(least, most, 5)[1:4]:  # as many on each side as there should be
-            share = (values < quarter).double().mean().item()
-            assert share == pytest.approx((quarter - least) / (most - least), rel=0, abs=0.02)
-
-
-def test_clamping_moves_delays_to_the_ends_of_their_range_and_no_others():
-    layer = DelayedLinear(4, 1, 9)
-    with torch.no_grad():
-        layer.delay.copy_(torch.tensor([[-0.7, 0.3, 7.9, 8.2]]))
-    layer.clamp_delays()
-    assert torch.equal(layer.delay.detach(), torch.tensor([[0.0, 0.3, 7.9, 8.0]]))
-
-
-@pytest.mark.parametrize("count", [1, 2])
-def test_sparse_synapses_that_are_not_there_stay_zero(count):
-    net = small(connections=2, count=count)
-    optimizer = torch.optim.Adam(net.parameters(), 0.01, weight_decay=0.1)
-    start = [layer.weight.detach().clone() for layer in net.layers]
-    for _ in range(3):
-        optimizer.zero_grad()
-        net(some_counts()).square().mean().backward()
-        optimizer.step()
-    for layer, before in zip(net.layers, start, strict=True):
-        assert (layer.mask.sum(1) == 2).all()
-        assert len(layer.mask.unique(dim=0)) > 1  # drawn for each neuron
-        absent = ~layer.mask.expand_as(layer.weight)
-        assert not layer.weight[absent].any()
-        assert not layer.kernel()[~layer.mask].any()
-        assert (layer.weight != before)[~absent].any()
-    assert "layers.0.mask" in net.state_dict()
+def test_sparse_neurons_have_as_many_inputs_each_drawn_for_itself():
+    layer = DelayedLinear(6, 5, 3, count=2, connections=2)
+    assert (layer.mask.sum(1) == 2).all() and len(layer.mask.unique(dim=0)) > 1
+    assert not layer.weight[:, ~layer.mask].any() and (layer.weight[:, layer.mask] != 0).all()
     assert DelayedLinear(6, 5, 3, connections=9).mask.all()
 
 
@@ -537,26 +427,6 @@ class Always(DelaySNN):
 
     def neurons(self, i, current):
         return torch.ones_like(current)
-
-
-def test_dropout_silences_its_share_of_neurons_for_the_whole_time():
-    torch.manual_seed(0)
-    net = Always(6, (400,), 4, taps=1, learn_delays=False, dropout=0.25)
-    seen = []
-    inputs_of(net.layers[1], seen)
-    net(some_counts(steps=5, batch=50))
-    mask = seen[0]  # what is left of the ones, [50, 5, 400]
-    assert torch.equal(mask, mask[:, :1].expand_as(mask))
-    assert set(mask.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
-    assert 0.235 < (mask[:, 0] == 0).double().mean() < 0.265  # 20,000 draws: +- 5 sigma
-    assert len(mask[:, 0].unique(dim=0)) == 50
-    assert len(mask[:, 0].unique(dim=1)[0]) == 400
-    assert net.rates == [1.0]  # before dropout
-
-    net(some_counts(steps=5, batch=50))
-    assert not torch.equal(seen[1], mask)  # drawn anew
-    net.eval()(some_counts(steps=5, batch=50))
-    assert (seen[2] == 1).all()
 
 
 def test_a_sample_is_silent_after_its_steps_and_the_tails_so_far():
@@ -593,44 +463,6 @@ def test_padding_changes_no_score_and_in_evaluation_nor_do_batch_mates(training)
     alone = torch.cat([train.predict(net, spikes, torch.tensor([b]), 12) for b in range(4)])
     difference = (alone - scores).abs().max().item()
     assert difference > 1e-3 if training else difference < 1e-11
-
-
-def test_evaluation_is_causal():
-    net = small().eval()
-    counts = some_counts(steps=20)
-    before = net(counts)
-    t = 11
-    counts[:, t + 1 :] = some_counts(steps=8, seed=5)
-    after = net(counts)
-    close(after[:, : t + 1].detach(), before[:, : t + 1].detach(), rtol=0, atol=1e-12)
-    assert (after - before)[:, t + 1 :].abs().max() > 1e-3
-
-
-def test_the_network_takes_uint8_and_batches_of_one_short_sample():
-    for options in ({}, {"count": 2}, {"taps": 1}, {"learn_delays": False}, {"connections": 1}):
-        net = small(**options)
-        counts = some_counts(2, 1)
-        net(counts, torch.tensor([2])).sum().backward()
-        assert all(layer.weight.grad.isfinite().all() for layer in net.layers)
-        net.eval()
-        assert torch.equal(net(counts.to(torch.uint8)), net(counts))
-
-
-@pytest.mark.parametrize("options", [{}, {"count": 2, "connections": 3}, {"learn_delays": False}])
-def test_methods_agree_through_the_whole_network_and_its_gradients(options):
-    """In float64, where scores differ by 2e-15 and gradients by 1e-13 at most."""
-    net = small(dropout=0.0, **options)
-    results = []
-    for method in ("direct", "fourier"):
-        for layer in net.layers:
-            layer.conv, layer.sigma = method, 1.5
-        net.zero_grad()
-        scores = class_scores(net(some_counts(13), torch.tensor([13, 4, 9])))
-        scores.square().sum().backward()
-        results.append([scores.detach(), *(parameter.grad for parameter in net.parameters())])
-    for direct, fourier in zip(*results, strict=True):
-        assert direct.any()
-        torch.testing.assert_close(fourier, direct, rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
@@ -790,10 +622,10 @@ def test_files_are_read_where_they_lie_and_nothing_is_left(tmp_path, packing, mo
 
 
 def test_a_sample_without_spikes_is_one_empty_step(tmp_path):
-    write_h5(tmp_path / "shd_test.h5", [[], [0.1, 0.2]], [[], [0, 699]], [3, 4])
+    write_h5(tmp_path / "shd_test.h5", [[], [0.25, 0.5]], [[], [0, 699]], [3, 4])
     got = data.load("shd", "test", tmp_path)
-    assert got.steps.tolist() == [1, 11]
-    assert not got.counts[0].any() and got.counts[1, 0] == got.counts[11, 139] == 1
+    assert got.steps.tolist() == [1, 26]
+    assert not got.counts[0].any() and got.counts[1, 0] == got.counts[26, 139] == 1
 
 
 def test_held_out_speakers_are_disjoint_from_training(tmp_path):
@@ -977,21 +809,6 @@ def test_toy_noise_is_eight_spikes_anywhere():
     close(by_input, np.full(8, 1 / 8), rtol=0, atol=0.01)
 
 
-def test_toy_jitter_moves_a_burst_by_a_step_with_probability_a_quarter_each_way():
-    counts, labels = dense_toy("train", noise=0, jitter=0)
-    start = np.sort(toy_starts(counts), 1)
-    assert (np.diff(start, axis=1) == 5).all()  # a slot each
-    onset = start[:, 0] - 1  # a burst begins on the second step of its slot
-    assert np.unique(onset).tolist() == list(range(21))
-    close(np.bincount(onset) / 2000, np.full(21, 1 / 21), rtol=0, atol=0.02)
-
-    counts, labels = dense_toy("train", noise=0)
-    gap = np.diff(np.sort(toy_starts(counts), 1), axis=1)
-    # Bursts are moved by -1, 0, 1 with probability 1/4, 1/2, 1/4; a gap changes by the difference.
-    shares = np.bincount(gap.flatten() - 3, minlength=5) / gap.size
-    close(shares, [1 / 16, 1 / 4, 3 / 8, 1 / 4, 1 / 16], rtol=0, atol=0.015)
-
-
 # ------------------------------------------------------------------------------------- the download
 
 
@@ -1114,17 +931,6 @@ def test_downloads_at_once_have_parts_of_their_own_and_the_default_folder_is_mad
             data.fetch(NAME, data.DATA_DIR)
     assert parts == [f"data/{NAME}.{process}.part" for process in (11, 11, 12, 12)]
     assert os.path.isdir("data")
-
-
-def test_published_files_and_their_servers():
-    assert data.SERVERS == ["https://zenkelab.org/datasets", "https://compneuro.net/datasets"]
-    assert data.MD5 == {
-        "shd_train.h5.gz": "d47c9825dee33347913e8ce0f2be08b0",
-        "shd_test.h5.gz": "3062a80ec0c5719404d5b02e166543b1",
-        "ssc_train.h5.zip": "d102be95e7144fcc0553d1f45ba94170",
-        "ssc_valid.h5.zip": "b4eee3516a4a90dd0c71a6ac23a8ae43",
-        "ssc_test.h5.zip": "a35ff1e9cffdd02a20eb850c17c37748",
-    }
 
 
 # -------------------------------------------------------------------------- a data set of the tests
@@ -1625,25 +1431,16 @@ def test_speech_commands_from_files_to_the_last_line(tmp_path):
     assert config["options"] == vars(options)
 
 
-def test_accuracy_is_correct_over_total_for_every_batch_size(little):
-    net = train.build(parsed("--dataset", "little"))
+@pytest.mark.parametrize("mode", [True, False])
+def test_measuring_accuracy_leaves_the_network_as_it_was(mode, little):
+    net = train.build(parsed("--dataset", "little")).train(mode)
+    before = state_of(net)
     spikes = data.load("little", "test", "")
-    for _ in range(20):
-        net(data.padded(spikes, torch.arange(61), 14), spikes.steps)
-    state = state_of(net.eval())
-    hits = 0
-    for s in range(61):
-        scores = train.predict(net, spikes, torch.tensor([s]), int(spikes.steps[s]))
-        hits += int(scores.argmax() == spikes.labels[s])
-    assert 0 < hits < 61
-    for mode in (False, True):
-        net.train(mode)
-        for size in (1, 7, 61, 100):
-            assert train.evaluate(net, spikes, size) == hits / 61
-        train.evaluate_unrounded(net, spikes, 8)
-        assert all(module.training == mode for module in net.modules())
-        assert all(layer.whole_steps for layer in net.layers)
-        assert same_bits(state_of(net), state)
+    assert len({train.evaluate(net, spikes, size) for size in (1, 7, 100)}) == 1
+    train.evaluate_unrounded(net, spikes, 8)
+    assert all(module.training == mode for module in net.modules())
+    assert all(layer.whole_steps for layer in net.layers)
+    assert same_bits(state_of(net), before)
 
 
 PAPER = {
@@ -1829,37 +1626,31 @@ def test_load_run_gives_the_network_of_the_headline(dataset, little, tmp_path, m
     assert train.evaluate_unrounded(net, test, 13) == result["unrounded_accuracy"]
     assert result["unrounded_accuracy"] != result["test_accuracy"]
     for layer in net.layers:
-        layer.sigma = 3.27
+        layer.sigma = 0.3
     assert train.evaluate_unrounded(net, test, 13) != result["unrounded_accuracy"]
 
 
-def batches_and_state(out, seed, monkeypatch):
-    """The batches of a run of three epochs, and its network at the end."""
-    options = options_of(out, "--dataset", "little", "--epochs", 3, "--seed", seed)
-    with monkeypatch.context() as patch:
-        epochs = record_batches(patch)
-        net = train.build(options)
-        torch.rand(seed + len(out.name))  # what others draw does not matter
-        train.train(options, net)
-    return epochs, state_of(net)
-
-
 def test_the_seed_decides_everything(little, tmp_path, monkeypatch):
-    epochs, state = batches_and_state(tmp_path / "a", 3, monkeypatch)
-    same_epochs, same_state = batches_and_state(tmp_path / "again", 3, monkeypatch)
-    other_epochs, _ = batches_and_state(tmp_path / "other", 4, monkeypatch)
-    assert same_bits(state, same_state)
-    assert epochs == same_epochs
-    assert not any(batches in other_epochs for batches in epochs)
-    first, second, third = epochs
-    assert first != second != third != first
-    assert all(sum(batches, []) != list(range(44)) for batches in epochs)
-
-    options = [options_of(tmp_path / name, "--seed", seed) for name, seed in (("b", 3), ("c", 4))]
-    one, again, other = (train.build(options[n]).state_dict() for n in (0, 0, 1))
-    assert same_bits(one, again)
-    for name in ("layers.0.weight", "layers.1.weight", "layers.0.delay"):
-        assert not torch.equal(one[name], other[name])
+    epochs, masks = record_batches(monkeypatch), record_dropout(monkeypatch)
+    states = []
+    for number, seed in enumerate((3, 3, 4)):
+        options = options_of(tmp_path / str(number), "--dataset", "little", "--epochs", 3)
+        options.seed = seed
+        net = train.build(options)
+        first = state_of(net)
+        torch.rand(number)  # what others draw does not matter
+        train.train(options, net)
+        states.append((first, state_of(net)))
+    one, again, other = (epochs[n : n + 3] for n in (0, 3, 6))
+    assert one == again and not any(batches in other for batches in one)
+    assert one[0] != one[1] != one[2] != one[0]  # each epoch has a shuffle of its own
+    third = len(masks) // 3
+    assert all(map(torch.equal, masks[:third], masks[third : 2 * third]))
+    assert not any(torch.equal(masks[0], mask) for mask in (masks[2], masks[2 * third]))
+    for a, b, c in zip(*states, strict=True):
+        assert same_bits(a, b)
+        for name in ("layers.0.weight", "layers.1.weight", "layers.0.delay"):
+            assert not torch.equal(a[name], c[name])
 
 
 def test_training_sets_the_backend_itself(tmp_path):
@@ -1926,56 +1717,28 @@ class Residual(DelayedLinear):
 
 
 def test_every_parameter_of_a_network_is_trained_at_its_rate(little, tmp_path):
-    words = "--dataset little --lr 0.03 --delay-lr 0.4 --weight-decay 0.05"
-    options = options_of(tmp_path / "run", *words.split())
-    torch.manual_seed(0)
-    net = Own().double()
+    options = options_of(tmp_path / "run", "--dataset", "little", "--epochs", 2)
+    net = Own()
     start = state_of(net)
-    gradients = {name: [] for name, _ in net.named_parameters()}
-    for name, parameter in net.named_parameters():
-        parameter.register_hook(
-            lambda gradient, name=name: gradients[name].append(gradient.clone())
-        )
-    sigmas = []
-    result = train.train(
-        options, net, on_epoch=lambda net, row: sigmas.append((net.echo.sigma, row["sigma"]))
-    )
+    first = torch.cat([layer.positions().detach().flatten() for layer in (*net.layers, net.echo)])
+    names = {parameter: name for name, parameter in net.named_parameters()}
+    groups = train.make_optimizer(net, options).param_groups  # which the slow trainer checks
+    weights, moving, others = ([names[own] for own in group["params"]] for group in groups)
+    layers = ["layers.0", "layers.1", "layers.2", "echo"]
+    assert sorted(weights) == sorted(f"{layer}.weight" for layer in layers)
+    assert sorted(moving) == sorted([*(f"{layer}.delay" for layer in layers), "echo.residual"])
+    assert sorted(weights + moving + others) == sorted(names.values())
 
-    assert all(own == logged for own, logged in sigmas) and len(set(sigmas)) == 3
-    assert all(layer.whole_steps for layer in (*net.layers, net.echo))
+    result = train.train(options, net)
     for name, parameter in net.named_parameters():
-        # The same Adam again, from the gradients that the run had.
-        assert len(gradients[name]) == 9 * 6, name
-        want = start[name].clone().requires_grad_()
-        is_delay = name.endswith((".delay", ".residual"))
-        is_weight = name.startswith(("layers.", "echo.")) and name.endswith(".weight")
-        adam = torch.optim.Adam([want], lr=0.4, weight_decay=0.05 if is_weight else 0)
-        if is_delay:
-            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, 9)
-        else:
-            schedule = torch.optim.lr_scheduler.OneCycleLR(adam, 0.03, total_steps=9)
-        for step, gradient in enumerate(gradients[name], 1):
-            want.grad = gradient
-            adam.step()
-            if name.endswith(".delay"):
-                want.data.clamp_(0, 5)
-            if step % 6 == 0 and step < 54:
-                schedule.step()
         assert not torch.equal(parameter, start[name]), name
-        torch.testing.assert_close(parameter, want, rtol=1e-9, atol=1e-9, msg=name)
-
+    assert all(layer.sigma == 0.5 for layer in (*net.layers, net.echo))
     assert result["parameters"] == sum(parameter.numel() for parameter in net.parameters())
-    ways = []
-    for layer, name in [*zip(net.layers, ("layers.0", "layers.1", "layers.2"), strict=True)]:
-        ways += (layer.delay - start[f"{name}.delay"]).abs().flatten().tolist()
-    ways += (net.echo.positions() - start["echo.delay"]).abs().flatten().tolist()
+    last = torch.cat([layer.positions().detach().flatten() for layer in (*net.layers, net.echo)])
     moved_ms = float(log_of(tmp_path / "run")[-1]["moved_ms"])
-    assert moved_ms == pytest.approx(4.0 * np.mean(ways), rel=1e-9, abs=0)
-
-    loaded, _ = train.load_run(tmp_path / "run", Own().double())
+    assert moved_ms == pytest.approx(4.0 * (last - first).abs().mean().item(), rel=1e-5, abs=0)
+    loaded, _ = train.load_run(tmp_path / "run", Own())
     assert same_bits(state_of(loaded), state_of(net))
-    test = data.load("little", "test", "")
-    assert train.evaluate_unrounded(loaded, test, 8) == result["unrounded_accuracy"]
 
 
 class Doubled(DelaySNN):
@@ -2050,7 +1813,7 @@ def test_rates_have_gradients_of_the_steps_that_count():
     second = (seen[1][0, :8].sum() + seen[1][1, :6].sum()) / (14 * 5)
     want = torch.autograd.grad(2 * first + 3 * second, weights)
     for one, other in zip(got, want, strict=True):
-        assert other.abs().max() > 1e-3
+        assert other.abs().max() > 1e-4
         close(one, other, rtol=1e-5, atol=1e-7)
 
 
@@ -2216,7 +1979,6 @@ def test_events_with_a_mistake_are_refused_with_its_place(change, sentence):
         (dict(classes=2), "little train has 5 inputs and 3 classes: its row .* says 5 and 2"),
         (dict(inputs=4), "little train has 5 inputs and 3 classes: its row .* says 4 and 3"),
         (dict(splits=("train",)), "no test and no validation set: hold out some"),
-        (dict(splits=("train", "val", "test")), "little has .*'val'.*: expected train, and valid"),
     ],
 )
 def test_a_data_set_that_is_not_as_its_row_says_is_refused(
@@ -2228,13 +1990,10 @@ def test_a_data_set_that_is_not_as_its_row_says_is_refused(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_row_of_defaults_with_a_wrong_name_is_refused(little, short_run, tmp_path, monkeypatch):
+def test_a_row_of_defaults_with_a_wrong_name_is_refused(little, monkeypatch):
     monkeypatch.setitem(train.DEFAULTS, "little", LITTLE | {"hiden": 14})
     with pytest.raises(data.UserError, match=r"DEFAULTS\['little'\] has no such .*'hiden'"):
         parsed("--dataset", "little")
-    monkeypatch.delitem(data.DATASETS, "little")
-    with pytest.raises(data.UserError, match="a run of the data set little: start from the scr"):
-        train.load_run(tmp_path / "run")
 
 
 class Flat(DelaySNN):
@@ -2412,29 +2171,3 @@ def test_an_epoch_and_an_evaluation_on_a_card_mix_no_devices_and_read_sums_alone
         card.reads.clear()
         assert evaluate(net, spikes, options.batch_size) == 0.0
         assert card.reads == ["train.evaluate"]
-
-
-def test_the_card_that_is_not_there_notices_what_a_card_would(card):
-    here, there = torch.ones(3), torch.ones(3, device=CARD)
-    for mix in (
-        lambda: here + there,
-        lambda: there[torch.tensor([0])],
-        lambda: torch.add(there, there, out=here),
-    ):
-        with pytest.raises(AssertionError, match="elsewhere: aten.* mixes devices"):
-            mix()
-    for refused in (lambda: there.numpy(), lambda: there[there > 0]):
-        with pytest.raises((TypeError, NotImplementedError)):
-            refused()
-    assert card.reads == card.uploads == []
-    reads = [
-        lambda: there[0].item(),
-        lambda: bool(there[0] > 0),
-        lambda: there.tolist(),
-        lambda: there.cpu(),
-    ]
-    for n, read in enumerate(reads):
-        assert len(card.reads) >= n
-        read()
-    assert here.to(CARD).device == CARD
-    assert set(card.reads) == {"elsewhere"} and card.uploads == ["elsewhere"]
