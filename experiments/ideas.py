@@ -1,7 +1,7 @@
 """Ideas of the literature, each a short class on the seams of delays.py, to copy and to change.
 
-    python experiments/ideas.py recurrent --dataset toy
-    python experiments/ideas.py axonal --dataset shd --data-dir DIR --epochs 30 --seed 1
+    python -m experiments.ideas recurrent --dataset toy
+    python -m experiments.ideas axonal --dataset shd --data-dir DIR --epochs 30 --seed 1
 
 The first word names the network, and all options of train.py may follow:
 
@@ -19,14 +19,11 @@ load a run again:
     net, options = train.load_run("runs/mine", net=train.build(options, Recurrent))
 """
 
-import os
 import sys
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import train
 from delays import DelayedLinear, DelaySNN, gaussian_kernel, integer_kernel, spike
@@ -113,9 +110,9 @@ class Echo(DelayedLinear):
         weight = torch.ones_like(self.delay)  # [1, N]
         gaussians = self.training or not self.whole_steps
         if gaussians and self.learn_delays:
-            kernel = gaussian_kernel(weight, self.delay, self.sigma, self.taps)
+            kernel = gaussian_kernel(weight, self.positions(), self.sigma, self.taps)
         else:
-            kernel = integer_kernel(weight, self.delay, self.taps)
+            kernel = integer_kernel(weight, self.positions(), self.taps)
         return kernel[0].T  # [taps, N]
 
 
@@ -153,7 +150,7 @@ class Recurrent(DelaySNN):
 
     def neurons(self, i, current):
         echo = self.echoes[i]
-        weight = echo.weight if echo.mask is None else echo.weight * echo.mask
+        weight = echo.weight * echo.mask
         spread = echo.spread()[:, None]  # [taps, 1, N]
 
         v = torch.zeros_like(current[:, 0])  # [B, N]
@@ -164,7 +161,7 @@ class Recurrent(DelaySNN):
             arrived, coming = coming.split([1, echo.taps - 1])
             h = (1 - 1 / self.tau) * v + now + F.linear(arrived[0], weight)
             s = spike(h - 1)
-            v = h * (1 - s.detach())  # as in lif, no gradient flows through the reset
+            v = h * (1 - s.detach())  # as in lif_loop, no gradient flows through the reset
             spikes.append(s)
             # A step passes: what came is gone, and a place for the longest delay is free.
             coming = torch.addcmul(torch.cat([coming, nothing]), spread, s)
@@ -201,7 +198,7 @@ class AdaptiveNeurons(nn.Module):
         for now in current.unbind(1):
             h = m * v + now - w
             s = spike(h - 1)
-            v = h * (1 - s.detach())  # as in lif, no gradient flows through the reset
+            v = h * (1 - s.detach())  # as in lif_loop, no gradient flows through the reset
             w = k * w + a * v + b * s
             spikes.append(s)
         return torch.stack(spikes, 1)
@@ -245,38 +242,17 @@ IDEAS = {
 }
 
 
-def parse(idea, words):
-    """The options of train.py.  Where they name no folder, it is named after the idea too."""
-    if not any(word.split("=")[0] == "--out" for word in words):
-        plain = train.parse([word for word in words if word != "--resume"])
-        out = f"runs/{plain.dataset}-{idea}-{plain.delays}-{plain.seed}"
-        words = [*words, "--out", out]
-    return train.parse(words)
-
-
-def main(words):
-    """Trains an idea, or prints the accuracy of a checkpoint that --eval names."""
-    names = ", ".join(IDEAS)
-    if not words:
-        raise ValueError(f"no idea is named: expected one of {names}")
-    idea, *words = words
-    if idea in ("-h", "--help"):
-        print(__doc__)
-        return
+def main(argv: list[str]) -> None:
+    """The command line of train.py, after the name of an idea."""
+    idea, *words = argv or ["none"]
     if idea not in IDEAS:
-        raise ValueError(f"the first word is {idea!r}: expected one of {names}")
-
-    options = parse(idea, words)
-    net = train.build(options, IDEAS[idea])
-    if options.eval is None:
-        train.print_result(train.train(options, net))
-    else:
-        train.evaluate_saved(options, net)
+        sys.exit(f"the first word is {idea}: expected one of {', '.join(IDEAS)}")
+    if not any(word.split("=")[0] in ("--out", "--resume", "--eval") for word in words):
+        options = train.parse(words)
+        out = f"runs/{options.dataset}-{idea}-{options.delays}-{options.seed}"
+        words = [*words, "--out", out]
+    train.main(words, IDEAS[idea])
 
 
 if __name__ == "__main__":
-    try:
-        with train.sentences("ideas.py"):
-            main(sys.argv[1:])
-    except KeyboardInterrupt:
-        sys.exit("\nstopped; if an epoch was saved, the same command with --resume goes on")
+    main(sys.argv[1:])
