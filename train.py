@@ -38,7 +38,7 @@ DEFAULTS = {
 }
 # fmt: on
 
-# ----------------------------------------------------------------------- network, optimizer
+# ---------------------------------------------------------------------- the network, its optimizer
 
 
 def build(options: argparse.Namespace, kind: type[DelaySNN] = DelaySNN) -> DelaySNN:
@@ -85,7 +85,7 @@ def make_optimizer(net: nn.Module, options: argparse.Namespace) -> torch.optim.A
     return torch.optim.Adam([decayed, {"params": delays}, {"params": others}], fused=True)
 
 
-# ------------------------------------------------------------------------------------- schedules
+# ----------------------------------------------------------------------------------- the schedules
 
 
 def one_cycle(epoch: int, epochs: int, peak: float) -> tuple[float, float]:
@@ -148,9 +148,8 @@ def train_epoch(net, optimizer, spikes: data.Spikes, options, loss=cross_entropy
         counts = data.padded(spikes, indices, longest)  # [B, T, inputs]
         counts = data.augment(counts, options.shift)
         labels = spikes.labels[indices].to(counts.device)
-        # The authors train on padded batches, where every step counts.  To do so, write here
-        # steps = torch.full_like(indices, longest).
-        steps = spikes.steps[indices]
+        # The authors' way is torch.full_like(indices, longest) here: then padding counts as well.
+        steps = spikes.steps[indices]  # [B]
         membrane = net(counts, steps)  # [B, T + tail, classes]
         batch_loss = loss(net, counts, steps, membrane, labels)
 
