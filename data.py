@@ -33,8 +33,8 @@ class UserError(ValueError):
 class Spikes(NamedTuple):
     """The samples of a split, one after another.
 
-    counts: uint8 [rows, inputs], spikes by step and input; a row is a step of a sample.  They lie
-        on the device that computes, and the rest on the CPU.
+    counts: uint8 [rows, inputs], spikes by step and input; a row is a step of a sample.  The counts
+        lie on the device that computes, the other fields on the CPU.
     steps: int64 [samples], how many rows each sample has.
     labels: int64 [samples], classes from 0.
     speakers: NumPy array [samples] of the numbers or names that the file has.
@@ -77,12 +77,14 @@ GROUP = 5  # channels that are summed to one input
 INPUTS = CHANNELS // GROUP
 STEP_MS = 10
 
-# A data set of one's own is one more row here, and one in train.DEFAULTS.
-TWO, THREE = ("train", "test"), ("train", "valid", "test")
+PAIR, TRIPLE = ("train", "test"), ("train", "valid", "test")
+
+# A data set of one's own is one more row here, and one in train.DEFAULTS.  The functions that read
+# come further down; a lambda looks them up when it is called.
 DATASETS = {
-    "shd": Dataset(lambda *of: read_published("shd", *of), TWO, INPUTS, 20, STEP_MS),
-    "ssc": Dataset(lambda *of: read_published("ssc", *of), THREE, INPUTS, 35, STEP_MS),
-    "toy": Dataset(lambda split, data_dir: toy(split), TWO, 8, 10, STEP_MS),
+    "shd": Dataset(lambda *args: read_published("shd", *args), PAIR, INPUTS, 20, STEP_MS),
+    "ssc": Dataset(lambda *args: read_published("ssc", *args), TRIPLE, INPUTS, 35, STEP_MS),
+    "toy": Dataset(lambda split, data_dir: toy(split), PAIR, 8, 10, STEP_MS),
 }
 
 
@@ -105,13 +107,13 @@ def toy(split: str, *, jitter: float = 0.25, noise: int = 8) -> Spikes:
     second step; with probability `jitter` one step earlier, with as much one step later.  So only
     one input speaks at a time, and whoever sees a single step, without knowing when it is, cannot
     tell the classes apart.  With membranes that forget at once, only delays remember an order; a
-    leak of 100 ms does nearly as well.  `noise` more spikes a sample fall anywhere.
+    leak of 100 ms remembers it as well.  `noise` more spikes a sample fall anywhere.
     """
     inputs, slot, burst, latest = 8, 5, 3, 20
     samples, seed = {"train": (2000, 1), "test": (1000, 2)}[split]
     rng = np.random.default_rng(seed)
     slots = np.tile(np.arange(inputs), (10, 1))
-    # slots[c, i]: in which slot input i speaks in class c.
+    # slots[c, i]: in which slot input i speaks in class c, the same for train and test.
     slots = np.random.default_rng(0).permuted(slots, axis=1)
     labels = np.arange(samples, dtype=np.int64) % 10
     onset = rng.integers(0, latest + 1, (samples, 1))
@@ -182,8 +184,8 @@ def read_published(dataset: str, split: str, data_dir: str) -> Spikes:
         if path.endswith(".h5"):
             return read_h5(path, classes)
         folder = os.path.dirname(path) or "."
-        scratch = folder if os.access(folder, os.W_OK) else None  # None: where the system has it
-        # A temporary file has no name: it goes when the process does.
+        scratch = folder if os.access(folder, os.W_OK) else None  # None: the system's own
+        # A temporary file has no name: it is gone when the process ends.
         with open_packed(path) as packed, tempfile.TemporaryFile(dir=scratch) as file:
             progress(f"unpacking {path}")
             shutil.copyfileobj(packed, file, 1 << 22)
@@ -211,7 +213,10 @@ def open_packed(path: str):
 
 
 def read_h5(file, classes: int) -> Spikes:
-    """The Spikes of an .h5 file, a path or an open file, in the layout of SHD and SSC."""
+    """The Spikes of an .h5 file, a path or an open file, in the layout of SHD and SSC.
+
+    labels and extra/speaker have an entry for each sample, spikes/times and spikes/units an array.
+    """
     with h5py.File(file, "r") as h5:
         labels = whole_numbers("label", h5["labels"][:], classes)
         speakers = h5["extra/speaker"]
@@ -239,8 +244,8 @@ def bin_sample(times: np.ndarray, units: np.ndarray, name: str = "the sample") -
     in the authors' code, time begins with the sample's first spike.
     """
     units = whole_numbers(f"{name}: unit", units, CHANNELS)
-    ms = times.astype(np.float32) * 1000  # as float16 it would overflow, and lose whole steps
-    ms -= ms.min(initial=np.inf)
+    ms = times.astype(np.float32) * 1000  # in float16, late spikes would slip into other steps
+    ms -= ms.min(initial=np.inf)  # initial: for a sample without spikes
     longest = ms.max(initial=0)
     if not longest <= 10_000:  # published samples last up to 1.4 s; nan is not below anything
         found = f"{name} lasts {longest / 1000:.0f} s"
@@ -276,7 +281,7 @@ def from_events(sample, step, channel, labels, inputs: int, speakers=None) -> Sp
         counted from 0 at the sample's beginning, and its input (0..inputs-1).
     labels: [samples], classes from 0.  speakers: [samples], numbers or names, if there are any.
     A sample ends with its last spike.  At most 255 spikes may share a step and input.  Raises a
-    UserError for anything else.
+    UserError for numbers out of these ranges.
     """
     labels = whole_numbers("label", labels)
     sample = whole_numbers("sample of spike", sample, len(labels))
@@ -285,10 +290,10 @@ def from_events(sample, step, channel, labels, inputs: int, speakers=None) -> Sp
     sizes = [len(sample), len(step), len(channel)]
     if len(set(sizes)) > 1:
         raise UserError(f"sample, step and channel have {sizes} entries: expected as many each")
-    order = np.argsort(sample, kind="stable")
-    ends = np.bincount(sample, minlength=len(labels)).cumsum()
+    order = np.argsort(sample, kind="stable")  # spikes of sample 0, of sample 1, ...
+    ends = np.bincount(sample, minlength=len(labels)).cumsum()  # where each sample's end in it
     counts = []
-    for own in np.split(order, ends[:-1]):  # the places of one sample's spikes
+    for own in np.split(order, ends[:-1]):
         counts.append(count_spikes(step[own], channel[own], inputs))
     return join(counts, labels, speakers)
 
@@ -315,7 +320,7 @@ MD5 = {
     "ssc_valid.h5.zip": "b4eee3516a4a90dd0c71a6ac23a8ae43",
     "ssc_test.h5.zip": "a35ff1e9cffdd02a20eb850c17c37748",
 }
-DATA_DIR = "data"  # is made; any other folder has to exist, for its name may be mistyped
+DATA_DIR = "data"  # the default folder, which is made; any other one has to be there
 
 
 def fetch(name: str, data_dir: str) -> str:

@@ -29,8 +29,8 @@ def gaussian_kernel(weight: Tensor, delay: Tensor, sigma: float | Tensor, taps: 
         k[o,i,d] = w[o,i] g[d] / (sum_d' g[d'] + 1e-7)
         g[d] = exp(-((d - delay[o,i]) / sigma)^2 / 2)
 
-    The division makes the taps of a synapse sum up to its weight, however wide the Gaussian is and
-    however much of it lies outside 0..taps-1.  The 1e-7, DCLS's own, avoids a division by 0.
+    The division makes the taps of a synapse sum up to its weight at any sigma.  The 1e-7, DCLS's
+    own, avoids a division by 0; only far outside 0..taps-1 does a Gaussian lose weight by it.
 
     weight: [out, in]; or [count, out, in] for `count` synapses between each pair of neurons, whose
         kernels are added.
@@ -43,8 +43,8 @@ def gaussian_kernel(weight: Tensor, delay: Tensor, sigma: float | Tensor, taps: 
     """
     weight = weight.reshape(-1, *weight.shape[-2:])  # [count, out, in]
     delay = delay.expand_as(weight)
-    # The taps come first, so that sigma broadcasts as delay does; they move to the last place.
-    d = torch.arange(taps, dtype=delay.dtype, device=delay.device).view(-1, 1, 1, 1)
+    d = torch.arange(taps, dtype=delay.dtype, device=delay.device)
+    d = d.view(-1, 1, 1, 1)  # taps first, so that sigma may have the weights' shape
     g = torch.exp(-((d - delay) / sigma).square() / 2)  # [taps, count, out, in]
     kernel = g * (weight / (g.sum(0) + 1e-7))  # [taps, count, out, in]
     return kernel.sum(1).permute(1, 2, 0)  # [out, in, taps]
@@ -61,21 +61,20 @@ def integer_kernel(weight: Tensor, delay: Tensor, taps: int) -> Tensor:
     position = delay.detach().round().long().expand_as(weight)  # [count, out, in]
     kernel = weight.new_zeros(taps, *weight.shape)
     # kernel[position[c,o,i], c, o, i] = weight[c,o,i]
-    kernel = kernel.scatter(0, position[None], weight[None])  # [taps, count, out, in]
+    kernel = kernel.scatter(0, position.unsqueeze(0), weight.unsqueeze(0))
     return kernel.sum(1).permute(1, 2, 0)  # [out, in, taps]
 
 
 def shrinking_sigma(epoch: int, epochs: int, taps: int, offset=0.27, last_part=0.23) -> float:
     """Sigma, the Gaussian's width in steps, in an epoch counted from 0.
 
-    Sigma is `offset`, which DCLS adds to every width, plus a part that shrinks.  Over the first
-    quarter of all epochs that part falls exponentially from taps // 2, half the range of delays, to
-    `last_part`, and stays there.  With 25 taps sigma goes from 12.27 to 0.5 steps.  That end is in
-    two parts because the authors' own sigma falls to 0.23 before DCLS adds 0.27.
+    Over the first quarter of all epochs the authors' sigma falls exponentially from taps // 2, half
+    the range of delays, to `last_part`, and stays there.  DCLS adds `offset` to it.  With 25 taps
+    the sum goes from 12.27 to 0.5 steps.
     """
     quarter = epochs // 4
     first_part = max(taps // 2, last_part)  # taps // 2 of a single tap is 0: there sigma is 0.5
-    if epoch >= quarter:  # from the start, with fewer than four epochs
+    if epoch >= quarter:  # with fewer than four epochs from the start
         return offset + last_part
     return offset + first_part * (last_part / first_part) ** (epoch / quarter)
 
@@ -152,9 +151,7 @@ def lif_loop(current: Tensor, tau: float, threshold: float = 1.0, alpha: float =
     for now in current.unbind(1):  # a step of time
         h = decay * v + now
         s = spike(h - threshold, alpha)
-        # As in the paper, the reset is a constant for the gradient.  Else it would blame a spike
-        # for having reset its own neuron.
-        v = h * (1 - s.detach())
+        v = h * (1 - s.detach())  # as in the paper, no gradient flows through the reset
         spikes.append(s)
     return torch.stack(spikes, 1)  # [B, T, N]
 
@@ -192,7 +189,8 @@ def class_scores(membrane: Tensor, steps: Tensor | None = None) -> Tensor:
     share = membrane.softmax(2)
     if steps is not None:
         t = torch.arange(membrane.shape[1], device=membrane.device)
-        share = share * (t < steps.to(membrane.device)[:, None])[:, :, None]
+        own = t < steps.to(membrane.device)[:, None]  # [B, T]
+        share = share * own.unsqueeze(2)
     return share.sum(1)
 
 
@@ -205,16 +203,15 @@ class DelayedLinear(nn.Module):
     taps: delays are 0..taps-1 steps.  The output is taps // 2 steps longer than the input, as in
         the authors' code.  Most late spikes still arrive, though not all.
     count: synapses between each pair of neurons.
-    learn_delays: False rounds the first delays, drawn at random, to whole steps and leaves them.
+    learn_delays: False: the delays, drawn at random, are rounded to whole steps and not trained.
     connections: inputs of each neuron, drawn at random; 0, or more than there are, connects all.
-        The authors draw each connection by itself, so that their neurons differ in number, and
+        The authors draw each connection by itself, so that neurons have more or fewer inputs, and
         anew for each of the `count` synapses; and their first weights are those of a full layer.
-    delay_shape: of .delay; None is that of the weights, one delay for each synapse.  It has to
-        broadcast to them: (1, in_features) is one delay for each axon, (out_features, 1) one for
-        each neuron.
+    delay_shape: None gives each synapse its delay.  Other shapes have to broadcast to the weights':
+        (1, in_features) is one delay for each axon, (out_features, 1) one for each neuron.
 
     .weight: [out, in], or [count, out, in] if count > 1.
-    .delay: in steps, of delay_shape; a buffer if not learned.
+    .delay: in steps; a buffer if not learned.
     .mask: [out, in], True where there is a connection: everywhere, if connections reach all inputs.
     .sigma: the Gaussian's width in steps.  The training loop sets it; state_dict does not hold it.
     .whole_steps: True rounds the delays in evaluation; False keeps the Gaussians of training.
@@ -257,7 +254,7 @@ class DelayedLinear(nn.Module):
         self.register_buffer("mask", mask)
 
     def positions(self):
-        """The delays in use, in steps: .delay, unless a subclass computes them from it."""
+        """The delays in use, in steps: .delay, unless a subclass computes them, within 0..taps-1."""
         return self.delay
 
     def delay_parameters(self):
@@ -279,7 +276,7 @@ class DelayedLinear(nn.Module):
         return delay_conv(spikes, self.kernel(), self.taps // 2, self.conv)
 
     def clamp_delays(self):
-        """Moves the delays back into 0..taps-1; to be called after each step of the optimizer."""
+        """Moves .delay back into 0..taps-1; to be called after each step of the optimizer."""
         self.delay.data.clamp_(0, self.taps - 1)
 
     def extra_repr(self):
@@ -306,7 +303,7 @@ class DelaySNN(nn.Module):
     .layers: the DelayedLinear, the readout last.  .norms: the batch norms.
     .tail: how many steps the network goes on for after its input.
     .rates: firing rate of each hidden layer in the last forward pass, before dropout, in spikes per
-        neuron and step that counts.  They have gradients, for a loss of theirs.
+        neuron and step that counts.  They have gradients, so that a loss may contain them.
     .layer_class: the class of the layers, for which a subclass may name one of its own.
     """
 
@@ -346,29 +343,34 @@ class DelaySNN(nn.Module):
         return lif(current, self.tau)
 
     def forward(self, x, steps=None):
-        """steps: [B], on the CPU: how many steps each sample has, before zeros.  None: all of T.
+        """steps: [B], how many steps each sample has, before zeros; on the CPU, so that no step
+        waits for a GPU.  None: all of T.
 
         A hidden layer of a sample goes on for its own tail, taps // 2 steps, after what it
         receives.  After that its output is 0 and counts nowhere: not in batch norm, nor in the
-        rates.  With None zeros behind a sample count as its own steps, as the authors train.
+        rates.  With None, zeros behind a sample count as its own steps: so the authors train.
         """
         ends = torch.full(x.shape[:1], x.shape[1]) if steps is None else steps.cpu()
         self.rates = []
-        for i, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=False)):
+        for i, layer in enumerate(self.layers[:-1]):
             current = layer(x)  # [B, T + tails so far, N]
             ends = ends + layer.taps // 2
             own = torch.arange(current.shape[1]) < ends[:, None]  # [B, T], True for what counts
-            rows = own.flatten().nonzero().squeeze(1).to(current.device)  # places in [B * T]
-            own = own.to(current.device)[:, :, None]
-
-            normed = norm(current.flatten(0, 1)[rows])  # [rows, N]: each neuron over all of them
-            current = torch.zeros_like(current).flatten(0, 1).index_copy_(0, rows, normed)
-            x = self.neurons(i, current.view(*own.shape[:2], -1)) * own
-            self.rates.append(x.sum() / (len(rows) * x.shape[2]))
+            spikes = self.neurons(i, self.normed(i, current, own))
+            # lif is silent without a current, but other neurons need not be.
+            x = spikes * own.to(x.device).unsqueeze(2)
+            self.rates.append(x.sum() / (own.sum().item() * x.shape[2]))
             if self.training:
                 mask = torch.ones_like(x[:, :1])  # [B, 1, N], the same for all steps
                 x = x * F.dropout(mask, self.dropout)  # spikes are 0, or 1 / (1 - dropout) high
         return leaky_integrator(self.layers[-1](x), self.tau_readout)
+
+    def normed(self, i, current, own):
+        """Batch norm of layer i over the steps that count, own [B, T]; the others become 0."""
+        rows = own.flatten().nonzero().squeeze(1).to(current.device)  # their places in [B * T]
+        result = torch.zeros_like(current).flatten(0, 1)  # [B * T, N]
+        result.index_copy_(0, rows, self.norms[i](current.flatten(0, 1)[rows]))
+        return result.view_as(current)
 
     def extra_repr(self):
         """What print(net) shows beside the layers, and what a checkpoint says of the network."""
@@ -379,9 +381,7 @@ class DelaySNN(nn.Module):
 
 
 def lif(current: Tensor, tau: float, threshold: float = 1.0, alpha: float = 5.0) -> Tensor:
-    """lif_loop with a backward pass of its own: the same arguments and numbers, in a third of the
-    time.  The spikes have a first derivative, and refuse a second one.
-    """
+    """lif_loop, in a third of the time: its backward pass is written out.  No second derivative."""
     return LIF.apply(current, decay_of(tau), threshold, alpha)
 
 
@@ -417,8 +417,9 @@ class LIF(torch.autograd.Function):
         """
         (potential,) = ctx.saved_tensors
         decay, threshold, alpha = ctx.constants
-        slope = potential.sub(threshold).mul_(math.pi / 2 * alpha).square_().add_(1).reciprocal_()
-        grad_current = slope.mul_(alpha / 2).mul_(grad_spikes)
+        x = (potential - threshold).mul_(math.pi / 2 * alpha)
+        slope = x.square_().add_(1).reciprocal_().mul_(alpha / 2)  # of spike, in the memory of x
+        grad_current = slope.mul_(grad_spikes)
         h, grad = potential.unbind(1), grad_current.unbind(1)
         silent = torch.empty_like(h[0])  # 1 - s[t]
         for t in reversed(range(len(h) - 1)):  # nothing comes after the last step
@@ -430,7 +431,7 @@ class LIF(torch.autograd.Function):
 def conv_fourier(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
     """The delayed sum by the convolution theorem: at each frequency f, Y[f] = X[f] K[f].
 
-    With 25 taps and some 100 steps this takes an eighth of the multiplications.  The transforms are
+    At SHD's sizes this takes about an eighth of the multiplications.  The transforms are
     products with a matrix of cosines and sines: at these lengths an FFT takes longer (measured in
     experiments/RESULTS.md), and its layout is not the one that the products need.
     """

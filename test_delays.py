@@ -1437,9 +1437,10 @@ def test_measuring_accuracy_leaves_the_network_as_it_was(mode, little):
     before = state_of(net)
     spikes = data.load("little", "test", "")
     assert len({train.evaluate(net, spikes, size) for size in (1, 7, 100)}) == 1
+    net.layers[1].whole_steps = False
     train.evaluate_unrounded(net, spikes, 8)
     assert all(module.training == mode for module in net.modules())
-    assert all(layer.whole_steps for layer in net.layers)
+    assert [layer.whole_steps for layer in net.layers] == [True, False, True]
     assert same_bits(state_of(net), before)
 
 
@@ -1859,10 +1860,10 @@ def said(capsys, *argv, net_class=DelaySNN):
         ("--epochs many", "argument --epochs: invalid positive value: 'many'"),
         ("--hidden -3", "argument --hidden: -3: expected at least 1"),
         ("--batch-size 1.5", "argument --batch-size: invalid positive value: '1.5'"),
-        ("--tau 9.9", "--tau 9.9, --tau-readout 9.9, --dropout 0.4: expected times of at least"),
-        ("--tau nan", "--tau nan, --tau-readout nan, --dropout 0.4: expected times"),
-        ("--tau-readout 1", "--tau-readout 1.0, --dropout 0.4: expected times of at least"),
-        ("--dropout 1", "--dropout 1.0: expected times of at least a step, 10 ms, and a"),
+        ("--tau 9.9", "--tau 9.9, --tau-readout 9.9: expected at least 10 ms, a step"),
+        ("--tau nan", "--tau nan, --tau-readout nan: expected at least 10 ms"),
+        ("--tau-readout 1", "--tau-readout 1.0: expected at least 10 ms"),
+        ("--dropout 1", "--dropout 1.0: expected a share, 0 to below 1"),
         ("--dataset mnist", "argument --dataset: invalid choice: 'mnist'"),
         ("--delays some", "argument --delays: invalid choice: 'some'"),
         ("--epoch 1", "unrecognized arguments: --epoch 1"),
@@ -1992,7 +1993,7 @@ def test_a_data_set_that_is_not_as_its_row_says_is_refused(
 
 def test_a_row_of_defaults_with_a_wrong_name_is_refused(little, monkeypatch):
     monkeypatch.setitem(train.DEFAULTS, "little", LITTLE | {"hiden": 14})
-    with pytest.raises(data.UserError, match=r"DEFAULTS\['little'\] has no such .*'hiden'"):
+    with pytest.raises(data.UserError, match=r"DEFAULTS\['little'\] has unknown .*'hiden'"):
         parsed("--dataset", "little")
 
 
@@ -2158,7 +2159,12 @@ def test_an_epoch_and_an_evaluation_on_a_card_mix_no_devices_and_read_sums_alone
     assert means == [0.0] * (2 + options.layers)  # what this card reads
     assert card.reads == ["train.train_epoch"]  # once an epoch
     # In a batch: its labels; in each layer which rows and steps count; the steps of two scores.
-    batch = {"train.train_epoch": 1, "delays.forward": 2 * options.layers, "delays.class_scores": 2}
+    batch = {
+        "train.train_epoch": 1,
+        "delays.forward": options.layers,
+        "delays.normed": options.layers,
+        "delays.class_scores": 2,
+    }
     assert {name: card.uploads.count(name) for name in {*card.uploads}} == {
         name: 2 * times for name, times in batch.items()
     }

@@ -26,7 +26,7 @@ from data import UserError
 from delays import DelayedLinear, DelaySNN, class_scores, shrinking_sigma
 
 # The paper's settings (SHD and SSC) and those of the toy task.  tau is in ms here, and in steps in
-# delays.py.  lr is the peak of the weights' rate, delay_lr the first rate of the delays, in steps.
+# delays.py.  lr is the peak of the weights' learning rate, delay_lr the first one of the delays.
 # fmt: off
 DEFAULTS = {
     "shd": dict(hidden=256, layers=2, taps=25, tau=10.05, dropout=0.4, batch_size=256, epochs=150,
@@ -48,10 +48,11 @@ def build(options: argparse.Namespace, kind: type[DelaySNN] = DelaySNN) -> Delay
     """
     dataset = data.DATASETS[options.dataset]
     tau_readout = options.tau if options.tau_readout is None else options.tau_readout
-    if not min(options.tau, tau_readout) >= dataset.step_ms or not 0 <= options.dropout < 1:
-        found = f"--tau {options.tau}, --tau-readout {tau_readout}, --dropout {options.dropout}"
-        rule = f"expected times of at least a step, {dataset.step_ms} ms, and a share below 1"
-        raise UserError(f"{found}: {rule}")
+    if not min(options.tau, tau_readout) >= dataset.step_ms:  # in these words it refuses nan too
+        found = f"--tau {options.tau}, --tau-readout {tau_readout}"
+        raise UserError(f"{found}: expected at least {dataset.step_ms} ms, a step")
+    if not 0 <= options.dropout < 1:
+        raise UserError(f"--dropout {options.dropout}: expected a share, 0 to below 1")
     torch.manual_seed(options.seed)
     return kind(
         dataset.inputs,
@@ -74,7 +75,7 @@ def delayed_layers(net: nn.Module) -> list[DelayedLinear]:
 def make_optimizer(net: nn.Module, options: argparse.Namespace) -> torch.optim.Adam:
     """Adam for all parameters of the network, in three groups: weights, delays and all others.
 
-    Their learning rates are set by set_schedules in each epoch.
+    That of fixed delays is empty.  set_schedules sets the learning rates in each epoch.
     """
     layers = delayed_layers(net)
     weights = [layer.weight for layer in layers]
@@ -93,7 +94,7 @@ def one_cycle(epoch: int, epochs: int, peak: float) -> tuple[float, float]:
 
     Half a cosine leads from peak / 25 up to the peak, at 30 % of the epochs, and half a cosine down
     to peak / 250,000.  beta1 goes from 0.95 to 0.85 and back.  From four epochs on, these are the
-    values of torch's OneCycleLR, but as a function of the epoch they need not be saved.
+    values of torch's OneCycleLR.  As a function of the epoch, a schedule has no state to save.
     """
     # The epoch of the peak, counted from 0, as OneCycleLR has it: it need not be a whole number.
     top = max(0.3 * epochs - 1, 0)
@@ -133,7 +134,7 @@ def set_schedules(optimizer, net, epoch: int, options: argparse.Namespace) -> fl
 def cross_entropy(net, counts: Tensor, steps: Tensor, membrane: Tensor, labels: Tensor) -> Tensor:
     """The loss of a batch: the cross-entropy of the class scores, a number.
 
-    counts: [B, T, inputs].  steps: [B], the samples' own steps, on the CPU; the network goes on for
+    counts: [B, T, inputs], for losses of one's own.  steps: [B], the samples' own steps, on the CPU; the network goes on for
     net.tail more.  membrane: net(counts, steps), [B, T + net.tail, classes].  labels: [B].
     """
     return F.cross_entropy(class_scores(membrane, steps + net.tail), labels)
@@ -219,15 +220,18 @@ def train(options: argparse.Namespace, net=None, loss=None, on_epoch=None) -> di
     Returns what result.json holds.  Raises a UserError for what the user can mend.
     """
     set_backend()
-    # NumPy's numbers become Python's, so that a file of the run can be read everywhere.
+    # A way through JSON, so that NumPy's numbers become Python's and the run can be read again.
     words = json.dumps(vars(options), default=operator.methodcaller("item"))
     options = argparse.Namespace(**json.loads(words))
     sets = load_sets(options)
     net = (build(options) if net is None else net).to(options.device)
     optimizer = make_optimizer(net, options)
+    # Taken before resume loads later ones: the seed draws the first ones again.
     first_delays = [layer.positions().detach().clone() for layer in delayed_layers(net)]
     rows = resume(net, optimizer, options) if options.resume else start(net, sets, options)
-    watched = "valid" if "valid" in sets else "test"  # with the former, test is read at the end
+    watched = (
+        "valid" if "valid" in sets else "test"
+    )  # with the former, test is evaluated once, at the end
 
     for epoch in range(len(rows), options.epochs):
         begun = time.time()
@@ -277,7 +281,8 @@ def finish(net: DelaySNN, sets: dict[str, data.Spikes], rows: list[dict], option
     row = rows[-1] if best is None else rows[best - 1]
     set_sigma(net, row["epoch"] - 1, options)  # of that epoch, for the unrounded kernels
     test = sets.get("test")
-    judged, size = test or sets["valid"], options.batch_size
+    judged = sets["valid"] if test is None else test
+    size = options.batch_size
     result = {key: vars(options)[key] for key in ("dataset", "delays", "seed", "epochs")}
     return result | {
         "parameters": count_parameters(net),
@@ -324,7 +329,7 @@ def count_parameters(net: nn.Module) -> int:
     total = sum(value.numel() for value in net.parameters() if value.requires_grad)
     for layer in delayed_layers(net):
         for value in (layer.weight, *layer.delay_parameters()):
-            if value.requires_grad and value.shape == layer.weight.shape:
+            if value.requires_grad and value.shape == layer.weight.shape:  # one a synapse
                 total -= int((~layer.mask).expand_as(value).sum())
     return total
 
@@ -338,15 +343,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser()
     look, _ = parser.parse_known_args([word for word in argv if word not in ("-h", "--help")])
     run = look.resume or look.eval
-    if run:
-        saved = read_options(run)
-    else:
-        saved = {}
-        row = DEFAULTS["shd"] | DEFAULTS[look.dataset]  # what one's own row leaves out is as in SHD
-        if row.keys() - vars(look).keys():
-            unknown = sorted(row.keys() - vars(look).keys())
-            raise UserError(f"train.DEFAULTS[{look.dataset!r}] has no such options: {unknown}")
-    parser.set_defaults(**(saved or row))
+    saved = read_options(run) if run else {}
+    # What a row of one's own leaves out is as in SHD.
+    defaults = saved or DEFAULTS["shd"] | DEFAULTS[look.dataset]
+    unknown = sorted(defaults.keys() - vars(look).keys())
+    if unknown:
+        raise UserError(f"{run or f'train.DEFAULTS[{look.dataset!r}]'} has unknown {unknown}")
+    parser.set_defaults(**defaults)
     options = parser.parse_args(argv)
 
     may_differ = {"resume", "eval", "out", "device", "data_dir"}
@@ -540,7 +543,7 @@ def print_result(result: dict) -> None:
 def print_evaluation(options: argparse.Namespace, net: DelaySNN) -> None:
     """Prints the accuracy of the run of --eval: on test, or on valid if it left test alone."""
     set_backend()
-    load_run(options.eval, net)
+    net, _ = load_run(options.eval, net)
     sets = load_sets(options)
     split = "test" if "test" in sets else "valid"
     accuracy = evaluate(net.to(options.device), sets[split], options.batch_size)

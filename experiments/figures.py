@@ -9,7 +9,6 @@ what reads a run, and last the looks and the options.
 """
 
 import argparse
-import csv
 import os
 import sys
 
@@ -22,14 +21,7 @@ from torch import Tensor
 import data
 import train
 from data import UserError
-from delays import (
-    DelayedLinear,
-    DelaySNN,
-    decay_of,
-    gaussian_kernel,
-    leaky_integrator,
-    shrinking_sigma,
-)
+from delays import DelayedLinear, DelaySNN, gaussian_kernel, leaky_integrator, shrinking_sigma
 
 INK = "#222222"
 GREY = "#b8b8b8"
@@ -59,50 +51,42 @@ def record(folder: str) -> None:
 
 
 def kernel_figure(folder: str) -> Figure:
-    """The kernel of one synapse in each epoch of the run of record, and some of them as curves."""
+    """One synapse of the run of record: its kernel in all epochs, and some of these as curves."""
     net, options = train.load_run(folder)
     history = torch.load(os.path.join(folder, "history.pt"), weights_only=True)
-    neuron, i = travelled(net.layers[0], history)
-    track = history[:, neuron, i]  # [1 + epochs]
-    shades = kernels(track, options.epochs, options.taps)
-
-    figure = Figure(figsize=(7.2, 2.5))
-    left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
-    draw_learning(left, track.tolist(), shades)
-    draw_kernels(right, track.tolist(), shades, epochs=[0, 1, 3, options.epochs - 1])
-    return figure
-
-
-def travelled(layer: DelayedLinear, history: Tensor) -> tuple[int, int]:
-    """Neuron and input of a strong synapse that moved far, to a whole step amid the range."""
+    # A strong synapse that moved far, to a whole step amid the range.
     end = history[-1]
     way = (end - history[0]).abs().clamp(max=8)
     whole = (end - end.round()).abs() < 0.2
-    amid = (end - layer.taps / 2).abs() < layer.taps / 4
-    merit = layer.weight.detach().abs() * way * whole * amid
-    return divmod(int(merit.argmax()), merit.shape[1])
+    amid = (end - options.taps / 2).abs() < options.taps / 4
+    merit = net.layers[0].weight.detach().abs() * way * whole * amid
+    neuron, i = divmod(int(merit.argmax()), merit.shape[1])
+
+    track = history[:, neuron, i]  # [1 + epochs]: at the start of each epoch, and at the end
+    shades = kernels(track, options.taps)
+    epochs, taps = shades.shape
+
+    figure = Figure(figsize=(7.2, 2.5))
+    left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
+    left.pcolormesh(range(1, epochs + 1), range(taps), shades.T, cmap="Blues", vmax=1.25)
+    left.plot(range(1, epochs + 2), track, color=RED, linewidth=1.8)
+    left.text(epochs + 1.3, track[-1], " its delay", color=RED, fontsize=8, va="center")
+    left.set_xlim(0.5, epochs + 4)
+    style(left, "one synapse's kernel while it learns", "epoch", "delay (steps of 10 ms)")
+    draw_kernels(right, track.tolist(), shades, epochs=[0, 1, 3, epochs - 1])
+    return figure
 
 
-def kernels(track: Tensor, epochs: int, taps: int) -> Tensor:
+def kernels(track: Tensor, taps: int) -> Tensor:
     """The kernel of a synapse at the start of each epoch, as a share of its peak: [epochs, taps].
 
-    track: the synapse's delay, [1 + epochs]; the last one is that of evaluation.
+    track: its delay there, and at the end: [1 + epochs].
     """
-    shades = []
-    for epoch, delay in enumerate(track[:-1]):
-        sigma = shrinking_sigma(epoch, epochs, taps)
-        kernel = gaussian_kernel(torch.ones(1, 1), delay.view(1, 1), sigma, taps)[0, 0]
-        shades.append(kernel / kernel.max())
-    return torch.stack(shades)
-
-
-def draw_learning(axis, track: list[float], shades: Tensor) -> None:
-    epochs, taps = shades.shape
-    axis.pcolormesh(range(1, epochs + 1), range(taps), shades.T, cmap="Blues", vmax=1.25)
-    axis.plot(range(1, epochs + 2), track, color=RED, linewidth=1.8)  # at the start of each epoch
-    note(axis, epochs + 1.3, track[-1], " its delay", RED, va="center")
-    axis.set_xlim(0.5, epochs + 4)
-    style(axis, "one synapse's kernel while it learns", "epoch", "delay (steps of 10 ms)")
+    epochs = len(track) - 1
+    sigma = torch.tensor([shrinking_sigma(epoch, epochs, taps) for epoch in range(epochs)])
+    # As if these were so many synapses of one neuron.
+    kernel = gaussian_kernel(torch.ones(1, epochs), track[None, :-1], sigma, taps)[0]
+    return kernel / kernel.amax(1, keepdim=True)
 
 
 def draw_kernels(axis, track: list[float], shades: Tensor, epochs: list[int]) -> None:
@@ -113,10 +97,10 @@ def draw_kernels(axis, track: list[float], shades: Tensor, epochs: list[int]) ->
         axis.fill_between(range(taps), level, curve, color=BLUE, alpha=0.35, linewidth=0)
         axis.plot(range(taps), curve, color=BLUE, linewidth=1)
         axis.vlines(track[epoch], level, level + 0.85, color=RED, linewidth=1.2)
-        note(axis, taps - 0.2, level + 0.25, f"epoch {epoch + 1}")
+        axis.text(taps - 0.2, level + 0.25, f"epoch {epoch + 1}", color=INK, fontsize=8)
     top = len(epochs)
     axis.vlines(round(track[-1]), top, top + 0.85, color=INK, linewidth=2)
-    note(axis, taps - 0.2, top + 0.25, "evaluation")
+    axis.text(taps - 0.2, top + 0.25, "evaluation", color=INK, fontsize=8)
     axis.set_yticks([])
     style(axis, "from a wide Gaussian to one tap", "delay (steps of 10 ms)")
     axis.spines["left"].set_visible(False)
@@ -128,7 +112,10 @@ def draw_kernels(axis, track: list[float], shades: Tensor, epochs: list[int]) ->
 def why_figure(folder: str) -> Figure:
     """A neuron of the toy task, and two classes, of which one makes it fire and one hardly does."""
     net, _ = train.load_run(folder)
-    counts = clear_patterns()
+    toy = data.toy("test", jitter=0, noise=0)
+    counts = data.padded(toy, torch.arange(len(toy.labels)), int(toy.steps.max()))  # [B, T, inputs]
+    begins = (counts[:, 1] > 0).any(1)  # in the first step that has spikes: so all of them arrive
+    counts = counts[begins]
     currents, spikes, _ = walk(net, counts)
     current, spikes = currents[0], spikes[0]  # of the first layer, [B, T + tail, N]
 
@@ -138,12 +125,12 @@ def why_figure(folder: str) -> Figure:
     quiet = int(fired[:, neuron].argmin())
     firing = int(fired[:, neuron].argmax())
 
-    figure = Figure(figsize=(7.2, 4.6), layout="tight")
+    figure = Figure(figsize=(7.2, 4.6))
     axes = figure.subplots(3, 2, sharex=True, sharey="row", height_ratios=(1, 1, 0.9))
     titles = ["spikes of a class that hardly makes it fire", "of a class that makes it fire"]
     for column, b, title in zip(axes.T, (quiet, firing), titles, strict=True):
         draw_arrivals(column, net.layers[0], neuron, counts[b])
-        draw_membrane(column[2], membrane(current[b, :, neuron].tolist(), net.tau))
+        draw_membrane(column[2], current[b, :, neuron].tolist(), net.tau)
         for step in spikes[b, :, neuron].nonzero()[:, 0].tolist():
             for axis in column[1:]:
                 axis.axvspan(step - 0.5, step + 0.5, color=PALE, zorder=0)
@@ -151,54 +138,34 @@ def why_figure(folder: str) -> Figure:
     for axis in axes[:2, 0]:
         axis.set_ylabel("input", fontsize=8, color=INK)
     end = current.shape[1]
-    note(axes[0, 1], end, 6, "exciting", BLUE, ha="right")
-    note(axes[0, 1], end, 5, "inhibiting", RED, ha="right")
+    axes[0, 1].text(end, 6, "exciting", color=BLUE, fontsize=8, ha="right")
+    axes[0, 1].text(end, 5, "inhibiting", color=RED, fontsize=8, ha="right")
+    figure.tight_layout()
     return figure
-
-
-def clear_patterns() -> Tensor:
-    """Toy samples of all classes without noise, which begin at once: all of their spikes arrive."""
-    toy = data.toy("test", jitter=0, noise=0)
-    every = torch.arange(len(toy.labels))
-    counts = data.padded(toy, every, int(toy.steps.max()))  # [B, T, inputs]
-    begins = (counts[:, 1] > 0).any(1)  # in the first step that has spikes
-    return counts[begins]
-
-
-def arrivals(layer: DelayedLinear, neuron: int, counts: Tensor) -> tuple[Tensor, ...]:
-    """The spikes of a sample, counts [T, inputs]: their steps, inputs, and steps of arrival."""
-    step, i = counts.nonzero().T
-    delay = layer.positions()[neuron].detach().round().long()
-    return step, i, step + delay[i]
 
 
 def draw_arrivals(axes, layer: DelayedLinear, neuron: int, counts: Tensor) -> None:
     """Spikes of the inputs, and below as they reach the neuron; as high as the weight is strong."""
-    weight = layer.weight[neuron].detach()
+    weight, delay = layer.weight[neuron].detach(), layer.positions()[neuron].detach().round()
     height = 0.9 * weight.abs() / weight.abs().max()
-    sent, i, arrived = arrivals(layer, neuron, counts)
+    sent, i = counts.nonzero().T
     color = np.where(weight[i] > 0, BLUE, RED)
-    for axis, step in zip(axes, (sent, arrived), strict=False):
+    for axis, step in ((axes[0], sent), (axes[1], sent + delay[i])):
         axis.bar(step, height[i], bottom=i - height[i] / 2, width=0.85, color=color)
         axis.set_ylim(-0.7, len(weight) - 0.3)
     style(axes[1], "as they reach the neuron, each after its delay")
 
 
-def membrane(current: list[float], tau: float) -> list[float]:
-    """The potential h of a neuron at each step, as lif computes it, from its current."""
-    v = 0.0
-    potential = []
+def draw_membrane(axis, current: list[float], tau: float) -> None:
+    """The potential h of a neuron, as lif computes it."""
+    potential, v = [], 0.0
     for now in current:
-        h = decay_of(tau) * v + now
+        h = (1 - 1 / tau) * v + now
         potential.append(h)
         v = 0.0 if h >= 1 else h
-    return potential
-
-
-def draw_membrane(axis, potential: list[float]) -> None:
     axis.plot(potential, color=INK, linewidth=1)
     axis.axhline(1, color=INK, linewidth=0.8, linestyle="--")
-    note(axis, len(potential), 1.35, "threshold", ha="right")
+    axis.text(len(potential), 1.35, "threshold", color=INK, fontsize=8, ha="right")
     axis.set_xlim(0, len(potential))
     style(axis, "its membrane; grey: it spikes", "time (steps of 10 ms)")
 
@@ -237,19 +204,16 @@ def run_figure(folder: str, data_dir: str | None = None, index: int = 0) -> Figu
     return figure
 
 
-def draw_log(panel, curves: dict[str, list[float]], options: argparse.Namespace) -> None:
+def draw_log(panel, curves: dict[str, np.ndarray], options: argparse.Namespace) -> None:
     """Loss, accuracies, sigma with the delays' way, and firing rates, by epoch."""
     delays = "no" if options.delays == "none" else options.delays
     kind = f"{options.dataset}, {delays} delays, seed {options.seed}"
     heading(panel, f"{kind}: epoch {len(curves['loss'])} of {options.epochs}")
+    accuracies = dict(train_accuracy="training", valid_accuracy="validation", test_accuracy="test")
     rates = [name for name in curves if name.startswith("rate_")]
     names = {
         "loss": {"loss": "training"},
-        "accuracy (%)": {
-            "train_accuracy": "training",
-            "valid_accuracy": "validation",
-            "test_accuracy": "test",
-        },
+        "accuracy (%)": accuracies,
         "delays (ms)": {"sigma": "sigma", "moved_ms": "moved by, mean"},
         "firing rate (Hz)": {name: f"hidden layer {name[5:]}" for name in rates},
     }
@@ -258,16 +222,17 @@ def draw_log(panel, curves: dict[str, list[float]], options: argparse.Namespace)
         style(axis, title, "epoch")
 
 
-def draw_curves(axis, curves: dict[str, list[float]], names: dict[str, str]) -> None:
+def draw_curves(axis, curves: dict[str, np.ndarray], names: dict[str, str]) -> None:
     """The curves that there are, under these names; a dot where there is but one epoch."""
-    axis.set_prop_cycle(color=[BLUE, RED, INK])
+    axis.set_prop_cycle(color=[BLUE, RED, INK])  # of the lines that are given no color
     for name, words in names.items():
-        if name in curves:
-            values = curves[name]
-            looks = {"color": GREY} if name == "train_accuracy" else {}  # else the next in line
-            looks["marker"] = "." if len(values) == 1 else ""
-            words = f"{words}: {values[-1]:.3g}"
-            axis.plot(range(1, len(values) + 1), values, linewidth=1.3, label=words, **looks)
+        if name not in curves:
+            continue
+        values = curves[name]
+        looks = {"color": GREY} if name == "train_accuracy" else {}
+        looks["marker"] = "." if len(values) == 1 else ""
+        looks["label"] = f"{words}: {values[-1]:.3g}"
+        axis.plot(range(1, len(values) + 1), values, linewidth=1.3, **looks)
     axis.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
     if "train_accuracy" in names:
         axis.set_ylim(0, 105)
@@ -320,29 +285,25 @@ def draw_sample(panel, net: DelaySNN, words: str, counts, own: int, step_ms: flo
         neurons = raster.shape[2]
         step, neuron = raster[0].nonzero().T
         size = min(max(60 / neurons, 0.9), 2.2)  # of a spike, in points
-        axis.scatter(step * step_ms, neuron, s=size**2, color=INK, linewidths=0, antialiased=False)
-        axis.set_xlim(0, len(score) * step_ms)
+        axis.scatter(step * step_ms, neuron, size**2, INK, linewidths=0, antialiased=False)
+        axis.set_xlim(0, len(share) * step_ms)
         axis.set_ylim(-0.5, neurons - 0.5)
         style(axis, f"{name}: {int(raster.sum()):,} spikes", "time (ms)")
     rasters[0].set_ylabel("neuron", fontsize=8, color=INK)
 
     shares, sums = lower.subplots(1, 2)
+    time = np.arange(len(share)) * step_ms
     for axis, values in ((shares, share), (sums, score)):
-        draw_classes(axis, values, step_ms, own, guess)
+        axis.plot(time, values, color=GREY, linewidth=0.7)
+        if guess != own:
+            wrong = f"class {guess}, wrong"
+            axis.plot(time, values[:, guess], color=RED, linewidth=1.6, label=wrong)
+        axis.plot(time, values[:, own], color=BLUE, linewidth=1.6, label=f"class {own}, its own")
+        axis.set_xlim(0, len(share) * step_ms)
+        axis.set_ylim(bottom=0)
     style(shares, "share of each class at each step", "time (ms)", "softmax")
     style(sums, f"score, the sum so far: class {guess} wins", "time (ms)", "score")
     legend(sums, "upper left")
-
-
-def draw_classes(axis, values: Tensor, step_ms: float, own: int, guess: int) -> None:
-    """A line for each class, [T, classes]; the sample's own in blue, a wrong guess in red."""
-    time = np.arange(len(values)) * step_ms
-    axis.plot(time, values, color=GREY, linewidth=0.7)
-    if guess != own:
-        axis.plot(time, values[:, guess], color=RED, linewidth=1.6, label=f"class {guess}, wrong")
-    axis.plot(time, values[:, own], color=BLUE, linewidth=1.6, label=f"class {own}, its own")
-    axis.set_xlim(0, len(values) * step_ms)
-    axis.set_ylim(bottom=0)
 
 
 # ---------------------------------------------------------------------------------- reading a run
@@ -365,23 +326,14 @@ def walk(net: DelaySNN, counts: Tensor) -> tuple[list[Tensor], list[Tensor], Ten
     return currents, spikes, leaky_integrator(net.layers[-1](x), net.tau_readout)
 
 
-def read_log(folder: str, step_ms: float) -> dict[str, list[float]]:
+def read_log(folder: str, step_ms: float) -> dict[str, np.ndarray]:
     """The columns of log.csv that have values: accuracies in %, times in ms and rates in Hz."""
-    with open(os.path.join(folder, "log.csv"), newline="") as file:
-        rows = list(csv.DictReader(file))
-    curves = {}
-    for name in rows[0]:
-        factor = 1.0
-        if name.endswith("accuracy"):
-            factor = 100
-        elif name == "sigma":
-            factor = step_ms
-        elif name.startswith("rate_"):
-            factor = 1000 / step_ms
-        texts = [row[name] for row in rows]
-        if "" not in texts:
-            curves[name] = [factor * float(text) for text in texts]
-    return curves
+    log = np.genfromtxt(os.path.join(folder, "log.csv"), delimiter=",", names=True)
+    log = np.atleast_1d(log)  # a row for each epoch, in which nan is no value
+    factors = {"sigma": step_ms, "train_accuracy": 100, "valid_accuracy": 100, "test_accuracy": 100}
+    factors |= {name: 1000 / step_ms for name in log.dtype.names if name.startswith("rate_")}
+    there = [name for name in log.dtype.names if not np.isnan(log[name]).any()]
+    return {name: factors.get(name, 1) * log[name] for name in there}
 
 
 def delays_ms(net: DelaySNN, step_ms: float) -> list[np.ndarray]:
@@ -409,9 +361,9 @@ def read_sample(options: argparse.Namespace, index: int) -> tuple[str, Tensor, i
     if held_out:
         speakers = options.valid_speakers.split(",")
         spikes = spikes.select(np.isin(spikes.speakers.astype(str), speakers))
-    samples = len(spikes.labels)
-    if not 0 <= index < samples:
-        raise UserError(f"--sample {index} is not in the {name} set: expected 0..{samples - 1}")
+    if not 0 <= index < len(spikes.labels):
+        rule = f"expected 0..{len(spikes.labels) - 1}"
+        raise UserError(f"--sample {index} is not in the {name} set: {rule}")
     counts = data.padded(spikes, torch.tensor([index]), int(spikes.steps[index]))
     return f"sample {index} of the {name} set", counts, int(spikes.labels[index])
 
@@ -426,10 +378,6 @@ def style(axis, title: str, x: str = "", y: str = "") -> None:
     axis.tick_params(labelsize=7, color=GREY, labelcolor=INK)
     axis.spines[["top", "right"]].set_visible(False)
     axis.spines[["bottom", "left"]].set_color(GREY)
-
-
-def note(axis, x: float, y: float, words: str, color: str = INK, **layout) -> None:
-    axis.text(x, y, words, color=color, fontsize=8, **layout)
 
 
 def heading(panel, words: str) -> None:
@@ -448,9 +396,8 @@ def save(figure: Figure, folder: str, name: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False
-    )
+    lines = argparse.RawTextHelpFormatter  # keeps the lines of the docstring
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=lines)
     add = parser.add_argument
     add("--record", action="store_true", help="train the toy task first")
     add("--recorded", default="runs/recorded", help="folder of --record, default: runs/recorded")
