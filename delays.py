@@ -254,7 +254,7 @@ class DelayedLinear(nn.Module):
         self.register_buffer("mask", mask)
 
     def positions(self):
-        """The delays in use, in steps: .delay, unless a subclass computes them, within 0..taps-1."""
+        """The delays in use, in steps: .delay, or what a subclass computes within 0..taps-1."""
         return self.delay
 
     def delay_parameters(self):

@@ -134,8 +134,9 @@ def set_schedules(optimizer, net, epoch: int, options: argparse.Namespace) -> fl
 def cross_entropy(net, counts: Tensor, steps: Tensor, membrane: Tensor, labels: Tensor) -> Tensor:
     """The loss of a batch: the cross-entropy of the class scores, a number.
 
-    counts: [B, T, inputs], for losses of one's own.  steps: [B], the samples' own steps, on the CPU; the network goes on for
-    net.tail more.  membrane: net(counts, steps), [B, T + net.tail, classes].  labels: [B].
+    counts: [B, T, inputs]; losses of one's own may need them.
+    steps: [B], the samples' own, on the CPU; the network goes on for net.tail more.
+    membrane: net(counts, steps), [B, T + net.tail, classes].  labels: [B].
     """
     return F.cross_entropy(class_scores(membrane, steps + net.tail), labels)
 
