@@ -1980,6 +1980,7 @@ def test_events_with_a_mistake_are_refused_with_its_place(change, sentence):
         (dict(classes=2), "little train has 5 inputs and 3 classes: its row .* says 5 and 2"),
         (dict(inputs=4), "little train has 5 inputs and 3 classes: its row .* says 4 and 3"),
         (dict(splits=("train",)), "no test and no validation set: hold out some"),
+        (dict(splits=("train", "val", "test")), "little has .*'val'.*: expected train, valid and"),
     ],
 )
 def test_a_data_set_that_is_not_as_its_row_says_is_refused(
@@ -1991,10 +1992,13 @@ def test_a_data_set_that_is_not_as_its_row_says_is_refused(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_row_of_defaults_with_a_wrong_name_is_refused(little, monkeypatch):
+def test_a_wrong_or_a_missing_row_gets_a_sentence(little, short_run, tmp_path, monkeypatch):
     monkeypatch.setitem(train.DEFAULTS, "little", LITTLE | {"hiden": 14})
     with pytest.raises(data.UserError, match=r"DEFAULTS\['little'\] has unknown .*'hiden'"):
         parsed("--dataset", "little")
+    monkeypatch.delitem(data.DATASETS, "little")
+    with pytest.raises(data.UserError, match="run is of the data set little: use the script that"):
+        train.load_run(tmp_path / "run")
 
 
 class Flat(DelaySNN):
@@ -2010,7 +2014,7 @@ class Mistaken(DelaySNN):
 def test_a_parameter_that_the_loss_does_not_reach_is_refused(little, tmp_path, capsys):
     words = ["--dataset", "little", "--device", "cpu", "--epochs", 1, "--out"]
     got = said(capsys, *words, tmp_path / "run", net_class=Flat)
-    assert "layers.0.weight gets no gradient from the loss: build neurons with" in got
+    assert "layers.0.weight gets no gradient from the loss: let it pass through" in got
     net = train.build(options_of(tmp_path / "other", *words[:-1]), Flat)
     for parameter in [*net.layers[:-1].parameters(), *net.norms.parameters()]:
         parameter.requires_grad = False

@@ -173,12 +173,15 @@ def check_gradients(net: nn.Module) -> None:
     """Refuses a parameter that the loss does not reach: Adam would leave it out without a word."""
     for name, parameter in net.named_parameters():
         if parameter.requires_grad and parameter.grad is None:
-            rule = "build neurons with delays.spike, or set its requires_grad to False"
+            rule = "let it pass through delays.spike; or set its requires_grad to False"
             raise UserError(f"{name} gets no gradient from the loss: {rule}")
 
 
 def predict(net: DelaySNN, spikes: data.Spikes, indices: Tensor, longest: int) -> Tensor:
-    """Class scores [B, classes] of some samples, over their own steps and the network's tail."""
+    """Class scores [B, classes] of some samples, over their own steps and the network's tail.
+
+    In the mode that the network is in: call net.eval() first for whole steps.
+    """
     steps = spikes.steps[indices]
     return class_scores(net(data.padded(spikes, indices, longest), steps), steps + net.tail)
 
@@ -299,6 +302,8 @@ def finish(net: DelaySNN, sets: dict[str, data.Spikes], rows: list[dict], option
 def load_sets(options: argparse.Namespace) -> dict[str, data.Spikes]:
     """The splits that a run needs, as data.Spikes on its device: train, and valid, test or both."""
     splits = data.DATASETS[options.dataset].splits
+    if not set(splits) <= {"train", "valid", "test"}:
+        raise UserError(f"{options.dataset} has {splits}: expected train, valid and test")
     if options.no_test:
         splits = [split for split in splits if split != "test"]
     sets = {split: data.load(options.dataset, split, options.data_dir) for split in splits}
@@ -500,7 +505,11 @@ def load_checkpoint(folder: str, name: str, net: nn.Module) -> dict:
 def read_options(folder: str) -> dict:
     """The options of a saved run."""
     with open(os.path.join(folder, "config.json")) as file:
-        return json.load(file)["options"]
+        options = json.load(file)["options"]
+    if options["dataset"] not in data.DATASETS:
+        rule = "use the script that adds its row to data.DATASETS"
+        raise UserError(f"{folder} is of the data set {options['dataset']}: {rule}")
+    return options
 
 
 def load_run(folder: str, net: DelaySNN | None = None) -> tuple[DelaySNN, argparse.Namespace]:

@@ -311,11 +311,10 @@ def draw_sample(panel, net: DelaySNN, words: str, counts, own: int, step_ms: flo
 
 @torch.no_grad()
 def walk(net: DelaySNN, counts: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """What a network in evaluation computes on its way, as DelaySNN.forward does.
+    """What DelaySNN.forward computes on its way, in evaluation, of samples that all last T steps.
 
-    counts: [B, T, inputs], of samples that all last T steps.
-    Returns currents and spikes of each hidden layer, [B, T + tails so far, N], and the membrane of
-    the readout, [B, T + net.tail, classes].
+    counts: [B, T, inputs].  Returns currents and spikes of each hidden layer, [B, T + tails so far,
+    N], and the membrane of the readout, [B, T + net.tail, classes].
     """
     currents, spikes, x = [], [], counts
     for i, norm in enumerate(net.norms):
