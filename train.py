@@ -233,9 +233,7 @@ def train(options: argparse.Namespace, net=None, loss=None, on_epoch=None) -> di
     # Taken before resume loads later ones: the seed draws the first ones again.
     first_delays = [layer.positions().detach().clone() for layer in delayed_layers(net)]
     rows = resume(net, optimizer, options) if options.resume else start(net, sets, options)
-    watched = (
-        "valid" if "valid" in sets else "test"
-    )  # with the former, test is evaluated once, at the end
+    watched = "valid" if "valid" in sets else "test"  # beside valid, test waits for the end
 
     for epoch in range(len(rows), options.epochs):
         begun = time.time()
