@@ -558,8 +558,8 @@ def print_evaluation(options: argparse.Namespace, net: DelaySNN) -> None:
     print(f"{split} accuracy {accuracy:.2%} ({options.eval})")
 
 
-def main(argv: list[str] | None = None, net_class: type[DelaySNN] = DelaySNN) -> None:
-    """The command line, for networks of the class net_class.
+def main(argv=None, net_class: type[DelaySNN] = DelaySNN, loss=None) -> None:
+    """The command line, for networks of the class net_class; loss as in train.
 
     What the user can mend becomes a sentence; any other error keeps its traceback.
     """
@@ -569,7 +569,7 @@ def main(argv: list[str] | None = None, net_class: type[DelaySNN] = DelaySNN) ->
         if options.eval:
             print_evaluation(options, net)
         else:
-            print_result(train(options, net))
+            print_result(train(options, net, loss))
     except (UserError, OSError) as problem:
         sys.exit(f"train.py: {problem}")
     except (MemoryError, RuntimeError) as problem:

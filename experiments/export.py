@@ -260,10 +260,10 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("export.py", description=__doc__, formatter_class=kind)
     task = parser.add_mutually_exclusive_group(required=True)
     add = parser.add_argument
-    add("run", metavar="RUN", help="folder of a run")
+    add("run", metavar="RUN", help="folder of a run that has ended")
     task.add_argument("--out", metavar="NPZ", help="write the arrays to this file")
     task.add_argument("--brian2", action="store_true", help="compare hidden spikes with Brian2")
-    add("--samples", type=train.positive, default=20, help="so many for Brian2; default: 20")
+    add("--samples", type=train.positive, default=20, help="compared with Brian2; default: 20")
     add("--data-dir", help="folder of the data set's files; default: that of the run")
     options = parser.parse_args(argv)
     try:
