@@ -8,8 +8,8 @@ and prints their accuracy beside the run's.  The second one runs the hidden laye
 Brian2 (pip install brian2; version 2.9.0 needs numpy<2.4), and compares every spike with those of
 the trained network in torch.
 
-A network with neurons, kernels or a forward pass of its own is refused.  Another subclass, as
-Axonal in ideas.py, is exported from Python: train.load_run(RUN, net), arrays_of and numpy.savez.
+Networks with neurons, kernels, a batch norm or a forward of their own are refused.  Others, as
+Axonal in ideas.py, are exported from Python: train.load_run(RUN, net), arrays_of, numpy.savez.
 
 The file is read with numpy.load and holds no pickle.  For the whole network:
 
@@ -110,14 +110,15 @@ def arrays_of(net: DelaySNN, options: argparse.Namespace) -> dict[str, np.ndarra
 def refuse_unfit(net: DelaySNN) -> None:
     """A UserError unless the arrays can say all of what the network does."""
     kind = type(net)
-    if kind.neurons is not DelaySNN.neurons or kind.forward is not DelaySNN.forward:
-        rule = "the arrays hold layers of LIF neurons"
-        raise UserError(f"{kind.__name__} has neurons or a forward of its own: {rule}")
+    methods = (kind.neurons, kind.normed, kind.forward)
+    if methods != (DelaySNN.neurons, DelaySNN.normed, DelaySNN.forward):
+        found = f"{kind.__name__} has neurons, a batch norm or a forward of its own"
+        raise UserError(f"{found}: the arrays hold layers of LIF neurons")
     for layer in net.layers:
         kind = type(layer)
-        if kind.kernel is not DelayedLinear.kernel or kind.forward is not DelayedLinear.forward:
-            rule = "the arrays hold a weight and a delay of each synapse"
-            raise UserError(f"{kind.__name__} has a kernel or a forward of its own: {rule}")
+        if (kind.kernel, kind.forward) != (DelayedLinear.kernel, DelayedLinear.forward):
+            found = f"{kind.__name__} has a kernel or a forward of its own"
+            raise UserError(f"{found}: the arrays hold a weight and a delay of each synapse")
         if not layer.whole_steps:
             raise UserError("a layer's whole_steps is False: the arrays hold delays of whole steps")
 
@@ -258,8 +259,8 @@ def compare_brian2(net: DelaySNN, arrays: dict, samples: data.Spikes, number: in
 def main(argv: list[str] | None = None) -> None:
     kind = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("export.py", description=__doc__, formatter_class=kind)
-    task = parser.add_mutually_exclusive_group(required=True)
     add = parser.add_argument
+    task = parser.add_mutually_exclusive_group(required=True)
     add("run", metavar="RUN", help="folder of a run that has ended")
     task.add_argument("--out", metavar="NPZ", help="write the arrays to this file")
     task.add_argument("--brian2", action="store_true", help="compare hidden spikes with Brian2")
