@@ -146,6 +146,8 @@ def test_integer_kernel_has_each_weight_at_its_rounded_delay(count):
         here = [c for c in range(count) if round(delay[c, o, i].item()) == d]
         want = sum(weight[c, o, i].item() for c in here)
         assert kernel[o, i, d].item() == pytest.approx(want, rel=0, abs=1e-14)
+    kernel = integer_kernel(weight.requires_grad_(), delay.requires_grad_(), 7)
+    assert torch.autograd.grad(kernel.sum(), delay, allow_unused=True) == (None,)
 
 
 def test_half_steps_are_rounded_to_the_even_step():
