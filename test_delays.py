@@ -1737,6 +1737,7 @@ def test_every_parameter_of_a_network_is_trained_at_its_rate(little, tmp_path):
         assert not torch.equal(parameter, start[name]), name
     assert all(layer.sigma == 0.5 for layer in (*net.layers, net.echo))
     assert result["parameters"] == sum(parameter.numel() for parameter in net.parameters())
+    assert train.count_parameters(Residual(6, 5, 4, connections=2)) == 3 * 2 * 5  # those there are
     last = torch.cat([layer.positions().detach().flatten() for layer in (*net.layers, net.echo)])
     moved_ms = float(log_of(tmp_path / "run")[-1]["moved_ms"])
     assert moved_ms == pytest.approx(4.0 * (last - first).abs().mean().item(), rel=1e-5, abs=0)
@@ -1839,6 +1840,7 @@ def test_a_network_may_name_the_class_of_its_layers():
         "weight [5, 6], delay [1, 6], taps=4, learn_delays=True, connections=2, whole_steps=True"
     )
     assert f"Axonal({words})" in repr(net)
+    assert repr(DelaySNN(6, [5], 3, tau=3.0)).startswith("DelaySNN(\n  tau=3.0, tau_readout=3.0, ")
 
 
 # ----------------------------------------------------------------------------- mistakes of the user
