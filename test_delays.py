@@ -800,6 +800,15 @@ def test_toy_splits_have_the_same_classes_and_share_no_sample():
     assert not train_samples & test_samples
 
 
+def test_toy_splits_are_drawn_independently():
+    first_steps = []
+    for split in ("train", "test"):
+        counts, _ = dense_toy(split, noise=0, jitter=0)
+        first_steps.append(toy_starts(counts).min(1)[:1000])
+    same_onset = (first_steps[0] == first_steps[1]).mean()
+    assert 0.02 < same_onset < 0.08  # 1/21 by chance
+
+
 def test_toy_noise_is_eight_spikes_anywhere():
     clean, _ = dense_toy("train", noise=0)
     noisy, _ = dense_toy("train")
