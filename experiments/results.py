@@ -156,6 +156,12 @@ def all_tables() -> dict[str, str]:
     both = [row for row in both if (row["data"], row["epochs"]) in theirs]
     authors = {"variant": "authors", "padding": "yes"}
     tables["authors"] = table(both, {"last epoch": "accuracy"} | best, authors, "the authors'")
+    without = {
+        (row["data"], row["epochs"], row["variant"]) for row in plain if row["padding"] == "no"
+    }
+    twice = [row for row in plain if (row["data"], row["epochs"], row["variant"]) in without]
+    shown = {"last epoch": "accuracy", "unrounded": "unrounded", "training": "train_accuracy"}
+    tables["padding"] = table(twice, shown | best, {"padding": "yes"}, "padded")
     watched = [row | curves[row["run"]] for row in tested if row["run"] in curves]
     shown = {f"after epoch {epoch}": epoch for epoch in ("1", "5", "10")}
     tables["course"] = table(watched, shown | {"the last": "accuracy"})
