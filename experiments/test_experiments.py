@@ -250,6 +250,21 @@ def test_a_run_of_that_width_is_called_wide():
     assert results.variant_and_words(options) == ("none", "--hidden 30")
 
 
+def test_accuracies_in_results_and_readme_are_those_of_runs_csv():
+    printed = results.all_tables().values()
+    with open(os.path.join(results.FOLDER, "RESULTS.md")) as file:
+        tables = re.findall(r"(?:^\|.*\n)+", file.read(), re.MULTILINE)
+    assert len(tables) >= 6
+    for table in tables:
+        assert table.strip() in printed, table[:200]
+    with open(os.path.join(results.FOLDER, "..", "README.md")) as file:
+        cells = re.findall(r"\| ([\d., ±]+) \(n = (\d+)\)", file.read())
+    lines = "\n".join(printed).splitlines()
+    assert len(cells) >= 12
+    for accuracy, n in cells:
+        assert any(f"| {accuracy} |" in line and f"| {n} |" in line for line in lines), accuracy
+
+
 # ------------------------------------------------------------------------------------------- export
 
 
