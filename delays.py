@@ -408,7 +408,7 @@ class LIF(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_spikes):
-        """h[t] acts through the spike s[t] and, by way of v[t], through h[t+1].  It contains I[t]:
+        """h[t] acts through the spike s[t] and, by way of v[t], through h[t+1]; I[t] through h[t].
 
             dL/dh[t] = slope(h[t] - threshold) dL/ds[t] + decay (1 - s[t]) dL/dh[t+1]
             dL/dI[t] = dL/dh[t]
