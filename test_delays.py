@@ -755,11 +755,11 @@ def test_training_alone_is_shifted(little, tmp_path, monkeypatch):
 
 
 def dense_toy(split, **options):
-    """The counts [samples, 60, 8] and the labels of the toy task."""
+    """The counts [samples, 80, 8] and the labels of the toy task."""
     toy = data.toy(split, **options)
     samples = len(toy.labels)
-    assert toy.steps.tolist() == [60] * samples
-    return data.padded(toy, torch.arange(samples), 60).long().numpy(), toy.labels.numpy()
+    assert toy.steps.tolist() == [80] * samples
+    return data.padded(toy, torch.arange(samples), 80).numpy(), toy.labels.numpy()
 
 
 def toy_starts(counts):
@@ -770,14 +770,15 @@ def toy_starts(counts):
 @pytest.mark.parametrize("split, samples", [("train", 2000), ("test", 1000)])
 def test_toy_classes_are_ten_orders_of_the_inputs_and_nothing_else(split, samples):
     counts, labels = dense_toy(split, noise=0)
-    assert len(labels) == samples
-    assert (np.bincount(labels) == samples // 10).all()
+    assert (np.bincount(labels) == samples // 10).all() and len(labels) == samples
     assert (counts.sum(2) <= 1).all()  # never two inputs in one step
     start = toy_starts(counts)
     want = np.zeros_like(counts)
     for s, i in np.ndindex(*start.shape):
-        want[s, start[s, i] : start[s, i] + 3, i] = 1
-    assert (counts == want).all()  # each input has one burst of three steps
+        want[s, start[s, i] : start[s, i] + 4, i] = 1
+    assert (counts == want).all()  # each input has one burst of four steps
+    assert (start.max(1) - start.min(1) == 28).all()  # one after the other
+    assert set(start.min(1)) == set(range(49))  # from the beginning to the end of the sample
     orders = {
         label: {tuple(order) for order in start[labels == label].argsort(1)} for label in range(10)
     }
@@ -786,38 +787,32 @@ def test_toy_classes_are_ten_orders_of_the_inputs_and_nothing_else(split, sample
 
 
 def test_toy_splits_have_the_same_classes_and_share_no_sample():
-    train_counts, train_labels = dense_toy("train", noise=0)
-    test_counts, test_labels = dense_toy("test", noise=0)
+    (clean, clean_labels), (test, test_labels) = dense_toy("train", noise=0), dense_toy("test")
+    starts = toy_starts(clean)
+    test_starts = toy_starts(dense_toy("test", noise=0)[0])
     for label in range(10):
-        one = toy_starts(train_counts)[train_labels == label][0].argsort()
-        other = toy_starts(test_counts)[test_labels == label][0].argsort()
-        assert one.tolist() == other.tolist()
-    train_counts, _ = dense_toy("train")
-    test_counts, _ = dense_toy("test")
-    train_samples = {sample.tobytes() for sample in train_counts}
-    test_samples = {sample.tobytes() for sample in test_counts}
+        one, other = starts[clean_labels == label][0], test_starts[test_labels == label][0]
+        assert one.argsort().tolist() == other.argsort().tolist()
+    train_samples = {sample.tobytes() for sample in dense_toy("train")[0]}
+    test_samples = {sample.tobytes() for sample in test}
     assert len(train_samples) == 2000 and len(test_samples) == 1000
     assert not train_samples & test_samples
+    same_onset = (starts.min(1)[:1000] == test_starts.min(1)).mean()
+    assert 0.005 < same_onset < 0.04  # 1/49 by chance
 
 
-def test_toy_splits_are_drawn_independently():
-    first_steps = []
-    for split in ("train", "test"):
-        counts, _ = dense_toy(split, noise=0, jitter=0)
-        first_steps.append(toy_starts(counts).min(1)[:1000])
-    same_onset = (first_steps[0] == first_steps[1]).mean()
-    assert 0.02 < same_onset < 0.08  # 1/21 by chance
-
-
-def test_toy_noise_is_eight_spikes_anywhere():
-    clean, _ = dense_toy("train", noise=0)
-    noisy, _ = dense_toy("train")
-    noise = noisy - clean
-    assert (noise >= 0).all() and (noise.sum((1, 2)) == 8).all()
-    by_step = noise.sum((0, 2)) / noise.sum()
-    by_input = noise.sum((0, 1)) / noise.sum()
-    close(by_step, np.full(60, 1 / 60), rtol=0, atol=0.005)
-    close(by_input, np.full(8, 1 / 8), rtol=0, atol=0.01)
+def test_toy_noise_is_bursts_of_the_patterns_form_anywhere():
+    clean, noisy = dense_toy("train", noise=0)[0], dense_toy("train")[0]
+    assert (noisy >= clean).all() and noisy.max() == 1  # the pattern is still there
+    before = np.pad(noisy, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+    begins = (noisy == 1) & (before == 0)
+    for later in range(4):  # whole bursts, but for what the end cuts off
+        assert noisy[:, later:][begins[:, : 80 - later]].all()
+    # A cell is silent if none of the four bursts that reach it begins.
+    silent = np.array([0.98 ** min(t + 1, 4) for t in range(80)])
+    outside = np.where(clean == 0, noisy, np.nan)
+    close(1 - np.nanmean(outside, (0, 2)), silent, rtol=0, atol=0.015)
+    close(1 - np.nanmean(outside[:, 4:], (0, 1)), [0.98**4] * 8, rtol=0, atol=0.005)
 
 
 # ------------------------------------------------------------------------------------- the download
@@ -1458,7 +1453,7 @@ def test_measuring_accuracy_leaves_the_network_as_it_was(mode, little):
 PAPER = {
     "shd": dict(epochs=150, batch_size=256, hidden=256, layers=2, taps=25, tau=10.05, dropout=0.4),
     "ssc": dict(epochs=60, batch_size=128, hidden=512, layers=3, taps=31, tau=15, dropout=0.25),
-    "toy": dict(epochs=20, batch_size=50, hidden=15, layers=1, taps=25, tau=10.05, dropout=0),
+    "toy": dict(epochs=20, batch_size=50, hidden=40, layers=1, taps=33, tau=10.05, dropout=0),
 }
 
 

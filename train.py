@@ -33,7 +33,7 @@ DEFAULTS = {
                 lr=5e-3, delay_lr=0.1, weight_decay=1e-5),
     "ssc": dict(hidden=512, layers=3, taps=31, tau=15.0, dropout=0.25, batch_size=128, epochs=60,
                 lr=5e-3, delay_lr=0.1, weight_decay=1e-5),
-    "toy": dict(hidden=15, layers=1, taps=25, tau=10.05, dropout=0.0, batch_size=50, epochs=20,
+    "toy": dict(hidden=40, layers=1, taps=33, tau=10.05, dropout=0.0, batch_size=50, epochs=20,
                 lr=5e-3, delay_lr=0.1, weight_decay=1e-5),
 }
 # fmt: on

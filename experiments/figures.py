@@ -112,7 +112,7 @@ def draw_kernels(axis, track: list[float], shades: Tensor, epochs: list[int]) ->
 def why_figure(folder: str) -> Figure:
     """A neuron of the toy task, and two classes, of which one makes it fire and one hardly does."""
     net, _ = train.load_run(folder)
-    toy = data.toy("test", jitter=0, noise=0)
+    toy = data.toy("test", noise=0)
     counts = data.padded(toy, torch.arange(len(toy.labels)), int(toy.steps.max()))  # [B, T, inputs]
     begins = (counts[:, 1] > 0).any(1)  # in the first step that has spikes: so all of them arrive
     counts = counts[begins]

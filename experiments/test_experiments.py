@@ -231,7 +231,7 @@ def test_add_keeps_a_run_and_a_text_and_refuses_what_is_there(tmp_path, monkeypa
     assert (tmp_path / "runs.csv").read_bytes() == before
 
 
-@pytest.mark.parametrize("words, wide", [("shd", 388), ("toy", 29), ("toy --hidden 17", 32)])
+@pytest.mark.parametrize("words, wide", [("shd", 388), ("toy", 76), ("toy --hidden 17", 32)])
 def test_a_wide_variant_has_the_parameters_nearest_to_learned_ones(words, wide):
     def parameters(*more):
         return train.count_parameters(train.build(train.parse([*words, *more])))
@@ -244,10 +244,10 @@ def test_a_wide_variant_has_the_parameters_nearest_to_learned_ones(words, wide):
 
 
 def test_a_run_of_that_width_is_called_wide():
-    options = train.parse(["--dataset", "toy", "--delays", "none", "--hidden", "29"])
+    options = train.parse(["--dataset", "toy", "--delays", "none", "--hidden", "76"])
     assert results.variant_and_words(options) == ("none-wide", "")
-    options.hidden = 30
-    assert results.variant_and_words(options) == ("none", "--hidden 30")
+    options.hidden = 77
+    assert results.variant_and_words(options) == ("none", "--hidden 77")
 
 
 def test_accuracies_in_results_and_readme_are_those_of_runs_csv():
