@@ -9,10 +9,8 @@ import ctypes
 import io
 import json
 import math
-import operator
 import os
 import platform
-import signal
 import sys
 import time
 
@@ -224,9 +222,6 @@ def train(options: argparse.Namespace, net=None, loss=None, on_epoch=None) -> di
     Returns what result.json holds.  Raises a UserError for what the user can mend.
     """
     set_backend()
-    # A way through JSON, so that NumPy's numbers become Python's and the run can be read again.
-    words = json.dumps(vars(options), default=operator.methodcaller("item"))
-    options = argparse.Namespace(**json.loads(words))
     sets = load_sets(options)
     net = (build(options) if net is None else net).to(options.device)
     optimizer = make_optimizer(net, options)
@@ -438,11 +433,6 @@ def set_backend() -> None:
 
 def start(net: nn.Module, sets: dict[str, data.Spikes], options: argparse.Namespace) -> list:
     """Makes the folder of a new run, with its config.json.  Returns the log, which is empty."""
-    try:
-        os.makedirs(options.out)
-    except FileExistsError:
-        rule = f"go on with --resume {options.out}, or name another --out"
-        raise UserError(f"{options.out} is there already: {rule}") from None
     paths = [data.find(options.dataset, split, options.data_dir) for split in sets]
     config = {
         "options": vars(options),
@@ -452,7 +442,13 @@ def start(net: nn.Module, sets: dict[str, data.Spikes], options: argparse.Namesp
         "device": torch.cuda.get_device_name() if options.device == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
     }
-    write(options.out, "config.json", json.dumps(config, indent=1))
+    text = json.dumps(config, indent=1)
+    try:
+        os.makedirs(options.out)
+    except FileExistsError:
+        rule = f"go on with --resume {options.out}, or name another --out"
+        raise UserError(f"{options.out} is there already: {rule}") from None
+    write(options.out, "config.json", text)
     print(f"{options.dataset} {config['samples']}, {count_parameters(net):,} parameters")
     print(f"results in {options.out}; a run that was stopped goes on with --resume {options.out}")
     return []
@@ -572,15 +568,6 @@ def main(argv=None, net_class: type[DelaySNN] = DelaySNN, loss=None) -> None:
             print_result(train(options, net, loss))
     except (UserError, OSError) as problem:
         sys.exit(f"train.py: {problem}")
-    except (MemoryError, RuntimeError) as problem:
-        # torch says of a GPU "CUDA out of memory ... allocate", of a CPU "can't allocate memory".
-        if not isinstance(problem, MemoryError) and "allocate" not in str(problem):
-            raise
-        sys.exit("train.py: out of memory: a smaller --batch-size or a smaller network may fit")
-    except KeyboardInterrupt:
-        # End by the signal, so that a shell loop around this program ends as well.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
 
 
 if __name__ == "__main__":

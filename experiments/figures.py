@@ -1,27 +1,40 @@
 """Draws the README's pictures, and a look into any run (matplotlib is needed here, nowhere else).
 
     python -m experiments.figures --record    # trains the toy task, half a minute; then as below
-    python -m experiments.figures             # kernel.png and why.png, of the run of --record
+    python -m experiments.figures             # all but run.png; kernel.png of the run of --record
     python -m experiments.figures --run RUN   # run.png: curves, delays and a sample of any run
 
-RUN is a folder of train.py, and the run may be still training.  First come the three pictures, then
-what reads a run, and last the looks and the options.
+RUN is a folder of train.py, and the run may be still training.  First come the pictures, then what
+reads a run, and last the looks and the options.
 """
 
 import argparse
 import os
 import sys
+from statistics import mean
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
+from torch.nn import functional as F
 
 import data
 import train
 from data import UserError
-from delays import DelayedLinear, DelaySNN, gaussian_kernel, leaky_integrator, shrinking_sigma
+from delays import (
+    DelayedLinear,
+    DelaySNN,
+    class_scores,
+    delay_conv,
+    gaussian_kernel,
+    integer_kernel,
+    leaky_integrator,
+    lif,
+    shrinking_sigma,
+)
+from experiments import results
 
 INK = "#222222"
 GREY = "#b8b8b8"
@@ -72,7 +85,8 @@ def kernel_figure(folder: str) -> Figure:
     left.plot(range(1, epochs + 2), track, color=RED, linewidth=1.8)
     left.text(epochs + 1.3, track[-1], " its delay", color=RED, fontsize=8, va="center")
     left.set_xlim(0.5, epochs + 4)
-    style(left, "one synapse's kernel while it learns", "epoch", "delay (steps of 10 ms)")
+    title = "one synapse's kernel while it learns; each epoch by its peak"
+    style(left, title, "epoch", "delay (steps of 10 ms)")
     draw_kernels(right, track.tolist(), shades, epochs=[0, 1, 3, epochs - 1])
     return figure
 
@@ -109,65 +123,126 @@ def draw_kernels(axis, track: list[float], shades: Tensor, epochs: list[int]) ->
 # --------------------------------------------------------------------------- why.png: one neuron
 
 
-def why_figure(folder: str) -> Figure:
-    """A neuron of the toy task, and two classes, of which one makes it fire and one hardly does."""
-    net, _ = train.load_run(folder)
-    toy = data.toy("test", noise=0)
-    counts = data.padded(toy, torch.arange(len(toy.labels)), int(toy.steps.max()))  # [B, T, inputs]
-    begins = (counts[:, 1] > 0).any(1)  # in the first step that has spikes: so all of them arrive
-    counts = counts[begins]
-    currents, spikes, _ = walk(net, counts)
-    current, spikes = currents[0], spikes[0]  # of the first layer, [B, T + tail, N]
+def lined_up() -> tuple[Tensor, DelayedLinear, Tensor]:
+    """The training of tour.ipynb: each of four neurons learns to fire at a pattern of its own.
 
-    fired = spikes.sum(1)  # [B, N]
-    contrast = (fired.amax(0) + 1) / (fired.amin(0) + 1)
-    neuron = int(contrast.argmax())  # the one that the classes differ in most
-    quiet = int(fired[:, neuron].argmin())
-    firing = int(fired[:, neuron].argmax())
+    Returns the steps in which inputs spike, [patterns, inputs], the layer, and h without a
+    reset, [patterns, steps, neurons].
+    """
+    torch.manual_seed(9)
+    times = torch.randint(15, (4, 6))
+    patterns = F.one_hot(times, 15).transpose(1, 2).float()  # [patterns, steps, inputs]
+    hidden, readout = DelayedLinear(6, 4, taps=15), DelayedLinear(4, 4, taps=15)
+    hidden.weight.data.fill_(0.3)
+    readout.weight.data = 3 * torch.eye(4)
+    optimizer = torch.optim.Adam([hidden.delay, readout.delay], lr=0.3)
+    for step in range(200):
+        hidden.sigma = readout.sigma = shrinking_sigma(step, 200, taps=15)
+        membrane = leaky_integrator(readout(lif(hidden(patterns), tau=1.005)), tau=5.0)
+        optimizer.zero_grad()
+        F.cross_entropy(class_scores(membrane), torch.arange(4)).backward()
+        optimizer.step()
+        hidden.clamp_delays()
+        readout.clamp_delays()
+    return times, hidden, leaky_integrator(hidden.eval()(patterns), tau=1.005).detach()
 
-    figure = Figure(figsize=(7.2, 4.6))
-    axes = figure.subplots(3, 2, sharex=True, sharey="row", height_ratios=(1, 1, 0.9))
-    titles = ["spikes of a class that hardly makes it fire", "of a class that makes it fire"]
-    for column, b, title in zip(axes.T, (quiet, firing), titles, strict=True):
-        draw_arrivals(column, net.layers[0], neuron, counts[b])
-        draw_membrane(column[2], current[b, :, neuron].tolist(), net.tau)
-        for step in spikes[b, :, neuron].nonzero()[:, 0].tolist():
+
+def why_figure() -> Figure:
+    """A neuron, its own pattern and another one: spikes that leave, that arrive, and h."""
+    times, layer, h = lined_up()
+    own, other = 0, 2
+    arrivals = times + layer.delay[own].detach().round()  # at the neuron of the pattern `own`
+
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    axes = figure.subplots(3, 2, sharex=True, sharey="row")
+    titles = ["spikes of another pattern", "of the pattern that it learned"]
+    for column, pattern, title in zip(axes.T, (other, own), titles, strict=True):
+        for axis, steps in ((column[0], times[pattern]), (column[1], arrivals[pattern])):
+            axis.eventplot(steps[:, None], linelengths=0.8, linewidths=3, color=BLUE)
+        potential = h[pattern, :, own]
+        for step in (potential >= 1).nonzero().flatten().tolist():
             for axis in column[1:]:
                 axis.axvspan(step - 0.5, step + 0.5, color=PALE, zorder=0)
+        column[2].bar(range(len(potential)), potential, color=INK)
+        column[2].axhline(1, color=RED, linewidth=0.8, linestyle="--")
+        column[2].text(len(potential) - 1, 1.1, "threshold", color=RED, fontsize=8, ha="right")
         style(column[0], title)
+        style(column[1], "as they reach the neuron, each after its delay")
+        style(column[2], "its potential; grey: it spikes", "time (steps)")
     for axis in axes[:2, 0]:
         axis.set_ylabel("input", fontsize=8, color=INK)
-    end = current.shape[1]
-    axes[0, 1].text(end, 6, "exciting", color=BLUE, fontsize=8, ha="right")
-    axes[0, 1].text(end, 5, "inhibiting", color=RED, fontsize=8, ha="right")
-    figure.tight_layout()
     return figure
 
 
-def draw_arrivals(axes, layer: DelayedLinear, neuron: int, counts: Tensor) -> None:
-    """Spikes of the inputs, and below as they reach the neuron; as high as the weight is strong."""
-    weight, delay = layer.weight[neuron].detach(), layer.positions()[neuron].detach().round()
-    height = 0.9 * weight.abs() / weight.abs().max()
-    sent, i = counts.nonzero().T
-    color = np.where(weight[i] > 0, BLUE, RED)
-    for axis, step in ((axes[0], sent), (axes[1], sent + delay[i])):
-        axis.bar(step, height[i], bottom=i - height[i] / 2, width=0.85, color=color)
-        axis.set_ylim(-0.7, len(weight) - 0.3)
-    style(axes[1], "as they reach the neuron, each after its delay")
+# ------------------------------------------------------- network.png: a synapse, and the network
 
 
-def draw_membrane(axis, current: list[float], tau: float) -> None:
-    """The potential h of a neuron, as lif computes it."""
-    potential, v = [], 0.0
-    for now in current:
-        h = (1 - 1 / tau) * v + now
-        potential.append(h)
-        v = 0.0 if h >= 1 else h
-    axis.plot(potential, color=INK, linewidth=1)
-    axis.axhline(1, color=INK, linewidth=0.8, linestyle="--")
-    axis.text(len(potential), 1.35, "threshold", color=INK, fontsize=8, ha="right")
-    axis.set_xlim(0, len(potential))
-    style(axis, "its membrane; grey: it spikes", "time (steps of 10 ms)")
+def network_figure() -> Figure:
+    """Two synapses as a kernel each, and the parts of the network in their order."""
+    figure = Figure(figsize=(7.2, 3.0), layout="constrained")
+    upper, lower = figure.subfigures(2, height_ratios=(1.4, 1))
+    spikes = torch.zeros(1, 24, 2)
+    spikes[0, [2, 7], 0] = spikes[0, [10, 19], 1] = 1
+    kernel = integer_kernel(torch.tensor([[1.0, 0.7]]), torch.tensor([[9.0, 1.0]]), taps=12)
+    arrived = delay_conv(spikes, kernel, method="direct")[0, :, 0]
+
+    axes = upper.subplots(2, 3, sharey=True)
+    for i, (sent, synapse) in enumerate(axes[:, :2]):
+        sent.bar(range(24), spikes[0, :, i], color=BLUE)
+        style(sent, f"spikes of input {i}", "time (steps)" if i else "")
+        synapse.bar(range(12), kernel[0, i], color=RED)
+        delay = int(kernel[0, i].argmax())
+        style(synapse, f"its synapse: delay {delay}", "tap (delay in steps)" if i else "")
+    axes[0, 2].remove()
+    axes[1, 2].bar(range(24), arrived, color=INK)
+    style(axes[1, 2], "the delayed sum of both", "time (steps)")
+
+    axis = lower.subplots()
+    axis.axis("off")
+    hidden = "delayed sum\nbatch norm\nneurons: spikes\ndropout"
+    words = ["counts\n[B, T, inputs]", hidden, hidden, "delayed sum\nleaky integrator"]
+    words.append("softmax at each step,\nsummed over time")
+    names = ["", "hidden layer 1", "hidden layer 2", "readout", "class scores"]
+    looks = {"boxstyle": "round", "facecolor": "white", "edgecolor": GREY}
+    for x, (text, name) in enumerate(zip(words, names, strict=True)):
+        axis.text(x, 0, text, bbox=looks, ha="center", va="center", fontsize=7.5, color=INK)
+        axis.text(x, 1, name, ha="center", va="center", fontsize=8, color=BLUE)
+        if x:
+            axis.annotate("", (x - 0.45, 0), (x - 0.62, 0), arrowprops={"arrowstyle": "->"})
+    axis.set_xlim(-0.5, 4.5)
+    axis.set_ylim(-0.9, 1.2)
+    return figure
+
+
+# ------------------------------------------------------------------- variants.png: a dot a seed
+
+
+def variants_figure() -> Figure:
+    """Test accuracies in runs.csv on SHD (regenerated) after 30 epochs; no delays stand apart."""
+    words = {"learned": "learned delays", "fixed": "fixed random delays", "none": "no delays"}
+    words["fixed-wide"] = "fixed, as many parameters"
+    words["authors"] = "learned, the authors' libraries"
+    groups = {}
+    for row in results.all_rows()[0]:
+        kind = [row[column] for column in ("data", "epochs", "connections", "options", "change")]
+        if kind == ["SHD (regenerated)", "30", "", "", ""] and row["variant"] in words:
+            how = "padded" if row["padding"] == "yes" else "without padding"
+            name = f"{words[row['variant']]}, {how}"
+            groups.setdefault(name, []).append(100 * float(row["accuracy"]))
+    groups = sorted(groups.items(), key=lambda item: mean(item[1]))
+    figure = Figure(figsize=(7.2, 0.4 * len(groups) + 0.6), layout="constrained")
+    low, high = figure.subplots(1, 2, sharey=True, width_ratios=(1, 2.5))
+    for y, (_, values) in enumerate(groups):
+        for axis in (low, high):
+            axis.plot(values, [y] * len(values), "o", color=BLUE, alpha=0.6, markersize=4)
+            axis.plot(mean(values), y, "|", color=INK, markersize=14)
+    low.set_yticks(range(len(groups)), [f"{name} (n = {len(values)})" for name, values in groups])
+    low.set_xlim(55, 70)
+    high.set_xlim(86, 96)
+    style(low, "")
+    style(high, "", "test accuracy, last epoch (%)")
+    heading(figure, "SHD (regenerated), 30 epochs: a dot a seed, a line their mean")
+    return figure
 
 
 # ------------------------------------------------------------------------ run.png: look into a run
@@ -273,7 +348,7 @@ def draw_sample(panel, net: DelaySNN, words: str, counts, own: int, step_ms: flo
 
     words: what to call the sample.  counts: [1, T, inputs].  own: its class.
     """
-    _, spikes, readout = walk(net, counts)
+    spikes, readout = walk(net, counts)
     share = readout[0].softmax(1)  # [T + net.tail, classes]
     score = share.cumsum(0)
     guess = int(score[-1].argmax())
@@ -310,19 +385,20 @@ def draw_sample(panel, net: DelaySNN, words: str, counts, own: int, step_ms: flo
 
 
 @torch.no_grad()
-def walk(net: DelaySNN, counts: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
+def walk(net: DelaySNN, counts: Tensor) -> tuple[list[Tensor], Tensor]:
     """What DelaySNN.forward computes on its way, in evaluation, of samples that all last T steps.
 
-    counts: [B, T, inputs].  Returns currents and spikes of each hidden layer, [B, T + tails so far,
-    N], and the membrane of the readout, [B, T + net.tail, classes].
+    counts: [B, T, inputs].  Returns the spikes of each hidden layer, [B, T + tails so far, N], and
+    the membrane of the readout, [B, T + net.tail, classes].
     """
-    currents, spikes, x = [], [], counts
-    for i, norm in enumerate(net.norms):
-        current = net.layers[i](x)
-        currents.append(norm(current.flatten(0, 1)).view_as(current))
-        x = net.neurons(i, currents[-1])
-        spikes.append(x)
-    return currents, spikes, leaky_integrator(net.layers[-1](x), net.tau_readout)
+    spikes = []  # of the hidden layers: what the next one gets
+    hooks = []
+    for layer in net.layers[1:]:
+        hooks.append(layer.register_forward_pre_hook(lambda _, inputs: spikes.append(inputs[0])))
+    membrane = net(counts)
+    for hook in hooks:
+        hook.remove()
+    return spikes, membrane
 
 
 def read_log(folder: str, step_ms: float) -> dict[str, np.ndarray]:
@@ -416,7 +492,9 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError(f"{options.recorded} holds no run of --record: record one first")
         out = options.out or os.path.join("experiments", "figures")
         save(kernel_figure(options.recorded), out, "kernel.png")
-        save(why_figure(options.recorded), out, "why.png")
+        save(why_figure(), out, "why.png")
+        save(network_figure(), out, "network.png")
+        save(variants_figure(), out, "variants.png")
     except (UserError, OSError) as problem:
         sys.exit(f"figures.py: {problem}")
 

@@ -18,6 +18,7 @@ import argparse
 import bisect
 import csv
 import io
+import itertools
 import json
 import math
 import os
@@ -100,19 +101,26 @@ def table(rows: list[dict], columns: dict, base=LEARNED, to: str = "learned") ->
     for row in sorted(rows, key=lambda row: (row["data"], -int(row["epochs"]), row["padding"])):
         groups.setdefault(tuple(row[column] for column in COMMON), []).append(row)
     heads = ["data", "epochs", "padding", "variant", "parameters", *columns]
-    heads += [f"difference to {to}", "n", "minutes", "machine"]
+    heads += [f"difference to {to}", "n", "minutes", "machine/threads"]
     lines = [heads, ["---"] * len(heads)]
     for group, found in groups.items():
         beside = found[0] | base
         others = groups.get(tuple(beside[column] for column in COMMON), [])
         parameters = found[0]["parameters"]
         minutes = mean(float(row["seconds"]) for row in found) / 60
-        machines = {f"{row['device']}, threads: {row['threads']}" for row in found}
+        machines = {f"{row['device']}/{row['threads']}" for row in found}
         cells = [*group[:3], ", ".join(filter(None, group[3:]))]
         cells.append(f"{int(parameters):,}" if parameters else "-")
         cells += [spread(found, column) for column in columns.values()]
         cells.append("-" if found is others else difference(found, others))
         lines.append([*cells, str(len(found)), f"{minutes:.0f}", "; ".join(sorted(machines))])
+    # What all lines have in common, the text around the table says.
+    differs = []
+    for head, *cells in zip(*lines, strict=True):
+        differs.append(
+            head not in ("data", "epochs", "padding", "machine/threads") or len(set(cells)) > 2
+        )
+    lines = [itertools.compress(cells, differs) for cells in lines]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
@@ -122,11 +130,8 @@ def take_out(row: dict, column: str, pattern: str) -> None:
     row["options"] = " ".join(re.sub(pattern, "", row["options"]).split())
 
 
-def all_tables() -> dict[str, str]:
-    """Every table by its name, from runs.csv; "course" from epochs.csv too."""
-    curves = {}
-    for entry in read(FOLDER, "epochs.csv"):
-        curves.setdefault(entry["run"], {})[entry["epoch"]] = entry["test_accuracy"]
+def all_rows() -> tuple[list[dict], list[dict]]:
+    """The rows of runs.csv that test judges, and those that validation does."""
     tested, validated = [], []
     for row in read(FOLDER, "runs.csv"):
         take_out(row, "connections", r"--connections \S+")
@@ -138,7 +143,15 @@ def all_tables() -> dict[str, str]:
             take_out(row, "speakers", r"--valid-speakers \S+|--no-test")
             row["seed"] += row["speakers"]  # pairs are of the same held-out speakers as well
             validated.append(row)
+    return tested, validated
 
+
+def all_tables() -> dict[str, str]:
+    """Every table by its name, from runs.csv; "course" from epochs.csv too."""
+    curves = {}
+    for entry in read(FOLDER, "epochs.csv"):
+        curves.setdefault(entry["run"], {})[entry["epoch"]] = entry["test_accuracy"]
+    tested, validated = all_rows()
     plain = [row for row in tested if row["connections"] + row["options"] + row["change"] == ""]
     first = [row for row in plain if row["variant"] in ("learned", "fixed", "none", "authors")]
     tables = {"headline": table(first, {"test accuracy": "accuracy"})}
