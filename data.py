@@ -119,7 +119,8 @@ def toy(split: str, *, noise: float = 0.02) -> Spikes:
     onset = rng.integers(0, steps - burst * inputs + 1, (samples, 1))
     begins = rng.random((samples, steps, inputs)) < noise  # a burst begins here
     sample, place = np.arange(samples)[:, None], np.arange(inputs)
-    begins[sample, onset + burst * place, orders[labels]] = True  # [samples, inputs] of them
+    # Three index arrays that broadcast to [samples, inputs]: the bursts of the pattern.
+    begins[sample, onset + burst * place, orders[labels]] = True
     counts = begins.astype(np.uint8)
     for later in range(1, burst):
         counts[:, later:] |= begins[:, :-later]
@@ -286,7 +287,7 @@ def from_events(sample, step, channel, labels, inputs: int, speakers=None) -> Sp
     if len(set(sizes)) > 1:
         raise UserError(f"sample, step and channel have {sizes} entries: expected as many each")
     order = np.argsort(sample, kind="stable")  # spikes of sample 0, of sample 1, ...
-    ends = np.bincount(sample, minlength=len(labels)).cumsum()  # where each sample's end in it
+    ends = np.bincount(sample, minlength=len(labels)).cumsum()  # a sample's spikes end there
     counts = []
     for own in np.split(order, ends[:-1]):
         counts.append(count_spikes(step[own], channel[own], inputs))

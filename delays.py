@@ -53,9 +53,8 @@ def gaussian_kernel(weight: Tensor, delay: Tensor, sigma: float | Tensor, taps: 
 def integer_kernel(weight: Tensor, delay: Tensor, taps: int) -> Tensor:
     """The kernel of evaluation and of fixed delays: one tap a synapse, its weight at round(delay).
 
-    A Gaussian around a whole number would become this as sigma goes to 0.  Arguments and result are
-    as in gaussian_kernel, but delays get no gradient, and torch refuses one that is rounded to a
-    step outside 0..taps-1.
+    Arguments and result are as in gaussian_kernel, but delays get no gradient, and torch refuses
+    one that is rounded to a step outside 0..taps-1.
     """
     weight = weight.reshape(-1, *weight.shape[-2:])  # [count, out, in]
     position = delay.detach().round().long().expand_as(weight)  # [count, out, in]
@@ -74,7 +73,7 @@ def shrinking_sigma(epoch: int, epochs: int, taps: int, offset=0.27, last_part=0
     """
     quarter = epochs // 4
     first_part = max(taps // 2, last_part)  # taps // 2 of a single tap is 0: there sigma is 0.5
-    if epoch >= quarter:  # with fewer than four epochs from the start
+    if epoch >= quarter:  # in a run of fewer than four epochs, always
         return offset + last_part
     return offset + first_part * (last_part / first_part) ** (epoch / quarter)
 
@@ -166,8 +165,7 @@ def leaky_integrator(current: Tensor, tau: float) -> Tensor:
     """
     t = torch.arange(current.shape[1], dtype=torch.float64, device=current.device)
     elapsed = t[:, None] - t  # t - u, [T, T]: a row for each t, a column for each u
-    memory = decay_of(tau) ** elapsed.clamp(min=0)  # clamp: a power below 0 would be huge
-    memory = memory.tril()  # 0 where u is later than t
+    memory = (decay_of(tau) ** elapsed).tril()  # 0 where u is later than t
     return memory.to(current.dtype) @ current
 
 
@@ -206,7 +204,8 @@ class DelayedLinear(nn.Module):
     learn_delays: False: the delays, drawn at random, are rounded to whole steps and not trained.
     connections: inputs of each neuron, drawn at random; 0, or more than there are, connects all.
         The authors draw each connection by itself, so that neurons have more or fewer inputs, and
-        anew for each of the `count` synapses; and their first weights are those of a full layer.
+        anew for each of the `count` synapses.  Their first weights are drawn for a full layer,
+        smaller than here, where only the inputs that there are count.
     delay_shape: None gives each synapse its delay.  Other shapes have to broadcast to the weights':
         (1, in_features) is one delay for each axon, (out_features, 1) one for each neuron.
 
@@ -343,12 +342,12 @@ class DelaySNN(nn.Module):
         return lif(current, self.tau)
 
     def forward(self, x, steps=None):
-        """steps: [B], how many steps each sample has, before zeros; on the CPU, so that no step
-        waits for a GPU.  None: all of T.
+        """steps: [B], how many steps each sample has; the rest of T is padding.  None: all of T.
+        It lies on the CPU, so that nothing here has to wait for a GPU.
 
-        A hidden layer of a sample goes on for its own tail, taps // 2 steps, after what it
-        receives.  After that its output is 0 and counts nowhere: not in batch norm, nor in the
-        rates.  With None, zeros behind a sample count as its own steps: so the authors train.
+        In each sample, a hidden layer runs for taps // 2 steps, its tail, longer than its input.
+        After that its output is 0 and counts nowhere: not in batch norm, nor in the rates.  With
+        None, padding counts as a sample's own steps: so the authors train.
         """
         ends = torch.full(x.shape[:1], x.shape[1]) if steps is None else steps.cpu()
         self.rates = []
@@ -444,12 +443,12 @@ def conv_fourier(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
     turns = torch.outer(f, t) % period  # whole turns left out, so that angles stay small
     angle = turns.double() * (2 * math.pi / period)
     basis = torch.cat([angle.cos(), -angle.sin()]).to(spikes)  # exp(-i angle), [2 F, period]
-    # The other frequencies are conjugates of these, so each of these stands for two; but 0 and
-    # period / 2 are their own conjugates.
+    # Frequencies above period / 2 are conjugates of these and are not computed: each of these
+    # stands for two.  But 0 and period / 2 are their own conjugates.
     twice = (f > 0) & (2 * f < period)
     share = (1 + twice.int()).to(spikes) / period  # [F]
 
-    # Back in time, y[t] = sum_f share[f] (Re Y[f] cos(angle) - Im Y[f] sin(angle)).  This is a
+    # Transformed back, y[t] = sum_f share[f] (Re Y[f] cos(angle) - Im Y[f] sin(angle)).  This is a
     # product with the transposed basis.  The factor share is put on the kernel here, because the
     # kernel is smaller than the output.
     x = (basis[:, :steps] @ spikes).transpose(0, 1)  # [2 F, B, in]

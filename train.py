@@ -46,7 +46,8 @@ def build(options: argparse.Namespace, kind: type[DelaySNN] = DelaySNN) -> Delay
     """
     dataset = data.DATASETS[options.dataset]
     tau_readout = options.tau if options.tau_readout is None else options.tau_readout
-    if not min(options.tau, tau_readout) >= dataset.step_ms:  # in these words it refuses nan too
+    enough = options.tau >= dataset.step_ms and tau_readout >= dataset.step_ms
+    if not enough:  # nan is not, either
         found = f"--tau {options.tau}, --tau-readout {tau_readout}"
         raise UserError(f"{found}: expected at least {dataset.step_ms} ms, a step")
     if not 0 <= options.dropout < 1:
@@ -73,7 +74,8 @@ def delayed_layers(net: nn.Module) -> list[DelayedLinear]:
 def make_optimizer(net: nn.Module, options: argparse.Namespace) -> torch.optim.Adam:
     """Adam for all parameters of the network, in three groups: weights, delays and all others.
 
-    That of fixed delays is empty.  set_schedules sets the learning rates in each epoch.
+    Fixed delays are no parameters, so their group is empty.  set_schedules sets the learning rates
+    in each epoch.
     """
     layers = delayed_layers(net)
     weights = [layer.weight for layer in layers]
@@ -91,8 +93,8 @@ def one_cycle(epoch: int, epochs: int, peak: float) -> tuple[float, float]:
     """Learning rate and Adam's beta1 of an epoch, counted from 0.
 
     Half a cosine leads from peak / 25 up to the peak, at 30 % of the epochs, and half a cosine down
-    to peak / 250,000.  beta1 goes from 0.95 to 0.85 and back.  From four epochs on, these are the
-    values of torch's OneCycleLR.  As a function of the epoch, a schedule has no state to save.
+    to peak / 250,000.  beta1 goes from 0.95 to 0.85 and back.  In runs of at least four epochs,
+    these are the values of torch's OneCycleLR.  A function of the epoch has no state to save.
     """
     # The epoch of the peak, counted from 0, as OneCycleLR has it: it need not be a whole number.
     top = max(0.3 * epochs - 1, 0)
@@ -171,7 +173,7 @@ def check_gradients(net: nn.Module) -> None:
     """Refuses a parameter that the loss does not reach: Adam would leave it out without a word."""
     for name, parameter in net.named_parameters():
         if parameter.requires_grad and parameter.grad is None:
-            rule = "let it pass through delays.spike; or set its requires_grad to False"
+            rule = "a threshold needs delays.spike; or set requires_grad to False"
             raise UserError(f"{name} gets no gradient from the loss: {rule}")
 
 
@@ -225,10 +227,11 @@ def train(options: argparse.Namespace, net=None, loss=None, on_epoch=None) -> di
     sets = load_sets(options)
     net = (build(options) if net is None else net).to(options.device)
     optimizer = make_optimizer(net, options)
-    # Taken before resume loads later ones: the seed draws the first ones again.
+    # As the seed draws them.  In a run that goes on, resume loads later ones afterwards.
     first_delays = [layer.positions().detach().clone() for layer in delayed_layers(net)]
     rows = resume(net, optimizer, options) if options.resume else start(net, sets, options)
-    watched = "valid" if "valid" in sets else "test"  # beside valid, test waits for the end
+    # The set that each epoch ends with.  Where there is a valid, test is read once, in finish.
+    watched = "valid" if "valid" in sets else "test"
 
     for epoch in range(len(rows), options.epochs):
         begun = time.time()
@@ -340,6 +343,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """All options: those given, else those of the saved run, else the defaults of the data set."""
     argv = sys.argv[1:] if argv is None else argv
     parser = make_parser()
+    # A first look tells which defaults are meant.  It is without -h, which shows them.
     look, _ = parser.parse_known_args([word for word in argv if word not in ("-h", "--help")])
     run = look.resume or look.eval
     saved = read_options(run) if run else {}
@@ -417,7 +421,7 @@ def positive(text: str) -> int:
 def set_backend() -> None:
     """Full precision on a GPU, and two settings that make a CPU fast.
 
-    Call it before torch computes on several threads: those that run already keep their denormals.
+    Call it before torch computes on several threads, since threads that run keep their settings.
     """
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -483,7 +487,10 @@ def describe(net: nn.Module) -> str:
 
 
 def load_checkpoint(folder: str, name: str, net: nn.Module) -> dict:
-    """Loads a checkpoint's weights into a network that has to be as it was, and returns it all."""
+    """Loads a checkpoint's weights into a network, and returns all that the checkpoint holds.
+
+    Refuses another network than the one that was trained.
+    """
     path = os.path.join(folder, name)
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)

@@ -126,8 +126,8 @@ def draw_kernels(axis, track: list[float], shades: Tensor, epochs: list[int]) ->
 def lined_up() -> tuple[Tensor, DelayedLinear, Tensor]:
     """The training of tour.ipynb: each of four neurons learns to fire at a pattern of its own.
 
-    Returns the steps in which inputs spike, [patterns, inputs], the layer, and h without a
-    reset, [patterns, steps, neurons].
+    Returns the steps in which inputs spike, [patterns, inputs], the layer, and what arrives at its
+    neurons, [patterns, steps, neurons].
     """
     torch.manual_seed(9)
     times = torch.randint(15, (4, 6))
@@ -144,12 +144,12 @@ def lined_up() -> tuple[Tensor, DelayedLinear, Tensor]:
         optimizer.step()
         hidden.clamp_delays()
         readout.clamp_delays()
-    return times, hidden, leaky_integrator(hidden.eval()(patterns), tau=1.005).detach()
+    return times, hidden, hidden.eval()(patterns).detach()
 
 
 def why_figure() -> Figure:
     """A neuron, its own pattern and another one: spikes that leave, that arrive, and h."""
-    times, layer, h = lined_up()
+    times, layer, current = lined_up()
     own, other = 0, 2
     arrivals = times + layer.delay[own].detach().round()  # at the neuron of the pattern `own`
 
@@ -159,10 +159,14 @@ def why_figure() -> Figure:
     for column, pattern, title in zip(axes.T, (other, own), titles, strict=True):
         for axis, steps in ((column[0], times[pattern]), (column[1], arrivals[pattern])):
             axis.eventplot(steps[:, None], linelengths=0.8, linewidths=3, color=BLUE)
-        potential = h[pattern, :, own]
-        for step in (potential >= 1).nonzero().flatten().tolist():
-            for axis in column[1:]:
-                axis.axvspan(step - 0.5, step + 0.5, color=PALE, zorder=0)
+        potential, v = [], 0.0
+        for step, now in enumerate(current[pattern, :, own].tolist()):  # as lif computes it
+            h = (1 - 1 / 1.005) * v + now
+            potential.append(h)
+            v = 0.0 if h >= 1 else h
+            if h >= 1:
+                column[1].axvspan(step - 0.5, step + 0.5, color=PALE, zorder=0)
+                column[2].axvspan(step - 0.5, step + 0.5, color=PALE, zorder=0)
         column[2].bar(range(len(potential)), potential, color=INK)
         column[2].axhline(1, color=RED, linewidth=0.8, linestyle="--")
         column[2].text(len(potential) - 1, 1.1, "threshold", color=RED, fontsize=8, ha="right")

@@ -448,7 +448,7 @@ def test_kernels_in_the_picture_are_gaussians_around_a_recorded_delay(drawn):
 
 def test_spikes_in_the_pictures_arrive_after_their_delays(drawn):
     figures, _ = drawn
-    times, layer, h = figures.lined_up()
+    times, layer, _ = figures.lined_up()
     axes = figures.why_figure().axes
     for column, pattern in ((0, 2), (1, 0)):
         sent, arrived, potential = axes[column::2]
