@@ -169,10 +169,10 @@ def all_tables() -> dict[str, str]:
     both = [row for row in both if (row["data"], row["epochs"]) in theirs]
     authors = {"variant": "authors", "padding": "yes"}
     tables["authors"] = table(both, {"last epoch": "accuracy"} | best, authors, "the authors'")
-    without = {
-        (row["data"], row["epochs"], row["variant"]) for row in plain if row["padding"] == "no"
-    }
-    twice = [row for row in plain if (row["data"], row["epochs"], row["variant"]) in without]
+    ways = {}
+    for row in plain:
+        ways.setdefault((row["data"], row["epochs"], row["variant"]), set()).add(row["padding"])
+    twice = [row for row in plain if len(ways[row["data"], row["epochs"], row["variant"]]) == 2]
     shown = {"last epoch": "accuracy", "unrounded": "unrounded", "training": "train_accuracy"}
     tables["padding"] = table(twice, shown | best, {"padding": "yes"}, "padded")
     watched = [row | curves[row["run"]] for row in tested if row["run"] in curves]
