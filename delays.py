@@ -165,7 +165,8 @@ def leaky_integrator(current: Tensor, tau: float) -> Tensor:
     """
     t = torch.arange(current.shape[1], dtype=torch.float64, device=current.device)
     elapsed = t[:, None] - t  # t - u, [T, T]: a row for each t, a column for each u
-    memory = (decay_of(tau) ** elapsed).tril()  # 0 where u is later than t
+    # 0 where u is later than t, whatever the power is there.
+    memory = (decay_of(tau) ** elapsed).tril()
     return memory.to(current.dtype) @ current
 
 
@@ -203,9 +204,8 @@ class DelayedLinear(nn.Module):
     count: synapses between each pair of neurons.
     learn_delays: False: the delays, drawn at random, are rounded to whole steps and not trained.
     connections: inputs of each neuron, drawn at random; 0, or more than there are, connects all.
-        The authors draw each connection by itself, so that neurons have more or fewer inputs, and
-        anew for each of the `count` synapses.  Their first weights are drawn for a full layer,
-        smaller than here, where only the inputs that there are count.
+        (In the authors' code neurons differ in the number of their inputs, each of the `count`
+        synapses has connections of its own, and the first weights are those of a full layer.)
     delay_shape: None gives each synapse its delay.  Other shapes have to broadcast to the weights':
         (1, in_features) is one delay for each axon, (out_features, 1) one for each neuron.
 

@@ -1859,10 +1859,10 @@ def said(capsys, *argv, net_class=DelaySNN):
         ("--epochs many", "argument --epochs: invalid positive value: 'many'"),
         ("--hidden -3", "argument --hidden: -3: expected at least 1"),
         ("--batch-size 1.5", "argument --batch-size: invalid positive value: '1.5'"),
-        ("--tau 9.9", "--tau 9.9, --tau-readout 9.9: expected at least 10 ms, a step"),
-        ("--tau nan", "--tau nan, --tau-readout nan: expected at least 10 ms"),
-        ("--tau-readout 1", "--tau-readout 1.0: expected at least 10 ms"),
-        ("--tau-readout nan", "--tau-readout nan: expected at least 10 ms"),
+        ("--tau 9.9", "--tau or --tau-readout 9.9: expected at least 10 ms, a step"),
+        ("--tau nan", "--tau or --tau-readout nan: expected at least 10 ms"),
+        ("--tau-readout 1", "--tau or --tau-readout 1.0: expected at least 10 ms"),
+        ("--tau-readout nan", "--tau or --tau-readout nan: expected at least 10 ms"),
         ("--dropout 1", "--dropout 1.0: expected a share, 0 to below 1"),
         ("--dataset mnist", "argument --dataset: invalid choice: 'mnist'"),
         ("--delays some", "argument --delays: invalid choice: 'some'"),
@@ -2014,7 +2014,7 @@ class Mistaken(DelaySNN):
 def test_a_parameter_that_the_loss_does_not_reach_is_refused(little, tmp_path, capsys):
     words = ["--dataset", "little", "--device", "cpu", "--epochs", 1, "--out"]
     got = said(capsys, *words, tmp_path / "run", net_class=Flat)
-    assert "layers.0.weight gets no gradient from the loss: a threshold needs" in got
+    assert "layers.0.weight gets no gradient from the loss: if a threshold" in got
     net = train.build(options_of(tmp_path / "other", *words[:-1]), Flat)
     for parameter in [*net.layers[:-1].parameters(), *net.norms.parameters()]:
         parameter.requires_grad = False

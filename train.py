@@ -24,7 +24,7 @@ from data import UserError
 from delays import DelayedLinear, DelaySNN, class_scores, shrinking_sigma
 
 # The paper's settings (SHD and SSC) and those of the toy task.  tau is in ms here, and in steps in
-# delays.py.  lr is the peak of the weights' learning rate, delay_lr the first one of the delays.
+# delays.py.  lr is the peak of the weights' learning rate, delay_lr the delays' initial one.
 # fmt: off
 DEFAULTS = {
     "shd": dict(hidden=256, layers=2, taps=25, tau=10.05, dropout=0.4, batch_size=256, epochs=150,
@@ -46,10 +46,10 @@ def build(options: argparse.Namespace, kind: type[DelaySNN] = DelaySNN) -> Delay
     """
     dataset = data.DATASETS[options.dataset]
     tau_readout = options.tau if options.tau_readout is None else options.tau_readout
-    enough = options.tau >= dataset.step_ms and tau_readout >= dataset.step_ms
-    if not enough:  # nan is not, either
-        found = f"--tau {options.tau}, --tau-readout {tau_readout}"
-        raise UserError(f"{found}: expected at least {dataset.step_ms} ms, a step")
+    for tau in (options.tau, tau_readout):
+        if not tau >= dataset.step_ms:  # and not <, since that lets nan through
+            rule = f"expected at least {dataset.step_ms} ms, a step"
+            raise UserError(f"--tau or --tau-readout {tau}: {rule}")
     if not 0 <= options.dropout < 1:
         raise UserError(f"--dropout {options.dropout}: expected a share, 0 to below 1")
     torch.manual_seed(options.seed)
@@ -173,7 +173,7 @@ def check_gradients(net: nn.Module) -> None:
     """Refuses a parameter that the loss does not reach: Adam would leave it out without a word."""
     for name, parameter in net.named_parameters():
         if parameter.requires_grad and parameter.grad is None:
-            rule = "a threshold needs delays.spike; or set requires_grad to False"
+            rule = "if a threshold hides it, use delays.spike; else set requires_grad to False"
             raise UserError(f"{name} gets no gradient from the loss: {rule}")
 
 
@@ -343,7 +343,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """All options: those given, else those of the saved run, else the defaults of the data set."""
     argv = sys.argv[1:] if argv is None else argv
     parser = make_parser()
-    # A first look tells which defaults are meant.  It is without -h, which shows them.
+    # A first look, for the data set or run whose defaults are meant.  -h would end the program.
     look, _ = parser.parse_known_args([word for word in argv if word not in ("-h", "--help")])
     run = look.resume or look.eval
     saved = read_options(run) if run else {}
