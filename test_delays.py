@@ -1673,7 +1673,7 @@ print("denormal", tiny.exp().max().item())
 def test_with_short_membranes_learned_beats_fixed_beats_none_on_the_toy_task(tmp_path):
     accuracy = {}
     for variant in ("learned", "fixed", "none"):
-        words = f"--dataset toy --delays {variant} --epochs 7".split()
+        words = f"--dataset toy --delays {variant} --epochs 3".split()
         accuracy[variant] = train.train(options_of(tmp_path / variant, *words))["test_accuracy"]
     assert accuracy["none"] < 0.15, accuracy
     assert 0.2 < accuracy["fixed"] < accuracy["learned"] - 0.1, accuracy

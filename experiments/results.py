@@ -91,7 +91,7 @@ COMMON = ("data", "epochs", "padding", "variant", "connections", "options", "cha
 LEARNED = {"variant": "learned", "options": "", "change": ""}
 
 
-def table(rows: list[dict], columns: dict, base=LEARNED, to: str = "learned") -> str:
+def table(rows: list[dict], columns: dict, base=LEARNED, to="learned") -> str:
     """A Markdown table with a line for all runs that differ in the seed alone.
 
     columns: shares to show, by their headings.  base: what is different in the runs that those of a
@@ -101,26 +101,24 @@ def table(rows: list[dict], columns: dict, base=LEARNED, to: str = "learned") ->
     for row in sorted(rows, key=lambda row: (row["data"], -int(row["epochs"]), row["padding"])):
         groups.setdefault(tuple(row[column] for column in COMMON), []).append(row)
     heads = ["data", "epochs", "padding", "variant", "parameters", *columns]
-    heads += [f"difference to {to}", "n", "minutes", "machine/threads"]
+    heads += [f"difference to {to}", "n", "machine/threads"]
     lines = [heads, ["---"] * len(heads)]
     for group, found in groups.items():
         beside = found[0] | base
         others = groups.get(tuple(beside[column] for column in COMMON), [])
         parameters = found[0]["parameters"]
-        minutes = mean(float(row["seconds"]) for row in found) / 60
         machines = {f"{row['device']}/{row['threads']}" for row in found}
         cells = [*group[:3], ", ".join(filter(None, group[3:]))]
         cells.append(f"{int(parameters):,}" if parameters else "-")
         cells += [spread(found, column) for column in columns.values()]
         cells.append("-" if found is others else difference(found, others))
-        lines.append([*cells, str(len(found)), f"{minutes:.0f}", "; ".join(sorted(machines))])
+        lines.append([*cells, str(len(found)), "; ".join(sorted(machines))])
     # What all lines have in common, the text around the table says.
-    differs = []
+    shown = []
     for head, *cells in zip(*lines, strict=True):
-        differs.append(
-            head not in ("data", "epochs", "padding", "machine/threads") or len(set(cells)) > 2
-        )
-    lines = [itertools.compress(cells, differs) for cells in lines]
+        may_go = head in ("data", "epochs", "padding", "machine/threads")
+        shown.append(not may_go or len(set(cells)) > 2)
+    lines = [itertools.compress(cells, shown) for cells in lines]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 

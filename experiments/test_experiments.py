@@ -378,7 +378,7 @@ def test_the_program_writes_arrays_that_have_the_accuracy_of_the_run(tmp_path, c
 
     arrays = np.load(path, allow_pickle=False)
     numbers = ["tau_steps", "tau_readout_steps", "threshold", "step_ms", "taps", "inputs"]
-    assert [float(arrays[name]) for name in numbers] == pytest.approx([1.005, 3, 1, 10, 25, 8])
+    assert [float(arrays[name]) for name in numbers] == pytest.approx([1.005, 3, 1, 10, 33, 8])
     with pytest.raises(SystemExit, match="export.py: .*No such file.*config.json"):
         export.main([str(tmp_path), "--out", path])
 
