@@ -85,7 +85,7 @@ def kernel_figure(folder: str) -> Figure:
     left.plot(range(1, epochs + 2), track, color=RED, linewidth=1.8)
     left.text(epochs + 1.3, track[-1], " its delay", color=RED, fontsize=8, va="center")
     left.set_xlim(0.5, epochs + 4)
-    title = "one synapse's kernel while it learns; each epoch by its peak"
+    title = "one synapse's kernel; shade: share of its peak"
     style(left, title, "epoch", "delay (steps of 10 ms)")
     draw_kernels(right, track.tolist(), shades, epochs=[0, 1, 3, epochs - 1])
     return figure
@@ -116,7 +116,7 @@ def draw_kernels(axis, track: list[float], shades: Tensor, epochs: list[int]) ->
     axis.vlines(round(track[-1]), top, top + 0.85, color=INK, linewidth=2)
     axis.text(taps - 0.2, top + 0.25, "evaluation", color=INK, fontsize=8)
     axis.set_yticks([])
-    style(axis, "from a wide Gaussian to one tap", "delay (steps of 10 ms)")
+    style(axis, "from wide to one tap, each scaled to its peak", "delay (steps of 10 ms)")
     axis.spines["left"].set_visible(False)
 
 
