@@ -190,7 +190,7 @@ def test_t_quantile_is_students(degrees, t):
 def test_a_paired_difference_is_over_shared_seeds_with_students_interval():
     base, rows = runs([90] * 5), runs([91, 92, 93, 94, 95, 10])
     half = 2.776 * math.sqrt(10 / 4 / 5)  # of 1, 2, 3, 4 and 5 points
-    text = f"+3.00 [{3 - half:+.2f}, {3 + half:+.2f}], higher in 5 of 5"
+    text = f"+3.00 [{3 - half:+.2f}, {3 + half:+.2f}] (5/5)"
     assert results.difference(rows, base) == text
     assert results.difference(rows[:2], base) == "+1.00, +2.00"
     assert results.spread(rows[:5], "accuracy") == "93.00 ± 1.58"
