@@ -239,7 +239,8 @@ def row_of_run(folder: str) -> tuple[dict, list[dict]]:
     row["test_samples"] = config["samples"].get("test")
     row["result_test"] = result["test_accuracy"]
     row["result_valid"] = result["valid_accuracy"]
-    row["unrounded"] = result["unrounded_accuracy"]
+    if config["options"]["delays"] not in ("fixed", "none"):  # those are whole steps in any case
+        row["unrounded"] = result["unrounded_accuracy"]
     return row, log
 
 
