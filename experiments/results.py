@@ -26,6 +26,7 @@ import platform
 import re
 import subprocess
 import sys
+import time
 from statistics import mean, stdev, variance
 
 import numpy as np
@@ -236,12 +237,18 @@ def row_of_run(folder: str) -> tuple[dict, list[dict]]:
     row |= {key: log[-1][key] for key in ("train_accuracy", "valid_accuracy", "test_accuracy")}
     row["variant"], row["options"] = variant_and_words(argparse.Namespace(**config["options"]))
     row["version"] = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    row["ended"] = time_of(os.path.join(folder, "result.json"))
     row["test_samples"] = config["samples"].get("test")
     row["result_test"] = result["test_accuracy"]
     row["result_valid"] = result["valid_accuracy"]
     if config["options"]["delays"] not in ("fixed", "none"):  # those are whole steps in any case
         row["unrounded"] = result["unrounded_accuracy"]
     return row, log
+
+
+def time_of(path: str) -> str:
+    """When a file was last written, in UTC."""
+    return time.strftime("%Y-%m-%d %H:%M", time.gmtime(os.path.getmtime(path)))
 
 
 def row_of_text(path: str, arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
@@ -263,6 +270,7 @@ def row_of_text(path: str, arguments: argparse.Namespace) -> tuple[dict, list[di
         log[-1]["test_accuracy"] = round(float(test_percent) / 100, 6)
     result = json.loads(end[0])
     row = log[-1] | {"dataset": "shd", "variant": "authors", "epochs": len(log)}
+    row["ended"] = time_of(path)
     row |= {"rule": "last epoch", "md5": [data.md5(file) for file in files]}
     row |= {"device": platform.machine(), "threads": arguments.threads, "seed": arguments.seed}
     row |= {"test_accuracy": result["last"], "result_test": result["last"]}
@@ -275,7 +283,7 @@ FOLDER = os.path.dirname(os.path.abspath(__file__))  # of the two files
 COLUMNS = {
     "runs.csv": "run data md5 variant epochs seed options padding change version device threads "
     "torch parameters test_samples train_accuracy valid_accuracy test_accuracy result_test rule "
-    "result_valid best_on_test unrounded seconds",
+    "result_valid best_on_test unrounded seconds ended",
     "epochs.csv": "run epoch loss train_accuracy test_accuracy valid_accuracy sigma seconds",
 }
 # fmt: off
