@@ -209,6 +209,7 @@ def test_add_keeps_a_run_and_a_text_and_refuses_what_is_there(tmp_path, monkeypa
     run, text = tmp_path / "toy-1-learned-0", tmp_path / "shd-2-authors-4.txt"
     words = ["--dataset", "toy", "--epochs", "1", "--hidden", "3", "--batch-size", "500"]
     result = train.train(train.parse([*words, "--out", str(run)]))
+    os.utime(run / "result.json", (86460, 86460))
     for split in ("train", "test"):
         (tmp_path / f"shd_{split}.h5").write_text(split)
     line = "epoch {}/2 loss 1.025 train {}% test 85.07% 298.3 s\n"
@@ -221,6 +222,7 @@ def test_add_keeps_a_run_and_a_text_and_refuses_what_is_there(tmp_path, monkeypa
     epochs, log = results.read(tmp_path, "epochs.csv"), results.read(run, "log.csv")
     assert [ours["data"], ours["options"]] == ["toy", "--hidden 3 --batch-size 500"]
     assert float(ours["result_test"]) == result["test_accuracy"]
+    assert ours["ended"] == "1970-01-02 00:01"
     assert ours["train_accuracy"] == epochs[0]["train_accuracy"] == log[0]["train_accuracy"]
     columns = ("run", "variant", "padding", "epochs", "train_accuracy", "result_test", "seed")
     wanted = ["shd-2-authors-4", "authors", "yes", "2", "0.6687", "0.850706", "4"]
