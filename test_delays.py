@@ -317,15 +317,16 @@ def test_a_time_constant_of_less_than_a_step_is_refused(neurons, tau):
         neurons(torch.ones(5, 2, 3), tau)
 
 
-def test_leaky_integrator_is_the_recursion():
+@pytest.mark.parametrize("tau", [3.0, 1.005, 1.0])
+def test_leaky_integrator_is_the_recursion(tau):
     current = random(2, 9, 3).requires_grad_()
     v = torch.zeros(2, 3).double()
     steps = []
     for t in range(9):
-        v = (1 - 1 / 3.0) * v + current[:, t]
+        v = (1 - 1 / tau) * v + current[:, t]
         steps.append(v)
     want = torch.stack(steps, 1)
-    got = leaky_integrator(current, 3.0)
+    got = leaky_integrator(current, tau)
     close(got.detach(), want.detach(), rtol=1e-12, atol=1e-12)
     g = random(2, 9, 3, seed=1)
     (want_grad,) = torch.autograd.grad(want, current, g)

@@ -116,11 +116,11 @@ def table(rows: list[dict], columns: dict, base=LEARNED, to="learned") -> str:
         cells += [spread(found, column) for column in columns.values()]
         cells.append("-" if found is others else difference(found, others))
         lines.append([*cells, str(len(found)), "; ".join(sorted(machines))])
-    # What all lines have in common, the text around the table says.
+    # Empty columns go, and what all lines have in common, which the text around the table says.
     shown = []
-    for head, *cells in zip(*lines, strict=True):
-        may_go = head in ("data", "epochs", "padding", "machine/threads")
-        shown.append(not may_go or len(set(cells)) > 2)
+    for head, _, *cells in zip(*lines, strict=True):
+        may_go = head in ("data", "epochs", "padding", "machine/threads") or "-" in cells
+        shown.append(not may_go or len(set(cells)) > 1)
     lines = [itertools.compress(cells, shown) for cells in lines]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
