@@ -86,19 +86,26 @@ def spread(rows: list[dict], column: str) -> str:
     return f"{mean(values):.2f} ± {stdev(values):.2f}"
 
 
+def pooled(rows: list[dict]) -> str:
+    """The accuracy over the held-out samples of all rows."""
+    right = sum(float(row["accuracy"]) * int(row["valid_samples"]) for row in rows)
+    return f"{100 * right / sum(int(row['valid_samples']) for row in rows):.2f}"
+
+
 # ------------------------------------------------------------------------------------------ tables
 
 
 # What runs that differ in the seed alone have in common.
 COMMON = ("data", "epochs", "padding", "variant", "connections", "options", "change")
 LEARNED = {"variant": "learned", "options": "", "change": ""}
+PAIRS = ("1,8", "2,10", "3,6", "0,9", "7,11")  # speakers of SHD that are held out together
 
 
 def table(rows: list[dict], columns: dict, base=LEARNED, to="learned") -> str:
     """A Markdown table with a line for all runs that differ in the seed alone.
 
-    columns: shares to show, by their headings.  base: what is different in the runs that those of a
-    line are compared with.  to: these in a word.
+    columns: shares to show, or functions of a line's runs, by their headings.  base: what is
+    different in the runs that those of a line are compared with.  to: these in a word.
     """
     groups = {}  # variants come in the order of runs.csv
     for row in sorted(rows, key=lambda row: (row["data"], -int(row["epochs"]), row["padding"])):
@@ -113,7 +120,8 @@ def table(rows: list[dict], columns: dict, base=LEARNED, to="learned") -> str:
         machines = {f"{row['device']}/{row['threads']}" for row in found}
         cells = [*group[:3], ", ".join(filter(None, group[3:]))]
         cells.append(f"{int(parameters):,}" if parameters else "-")
-        cells += [spread(found, column) for column in columns.values()]
+        for column in columns.values():
+            cells.append(column(found) if callable(column) else spread(found, column))
         cells.append("-" if found is others else difference(found, others))
         lines.append([*cells, str(len(found)), "; ".join(sorted(machines))])
     # Empty columns go, and what all lines have in common, which the text around the table says.
@@ -143,6 +151,7 @@ def all_rows() -> tuple[list[dict], list[dict]]:
             row["accuracy"] = row["valid_accuracy"]
             take_out(row, "speakers", r"--valid-speakers \S+|--no-test")
             row["seed"] += row["speakers"]  # pairs are of the same held-out speakers as well
+            row[row["speakers"].split()[1]] = row["accuracy"]
             validated.append(row)
     return tested, validated
 
@@ -162,7 +171,7 @@ def all_tables() -> dict[str, str]:
         rule = here[0]["rule"].split(",")[0]  # "last epoch" or "best on validation"
         beside = {} if name == "toy" else best  # that is for comparison with papers
         tables[name] = table(here, {rule: "accuracy"} | beside | {"unrounded": "unrounded"})
-    shown = {"validation, last epoch": "accuracy", "training": "train_accuracy"}
+    shown = {pair: pair for pair in PAIRS} | {"pooled": pooled, "training": "train_accuracy"}
     paper = {"options": "", "change": ""}
     tables["validation"] = table(validated, shown, paper, "the paper's options")
 
@@ -238,6 +247,7 @@ def row_of_run(folder: str) -> tuple[dict, list[dict]]:
     row["variant"], row["options"] = variant_and_words(argparse.Namespace(**config["options"]))
     row["version"] = subprocess.run(command, capture_output=True, text=True).stdout.strip()
     row["ended"] = time_of(os.path.join(folder, "result.json"))
+    row["valid_samples"] = config["samples"].get("valid")
     row["test_samples"] = config["samples"].get("test")
     row["result_test"] = result["test_accuracy"]
     row["result_valid"] = result["valid_accuracy"]
@@ -282,8 +292,8 @@ def row_of_text(path: str, arguments: argparse.Namespace) -> tuple[dict, list[di
 FOLDER = os.path.dirname(os.path.abspath(__file__))  # of the two files
 COLUMNS = {
     "runs.csv": "run data md5 variant epochs seed options padding change version device threads "
-    "torch parameters test_samples train_accuracy valid_accuracy test_accuracy result_test rule "
-    "result_valid best_on_test unrounded seconds ended",
+    "torch parameters valid_samples test_samples train_accuracy valid_accuracy test_accuracy "
+    "result_test rule result_valid best_on_test unrounded seconds ended",
     "epochs.csv": "run epoch loss train_accuracy test_accuracy valid_accuracy sigma seconds",
 }
 # fmt: off

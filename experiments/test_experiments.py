@@ -233,6 +233,11 @@ def test_add_keeps_a_run_and_a_text_and_refuses_what_is_there(tmp_path, monkeypa
     assert (tmp_path / "runs.csv").read_bytes() == before
 
 
+def test_a_pooled_accuracy_is_over_samples():
+    rows = [dict(accuracy="0.5", valid_samples="300"), dict(accuracy="0.9", valid_samples="100")]
+    assert results.pooled(rows) == "60.00"
+
+
 @pytest.mark.parametrize("words, wide", [("shd", 388), ("toy", 76), ("toy --hidden 17", 32)])
 def test_a_wide_variant_has_the_parameters_nearest_to_learned_ones(words, wide):
     def parameters(*more):
