@@ -30,7 +30,7 @@ def gaussian_kernel(weight: Tensor, delay: Tensor, sigma: float | Tensor, taps: 
         g[d] = exp(-((d - delay[o,i]) / sigma)^2 / 2)
 
     The division makes the taps of a synapse sum up to its weight at any sigma.  The 1e-7, DCLS's
-    own, avoids a division by 0; only far outside 0..taps-1 does a Gaussian lose weight by it.
+    own, matters only where all g[d] are nearly 0: for delays far outside 0..taps-1.
 
     weight: [out, in]; or [count, out, in] for `count` synapses between each pair of neurons, whose
         kernels are added.
@@ -44,7 +44,7 @@ def gaussian_kernel(weight: Tensor, delay: Tensor, sigma: float | Tensor, taps: 
     weight = weight.reshape(-1, *weight.shape[-2:])  # [count, out, in]
     delay = delay.expand_as(weight)
     d = torch.arange(taps, dtype=delay.dtype, device=delay.device)
-    d = d.view(-1, 1, 1, 1)  # taps first, so that sigma may have the weights' shape
+    d = d.view(-1, 1, 1, 1)  # taps first: a sigma of the weights' shape broadcasts too
     g = torch.exp(-((d - delay) / sigma).square() / 2)  # [taps, count, out, in]
     kernel = g * (weight / (g.sum(0) + 1e-7))  # [taps, count, out, in]
     return kernel.sum(1).permute(1, 2, 0)  # [out, in, taps]
@@ -118,13 +118,13 @@ def delay_conv(spikes: Tensor, kernel: Tensor, tail: int = 0, method: str = "aut
 def spike(x: Tensor, alpha: float = 5.0) -> Tensor:
     """1 where x >= 0, else 0, with a surrogate gradient: for lif_loop, and neurons of one's own.
 
-    A spike is a step, whose slope is 0 beside the jump: nothing would learn.  So the backward pass
-    takes the slope of a smooth step, arctan(pi/2 alpha x) / pi (SpikingJelly's ATan):
+    A spike is a jump, and beside it the slope is 0: nothing would learn.  So the backward pass
+    takes the slope of a smooth rise, arctan(pi/2 alpha x) / pi (SpikingJelly's ATan):
 
         slope(x) = (alpha/2) / (1 + (pi/2 alpha x)^2)
 
     x: how far a membrane lies above its threshold, of any shape.
-    alpha: how steep that step is; 5 is the authors' (in the config of their SHD and SSC runs).
+    alpha: how steep that rise is; 5 is the authors' (in the config of their SHD and SSC runs).
     """
     smooth = torch.arctan(math.pi / 2 * alpha * x) / math.pi
     return (x >= 0).to(x.dtype) + (smooth - smooth.detach())  # the bracket is 0 and has that slope
@@ -140,7 +140,7 @@ def lif_loop(current: Tensor, tau: float, threshold: float = 1.0, alpha: float =
     current: I, [B, T, N].
     tau: time constant of all membranes in steps, at least 1.
     threshold: of the potential, which is 0 at rest and after a spike.
-    alpha: of the surrogate gradient, which enters by way of `spike`.
+    alpha: of the surrogate gradient, as in `spike`.
     Returns the spikes s, [B, T, N].  Networks use `lif`, which is the same and faster.  This is the
     one to read, and to copy for other neurons.
     """
@@ -165,8 +165,7 @@ def leaky_integrator(current: Tensor, tau: float) -> Tensor:
     """
     t = torch.arange(current.shape[1], dtype=torch.float64, device=current.device)
     elapsed = t[:, None] - t  # t - u, [T, T]: a row for each t, a column for each u
-    # 0 where u is later than t, whatever the power is there.
-    memory = (decay_of(tau) ** elapsed).tril()
+    memory = (decay_of(tau) ** elapsed).tril()  # 0 where u is later than t
     return memory.to(current.dtype) @ current
 
 
@@ -204,10 +203,8 @@ class DelayedLinear(nn.Module):
     count: synapses between each pair of neurons.
     learn_delays: False: the delays, drawn at random, are rounded to whole steps and not trained.
     connections: inputs of each neuron, drawn at random; 0, or more than there are, connects all.
-        (In the authors' code neurons differ in the number of their inputs, each of the `count`
-        synapses has connections of its own, and the first weights are those of a full layer.)
-    delay_shape: None gives each synapse its delay.  Other shapes have to broadcast to the weights':
-        (1, in_features) is one delay for each axon, (out_features, 1) one for each neuron.
+    delay_shape: for a subclass.  None gives each synapse its delay; another shape has to broadcast
+        to the weights': (1, in_features) is one for each axon, (out_features, 1) for each neuron.
 
     .weight: [out, in], or [count, out, in] if count > 1.
     .delay: in steps; a buffer if not learned.
@@ -249,8 +246,8 @@ class DelayedLinear(nn.Module):
             # For each neuron, fan_in different inputs.
             chosen = torch.rand(out_features, in_features).argsort(1)[:, :fan_in]
             mask = torch.zeros_like(mask).scatter_(1, chosen, True)
-        self.weight.data.mul_(mask)  # what is not there is saved as 0
-        self.register_buffer("mask", mask)
+        self.weight.data.mul_(mask)  # missing synapses are saved as 0
+        self.mask = nn.Buffer(mask)
 
     def positions(self):
         """The delays in use, in steps: .delay, or what a subclass computes within 0..taps-1."""
@@ -265,7 +262,7 @@ class DelayedLinear(nn.Module):
 
         Fixed delays have one tap in both, and with whole_steps False learned ones have Gaussians.
         """
-        weight = self.weight * self.mask  # so the gradients of what is not there are 0 too
+        weight = self.weight * self.mask  # so the gradients of missing synapses are 0 too
         gaussians = self.training or not self.whole_steps
         if gaussians and self.learn_delays:
             return gaussian_kernel(weight, self.positions(), self.sigma, self.taps)
@@ -342,12 +339,13 @@ class DelaySNN(nn.Module):
         return lif(current, self.tau)
 
     def forward(self, x, steps=None):
-        """steps: [B], how many steps each sample has; the rest of T is padding.  None: all of T.
-        It lies on the CPU, so that nothing here has to wait for a GPU.
+        """The scores of its result are class_scores(net(x, steps), steps + net.tail).
+
+        steps: [B], how many steps each sample has; the rest of T is padding.  None: padding counts
+        as a sample's own steps: so the authors train.
 
         In each sample, a hidden layer runs for taps // 2 steps, its tail, longer than its input.
-        After that its output is 0 and counts nowhere: not in batch norm, nor in the rates.  With
-        None, padding counts as a sample's own steps: so the authors train.
+        After that its output is 0 and counts nowhere: not in batch norm, nor in the rates.
         """
         ends = torch.full(x.shape[:1], x.shape[1]) if steps is None else steps.cpu()
         self.rates = []
@@ -396,7 +394,7 @@ class LIF(torch.autograd.Function):
         spikes = torch.empty_like(current)
         v = torch.zeros_like(current[:, 0])
         inputs, h, s = current.unbind(1), potential.unbind(1), spikes.unbind(1)
-        for t in range(len(h)):  # out=h[t] writes into potential; alpha of add is torch's factor
+        for t in range(len(h)):  # out=h[t] writes into potential; alpha here is torch.add's
             torch.add(inputs[t], v, alpha=decay, out=h[t])  # h = I + decay v
             torch.ge(h[t], threshold, out=s[t])  # s = 1 if h >= threshold
             torch.addcmul(h[t], h[t], s[t], value=-1, out=v)  # v = h - h s
@@ -417,7 +415,7 @@ class LIF(torch.autograd.Function):
         (potential,) = ctx.saved_tensors
         decay, threshold, alpha = ctx.constants
         x = (potential - threshold).mul_(math.pi / 2 * alpha)
-        slope = x.square_().add_(1).reciprocal_().mul_(alpha / 2)  # of spike, in the memory of x
+        slope = x.square_().add_(1).reciprocal_().mul_(alpha / 2)  # as in spike, but in x's memory
         grad_current = slope.mul_(grad_spikes)
         h, grad = potential.unbind(1), grad_current.unbind(1)
         silent = torch.empty_like(h[0])  # 1 - s[t]
@@ -443,8 +441,8 @@ def conv_fourier(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
     turns = torch.outer(f, t) % period  # whole turns left out, so that angles stay small
     angle = turns.double() * (2 * math.pi / period)
     basis = torch.cat([angle.cos(), -angle.sin()]).to(spikes)  # exp(-i angle), [2 F, period]
-    # Frequencies above period / 2 are conjugates of these and are not computed: each of these
-    # stands for two.  But 0 and period / 2 are their own conjugates.
+    # Each frequency stands for its conjugate above period / 2 too, which is not computed; but 0
+    # and period / 2 have none.
     twice = (f > 0) & (2 * f < period)
     share = (1 + twice.int()).to(spikes) / period  # [F]
 
