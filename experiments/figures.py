@@ -85,7 +85,7 @@ def kernel_figure(folder: str) -> Figure:
     left.plot(range(1, epochs + 2), track, color=RED, linewidth=1.8)
     left.text(epochs + 1.3, track[-1], " its delay", color=RED, fontsize=8, va="center")
     left.set_xlim(0.5, epochs + 4)
-    title = "one synapse's kernel; shade: share of its peak"
+    title = "toy task: a kernel, scaled to its peak"
     style(left, title, "epoch", "delay (steps of 10 ms)")
     draw_kernels(right, track.tolist(), shades, epochs=[0, 1, 3, epochs - 1])
     return figure
@@ -155,8 +155,8 @@ def why_figure() -> Figure:
 
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.subplots(3, 2, sharex=True, sharey="row")
-    titles = ["spikes of another pattern", "of the pattern that it learned"]
-    for column, pattern, title in zip(axes.T, (other, own), titles, strict=True):
+    titles = ["spikes of the pattern that a neuron has learned", "spikes of another pattern"]
+    for column, pattern, title in zip(axes.T, (own, other), titles, strict=True):
         for axis, steps in ((column[0], times[pattern]), (column[1], arrivals[pattern])):
             axis.eventplot(steps[:, None], linelengths=0.8, linewidths=3, color=BLUE)
         potential, v = [], 0.0
@@ -174,7 +174,7 @@ def why_figure() -> Figure:
         style(column[1], "as they reach the neuron, each after its delay")
         style(column[2], "its potential; grey: it spikes", "time (steps)")
     for axis in axes[:2, 0]:
-        axis.set_ylabel("input", fontsize=8, color=INK)
+        axis.set(ylabel="input", yticks=range(0, 6, 2))
     return figure
 
 
@@ -196,7 +196,9 @@ def network_figure() -> Figure:
         style(sent, f"spikes of input {i}", "time (steps)" if i else "")
         synapse.bar(range(12), kernel[0, i], color=RED)
         delay = int(kernel[0, i].argmax())
-        style(synapse, f"its synapse: delay {delay}", "tap (delay in steps)" if i else "")
+        weight = float(kernel[0, i].max())
+        title = f"its synapse: delay {delay}, weight {weight:.1f}"
+        style(synapse, title, "tap (delay in steps)" if i else "")
     axes[0, 2].remove()
     axes[1, 2].bar(range(24), arrived, color=INK)
     style(axes[1, 2], "the delayed sum of both", "time (steps)")
@@ -204,7 +206,7 @@ def network_figure() -> Figure:
     axis = lower.subplots()
     axis.axis("off")
     hidden = "delayed sum\nbatch norm\nneurons: spikes\ndropout"
-    words = ["counts\n[B, T, inputs]", hidden, hidden, "delayed sum\nleaky integrator"]
+    words = ["spike counts", hidden, hidden, "delayed sum\nleaky integrator"]
     words.append("softmax at each step,\nsummed over time")
     names = ["", "hidden layer 1", "hidden layer 2", "readout", "class scores"]
     looks = {"boxstyle": "round", "facecolor": "white", "edgecolor": GREY}
@@ -241,7 +243,6 @@ def variants_figure() -> Figure:
             axis.plot(values, [y] * len(values), "o", color=BLUE, alpha=0.6, markersize=4)
             axis.plot(mean(values), y, "|", color=INK, markersize=14)
     low.set_yticks(range(len(groups)), [f"{name} (n = {len(values)})" for name, values in groups])
-    low.set_xlim(55, 70)
     high.set_xlim(86, 96)
     style(low, "")
     style(high, "", "test accuracy, last epoch (%)")
