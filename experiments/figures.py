@@ -225,19 +225,25 @@ def network_figure() -> Figure:
 
 def variants_figure() -> Figure:
     """Test accuracies in runs.csv on SHD (regenerated) after 30 epochs; no delays stand apart."""
-    words = {"learned": "learned delays", "fixed": "fixed random delays", "none": "no delays"}
-    words["fixed-wide"] = "fixed, as many parameters"
-    words["authors"] = "learned, the authors' libraries"
+    words = {
+        ("learned", ""): "learned delays",
+        ("fixed", ""): "fixed random delays",
+        ("fixed-wide", ""): "fixed, as many parameters",
+        ("none", ""): "no delays",
+        ("none", "--tau 100.0 --tau-readout 10.05"): "no delays, membranes of 100 ms",
+        ("authors", ""): "learned, the authors' libraries",
+    }
     groups = {}
     for row in results.all_rows()[0]:
-        kind = [row[column] for column in ("data", "epochs", "connections", "options", "change")]
-        if kind == ["SHD (regenerated)", "30", "", "", ""] and row["variant"] in words:
+        kind = [row[column] for column in ("data", "epochs", "connections", "change")]
+        variant = row["variant"], row["options"]
+        if kind == ["SHD (regenerated)", "30", "", ""] and variant in words:
             how = "padded" if row["padding"] == "yes" else "without padding"
-            name = f"{words[row['variant']]}, {how}"
+            name = f"{words[variant]}, {how}"
             groups.setdefault(name, []).append(100 * float(row["accuracy"]))
     groups = sorted(groups.items(), key=lambda item: mean(item[1]))
     figure = Figure(figsize=(7.2, 0.4 * len(groups) + 0.6), layout="constrained")
-    low, high = figure.subplots(1, 2, sharey=True, width_ratios=(1, 2.5))
+    low, high = figure.subplots(1, 2, sharey=True, width_ratios=(1, 1.5))
     for y, (_, values) in enumerate(groups):
         for axis in (low, high):
             axis.plot(values, [y] * len(values), "o", color=BLUE, alpha=0.6, markersize=4)
