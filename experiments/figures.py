@@ -249,6 +249,7 @@ def variants_figure() -> Figure:
             axis.plot(values, [y] * len(values), "o", color=BLUE, alpha=0.6, markersize=4)
             axis.plot(mean(values), y, "|", color=INK, markersize=14)
     low.set_yticks(range(len(groups)), [f"{name} (n = {len(values)})" for name, values in groups])
+    low.set_xlim(55, 80)
     high.set_xlim(86, 96)
     style(low, "")
     style(high, "", "test accuracy, last epoch (%)")
