@@ -30,7 +30,8 @@ def gaussian_kernel(weight: Tensor, delay: Tensor, sigma: float | Tensor, taps: 
         g[d] = exp(-((d - delay[o,i]) / sigma)^2 / 2)
 
     The division makes the taps of a synapse sum up to its weight at any sigma.  The 1e-7, DCLS's
-    own, matters only where all g[d] are nearly 0: for delays far outside 0..taps-1.
+    own, matters only where all g[d] are nearly 0: far outside 0..taps-1, or between two taps if
+    sigma is below some 0.1.
 
     weight: [out, in]; or [count, out, in] for `count` synapses between each pair of neurons, whose
         kernels are added.
@@ -339,7 +340,7 @@ class DelaySNN(nn.Module):
         return lif(current, self.tau)
 
     def forward(self, x, steps=None):
-        """The scores of its result are class_scores(net(x, steps), steps + net.tail).
+        """The membrane of the readout; class_scores(membrane, steps + net.tail) has the scores.
 
         steps: [B], how many steps each sample has; the rest of T is padding.  None: padding counts
         as a sample's own steps: so the authors train.

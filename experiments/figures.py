@@ -85,7 +85,7 @@ def kernel_figure(folder: str) -> Figure:
     left.plot(range(1, epochs + 2), track, color=RED, linewidth=1.8)
     left.text(epochs + 1.3, track[-1], " its delay", color=RED, fontsize=8, va="center")
     left.set_xlim(0.5, epochs + 4)
-    title = "toy task: a kernel, scaled to its peak"
+    title = "toy task: a kernel, each epoch scaled to its peak"
     style(left, title, "epoch", "delay (steps of 10 ms)")
     draw_kernels(right, track.tolist(), shades, epochs=[0, 1, 3, epochs - 1])
     return figure
@@ -174,7 +174,8 @@ def why_figure() -> Figure:
         style(column[1], "as they reach the neuron, each after its delay")
         style(column[2], "its potential; grey: it spikes", "time (steps)")
     for axis in axes[:2, 0]:
-        axis.set(ylabel="input", yticks=range(0, 6, 2))
+        axis.set_ylabel("input", fontsize=8, color=INK)
+        axis.set_yticks(range(0, 6, 2))
     return figure
 
 

@@ -151,7 +151,7 @@ def all_rows() -> tuple[list[dict], list[dict]]:
             row["accuracy"] = row["valid_accuracy"]
             take_out(row, "speakers", r"--valid-speakers \S+|--no-test")
             row["seed"] += row["speakers"]  # pairs are of the same held-out speakers as well
-            row[row["speakers"].split()[1]] = row["accuracy"]
+            row[row["speakers"].split()[1]] = row["accuracy"]  # in the column of the pair
             validated.append(row)
     return tested, validated
 
