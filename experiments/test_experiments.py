@@ -263,7 +263,8 @@ def test_accuracies_in_results_and_readme_are_those_of_runs_csv():
         tables = re.findall(r"(?:^\|.*\n)+", file.read(), re.MULTILINE)
     assert len(tables) >= 6
     for table in tables:
-        assert table.strip() in printed, table[:200]
+        published = table.startswith("| published network")  # its numbers are other people's
+        assert published or table.strip() in printed, table[:200]
     with open(os.path.join(results.FOLDER, "..", "README.md")) as file:
         cells = re.findall(r"\| ([\d., ±]+) \(n = (\d+)\)", file.read())
     lines = "\n".join(printed).splitlines()
