@@ -104,9 +104,9 @@ def toy(split: str, *, noise: float = 0.02) -> Spikes:
 
     A class is an order of eight inputs.  They speak one after the other, each with spikes in four
     consecutive steps, and this pattern of 32 steps begins anywhere in a sample of 80.  Noise has
-    the same form: with probability `noise`, such a burst of an input begins at any step.  So no
-    single step tells the class, nor does a count of spikes.  A membrane that leaks slowly remembers
-    something of an order too; experiments/RESULTS.md says how far that goes.
+    the same form: with probability `noise`, such a burst of an input begins at any step.  So a
+    single step tells next to nothing of the class, and a count of spikes nothing.  A membrane that
+    leaks slowly remembers something of an order too: experiments/RESULTS.md says how far that goes.
     """
     inputs, burst, steps = 8, 4, 80
     samples, seed = {"train": (2000, 1), "test": (1000, 2)}[split]

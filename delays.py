@@ -379,7 +379,7 @@ class DelaySNN(nn.Module):
 
 
 def lif(current: Tensor, tau: float, threshold: float = 1.0, alpha: float = 5.0) -> Tensor:
-    """lif_loop, in a third of the time: its backward pass is written out.  No second derivative."""
+    """lif_loop, over twice as fast: its backward pass is written out.  No second derivative."""
     return LIF.apply(current, decay_of(tau), threshold, alpha)
 
 

@@ -1859,6 +1859,8 @@ def said(capsys, *argv, net_class=DelaySNN):
         ("--epochs 0", "argument --epochs: 0: expected at least 1"),
         ("--epochs many", "argument --epochs: invalid positive value: 'many'"),
         ("--hidden -3", "argument --hidden: -3: expected at least 1"),
+        ("--shift -1", "argument --shift: -1: expected at least 0"),
+        ("--connections -1", "argument --connections: -1: expected at least 0"),
         ("--batch-size 1.5", "argument --batch-size: invalid positive value: '1.5'"),
         ("--tau 9.9", "--tau or --tau-readout 9.9: expected at least 10 ms, a step"),
         ("--tau nan", "--tau or --tau-readout nan: expected at least 10 ms"),

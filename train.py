@@ -230,7 +230,7 @@ def train(options: argparse.Namespace, net=None, loss=None, on_epoch=None) -> di
     # As the seed draws them.  In a run that goes on, resume loads later ones afterwards.
     first_delays = [layer.positions().detach().clone() for layer in delayed_layers(net)]
     rows = resume(net, optimizer, options) if options.resume else start(net, sets, options)
-    # The set that each epoch ends with.  Where there is a valid, test is read once, in finish.
+    # The set that each epoch ends with.  Where there is a valid, test is read in finish alone.
     watched = "valid" if "valid" in sets else "test"
 
     for epoch in range(len(rows), options.epochs):
@@ -385,14 +385,14 @@ def make_parser() -> argparse.ArgumentParser:
     add("--data-dir", default=data.DATA_DIR, help="folder of the files; missing ones are fetched")
     add("--valid-speakers", default="", help="speakers to hold out for validation, as in 3,6")
     add("--no-test", action="store_true", help="leave the test set alone; needs validation")
-    add("--shift", type=int, default=0, help="move each sample by up to so many inputs")
+    add("--shift", type=whole, default=0, help="move each sample by up to so many inputs")
 
     add("--delays", choices=variants, default="learned", help="constant-sigma: sigma is 0.5 steps")
     add("--hidden", type=positive, help="neurons in a hidden layer")
     add("--layers", type=positive, help="hidden layers")
     add("--taps", type=positive, help="delays are 0 to TAPS - 1 steps")
     add("--kernel-count", type=positive, default=1, help="synapses for each pair of neurons")
-    add("--connections", type=int, default=0, help="inputs of a neuron, drawn at random; 0: all")
+    add("--connections", type=whole, default=0, help="inputs of a neuron, drawn at random; 0: all")
     add("--tau", type=float, help="time constant of the membranes, ms")
     add("--tau-readout", type=float, help="of the readout alone, ms; None: as --tau")
     add("--dropout", type=float, help="share of the hidden neurons silenced in training")
@@ -415,6 +415,13 @@ def positive(text: str) -> int:
     """An argparse type: a whole number of at least 1."""
     if int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: expected at least 1")
+    return int(text)
+
+
+def whole(text: str) -> int:
+    """An argparse type: a whole number of at least 0."""
+    if int(text) < 0:
+        raise argparse.ArgumentTypeError(f"{text}: expected at least 0")
     return int(text)
 
 
@@ -489,7 +496,7 @@ def describe(net: nn.Module) -> str:
 def load_checkpoint(folder: str, name: str, net: nn.Module) -> dict:
     """Loads a checkpoint's weights into a network, and returns all that the checkpoint holds.
 
-    Refuses another network than the one that was trained.
+    Refuses a network that `describe` tells from the one that was trained.
     """
     path = os.path.join(folder, name)
     try:
@@ -564,7 +571,7 @@ def print_evaluation(options: argparse.Namespace, net: DelaySNN) -> None:
 def main(argv=None, net_class: type[DelaySNN] = DelaySNN, loss=None) -> None:
     """The command line, for networks of the class net_class; loss as in train.
 
-    What the user can mend becomes a sentence; any other error keeps its traceback.
+    A UserError or OSError becomes a sentence; any other error keeps its traceback.
     """
     try:
         options = parse(argv)

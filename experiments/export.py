@@ -8,7 +8,7 @@ and prints their accuracy beside the run's.  The second one runs the hidden laye
 Brian2 (pip install brian2; version 2.9.0 needs numpy<2.4), and compares every spike with those of
 the trained network in torch.
 
-Networks with neurons, kernels, a batch norm or a forward of their own are refused.  Others, as
+Networks with `neurons`, `kernel`, `normed` or `forward` of their own are refused.  Others, as
 Axonal in ideas.py, are exported from Python: train.load_run(RUN, net), arrays_of, numpy.savez.
 
 The file is read with numpy.load and holds no pickle.  For the whole network:

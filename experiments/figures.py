@@ -1,6 +1,6 @@
-"""Draws the README's pictures, and a look into any run (matplotlib is needed here, nowhere else).
+"""Draws the README's pictures, and a look into any run (needs matplotlib).
 
-    python -m experiments.figures --record    # trains the toy task, half a minute; then as below
+    python -m experiments.figures --record    # trains the toy task, a minute at most; then as below
     python -m experiments.figures             # all but run.png; kernel.png of the run of --record
     python -m experiments.figures --run RUN   # run.png: curves, delays and a sample of any run
 
