@@ -29,9 +29,9 @@ def gaussian_kernel(weight: Tensor, delay: Tensor, sigma: float | Tensor, taps: 
         k[o,i,d] = w[o,i] g[d] / (sum_d' g[d'] + 1e-7)
         g[d] = exp(-((d - delay[o,i]) / sigma)^2 / 2)
 
-    The division makes the taps of a synapse sum up to its weight at any sigma.  The 1e-7, DCLS's
-    own, matters only where all g[d] are nearly 0: far outside 0..taps-1, or between two taps if
-    sigma is below some 0.1.
+    The division makes the taps of a synapse sum up to its weight.  The 1e-7, DCLS's own, matters
+    only where all g[d] are nearly 0: far outside 0..taps-1, or between two taps if sigma is below
+    some 0.1.
 
     weight: [out, in]; or [count, out, in] for `count` synapses between each pair of neurons, whose
         kernels are added.

@@ -411,18 +411,15 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def whole(text: str, least: int = 0) -> int:
+    """An argparse type: a whole number of at least `least`."""
+    if int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text}: expected at least {least}")
+    return int(text)
+
+
 def positive(text: str) -> int:
-    """An argparse type: a whole number of at least 1."""
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected at least 1")
-    return int(text)
-
-
-def whole(text: str) -> int:
-    """An argparse type: a whole number of at least 0."""
-    if int(text) < 0:
-        raise argparse.ArgumentTypeError(f"{text}: expected at least 0")
-    return int(text)
+    return whole(text, least=1)
 
 
 def set_backend() -> None:
