@@ -230,7 +230,7 @@ def train(options: argparse.Namespace, net=None, loss=None, on_epoch=None) -> di
     # As the seed draws them.  In a run that goes on, resume loads later ones afterwards.
     first_delays = [layer.positions().detach().clone() for layer in delayed_layers(net)]
     rows = resume(net, optimizer, options) if options.resume else start(net, sets, options)
-    # The set that each epoch ends with.  Where there is a valid, test is read in finish alone.
+    # The set that each epoch ends with.  Where there is a valid, test is judged in finish alone.
     watched = "valid" if "valid" in sets else "test"
 
     for epoch in range(len(rows), options.epochs):
