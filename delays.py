@@ -4,10 +4,10 @@ The method is that of "Learning Delays in Spiking Neural Networks using Dilated 
 Learnable Spacings" (DCLS, also the name of the authors' library; Hammouamri, Khalfaoui-Hassani,
 Masquelier, ICLR 2024, arXiv 2306.17670).
 
-Time is discrete.  A synapse of weight w and delay d hands each spike on d steps later, times w.
-That is a convolution over time, whose kernel has one tap that is not zero: w at position d.  A
-position has no gradient.  So in training the tap becomes a Gaussian around d, whose width sigma
-shrinks during the first quarter of the epochs.  Evaluation uses the one tap, at round(d).
+Time is discrete.  A synapse hands each spike on after its delay, times its weight.  That is a
+convolution over time, whose kernel has one tap that is not zero: the weight, at the delay's place.
+A place has no gradient.  So in training the tap becomes a Gaussian around the delay, whose width
+sigma shrinks during the first quarter of the epochs.  Evaluation uses one tap, at round(delay).
 
 Signals are tensors [B, T, N]: batch, time, neurons.  Delays, sigma and tau are in steps of time.
 """
@@ -166,7 +166,7 @@ def leaky_integrator(current: Tensor, tau: float) -> Tensor:
     """
     t = torch.arange(current.shape[1], dtype=torch.float64, device=current.device)
     elapsed = t[:, None] - t  # t - u, [T, T]: a row for each t, a column for each u
-    memory = (decay_of(tau) ** elapsed).tril()  # 0 where u is later than t
+    memory = (decay_of(tau) ** elapsed).tril()  # puts 0 where u is later than t
     return memory.to(current.dtype) @ current
 
 
@@ -429,9 +429,9 @@ class LIF(torch.autograd.Function):
 def conv_fourier(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
     """The delayed sum by the convolution theorem: at each frequency f, Y[f] = X[f] K[f].
 
-    At SHD's sizes this takes about an eighth of the multiplications.  The transforms are
-    products with a matrix of cosines and sines: at these lengths an FFT takes longer (measured in
-    experiments/RESULTS.md), and its layout is not the one that the products need.
+    At SHD's sizes this takes about an eighth of the multiplications.  The transforms are products
+    with a matrix of cosines and sines: at these lengths an FFT takes longer (measured in
+    experiments/RESULTS.md).
     """
     steps, taps = spikes.shape[1], kernel.shape[2]
     # Spikes arrive within steps + taps - 1 steps.  In a period of that length, or of the output's

@@ -274,7 +274,7 @@ def best_epoch(rows: list[dict]) -> int | None:
 
 
 def finish(net: DelaySNN, sets: dict[str, data.Spikes], rows: list[dict], options) -> dict:
-    """What result.json holds: the accuracy by the rule, and what stands beside it."""
+    """What result.json holds, of the epoch that validation chooses or else the last one."""
     best = best_epoch(rows)
     if best is not None:
         load_checkpoint(options.out, "best.pt", net)
