@@ -104,7 +104,7 @@ def toy(split: str, *, noise: float = 0.02) -> Spikes:
 
     A class is an order of eight inputs.  They speak one after the other, each with spikes in four
     consecutive steps, and this pattern of 32 steps begins anywhere in a sample of 80.  Noise has
-    the same form: with probability `noise`, such a burst of an input begins at any step.  So a
+    the same form: in each step, each input begins such a burst with probability `noise`.  So a
     single step tells next to nothing of the class, and a count of spikes nothing.  A membrane that
     leaks slowly remembers something of an order too: experiments/RESULTS.md says how far that goes.
     """
@@ -316,7 +316,7 @@ MD5 = {
     "ssc_valid.h5.zip": "b4eee3516a4a90dd0c71a6ac23a8ae43",
     "ssc_test.h5.zip": "a35ff1e9cffdd02a20eb850c17c37748",
 }
-DATA_DIR = "data"  # the default folder, which is made; any other one has to be there
+DATA_DIR = "data"  # the default folder, which fetch makes; another one must exist
 
 
 def fetch(name: str, data_dir: str) -> str:
