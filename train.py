@@ -274,7 +274,7 @@ def best_epoch(rows: list[dict]) -> int | None:
 
 
 def finish(net: DelaySNN, sets: dict[str, data.Spikes], rows: list[dict], options) -> dict:
-    """What result.json holds, of the epoch that validation chooses or else the last one."""
+    """What result.json holds.  The epoch that counts is validation's best or else the last."""
     best = best_epoch(rows)
     if best is not None:
         load_checkpoint(options.out, "best.pt", net)
