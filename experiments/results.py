@@ -186,6 +186,12 @@ def all_tables() -> dict[str, str]:
     twice = [row for row in plain if len(ways[row["data"], row["epochs"], row["variant"]]) == 2]
     shown = {"last epoch": "accuracy", "unrounded": "unrounded", "training": "train_accuracy"}
     tables["padding"] = table(twice, shown | best, {"padding": "yes"}, "padded")
+    shifted = [row for row in tested if "--shift" in row["options"]]
+    at = {(row["data"], row["epochs"], row["padding"]) for row in shifted}
+    beside = [row for row in plain if (row["data"], row["epochs"], row["padding"]) in at]
+    beside = [row | {f"seed {row['seed']}": row["accuracy"]} for row in beside + shifted]
+    shown = {f"seed {seed}": f"seed {seed}" for seed in range(5)} | {"last epoch": "accuracy"}
+    tables["shift"] = table(beside, shown | best, {"options": ""}, "no shift")
     watched = [row | curves[row["run"]] for row in tested if row["run"] in curves]
     shown = {f"after epoch {epoch}": epoch for epoch in ("1", "5", "10")}
     tables["course"] = table(watched, shown | {"the last": "accuracy"})
