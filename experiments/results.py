@@ -191,7 +191,7 @@ def all_tables() -> dict[str, str]:
     beside = [row for row in plain if (row["data"], row["epochs"], row["padding"]) in at]
     beside = [row | {f"seed {row['seed']}": row["accuracy"]} for row in beside + shifted]
     shown = {f"seed {seed}": f"seed {seed}" for seed in range(5)} | {"last epoch": "accuracy"}
-    tables["shift"] = table(beside, shown | best, {"options": ""}, "no shift")
+    tables["shift"] = table(beside, shown | best, {"variant": "learned"}, "learned, same options")
     watched = [row | curves[row["run"]] for row in tested if row["run"] in curves]
     shown = {f"after epoch {epoch}": epoch for epoch in ("1", "5", "10")}
     tables["course"] = table(watched, shown | {"the last": "accuracy"})
