@@ -121,8 +121,10 @@ def compare(hidden: int = 64) -> dict[str, float]:
         pairs[f"gradient of weights {i}"] = layer.weight.grad, conv.weight.grad.squeeze(2)
         pairs[f"gradient of delays {i}"] = layer.delay.grad, -conv.P.grad[0, :, :, 0]
     for i, (norm, other) in enumerate(zip(net.norms, peer.norm, strict=True)):
+        pairs[f"running mean {i}"] = norm.running_mean, other.running_mean
         pairs[f"running variance {i}"] = norm.running_var, other.running_var
-        pairs[f"gradient of norm {i}"] = norm.weight.grad, other.weight.grad
+        pairs[f"gradient of norm's weights {i}"] = norm.weight.grad, other.weight.grad
+        pairs[f"gradient of norm's biases {i}"] = norm.bias.grad, other.bias.grad
     net.eval()
     peer.eval()
     peer.whole_steps()

@@ -184,8 +184,8 @@ def all_tables() -> dict[str, str]:
     for row in plain:
         ways.setdefault((row["data"], row["epochs"], row["variant"]), set()).add(row["padding"])
     twice = [row for row in plain if len(ways[row["data"], row["epochs"], row["variant"]]) == 2]
-    shown = {"last epoch": "accuracy", "unrounded": "unrounded", "training": "train_accuracy"}
-    tables["padding"] = table(twice, shown | best, {"padding": "yes"}, "padded")
+    shown = {"last epoch": "accuracy", "training": "train_accuracy"}
+    tables["padding"] = table(twice, shown, {"padding": "yes"}, "padded")
     shifted = [row for row in tested if "--shift" in row["options"]]
     at = {(row["data"], row["epochs"], row["padding"]) for row in shifted}
     beside = [row for row in plain if (row["data"], row["epochs"], row["padding"]) in at]
@@ -243,7 +243,7 @@ def row_of_run(folder: str) -> tuple[dict, list[dict]]:
         result = json.load(file)
     with open(path) as file:
         config = json.load(file)
-    # The last commit before the run began: config.json is written then, and never again.
+    # The last commit of this checkout before it began: config.json is written then, only.
     begun = f"--before=@{os.path.getmtime(path):.0f}"
     command = ["git", "-C", FOLDER, "log", "-1", "--format=%h", begun]
 
