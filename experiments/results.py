@@ -243,7 +243,7 @@ def row_of_run(folder: str) -> tuple[dict, list[dict]]:
         result = json.load(file)
     with open(path) as file:
         config = json.load(file)
-    # The last commit of this checkout before it began: config.json is written then, only.
+    # The last commit of this checkout before the run, which writes its config.json once, first.
     begun = f"--before=@{os.path.getmtime(path):.0f}"
     command = ["git", "-C", FOLDER, "log", "-1", "--format=%h", begun]
 
