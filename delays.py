@@ -36,8 +36,8 @@ def gaussian_kernel(weight: Tensor, delay: Tensor, sigma: float | Tensor, taps: 
     weight: [out, in]; or [count, out, in] for `count` synapses between each pair of neurons, whose
         kernels are added.
     delay: in steps.  It has the weights' shape, or one that broadcasts to it: [1, in] is one delay
-        for each axon, which all synapses of an input share, [out, 1] one for each neuron.  It may
-        lie outside 0..taps-1, where its Gaussian is cut off.
+        for each axon, which all synapses of an input share, [out, 1] one for each neuron.  Outside
+        0..taps-1, the division moves nearly all of the weight to the nearest tap.
     sigma: the Gaussian's width in steps, above 0.  A number, or a tensor that broadcasts as well.
     taps: length of the kernel, for delays of 0..taps-1 steps.
     Returns [out, in, taps], with gradients to weight, delay and sigma.
@@ -166,7 +166,8 @@ def leaky_integrator(current: Tensor, tau: float) -> Tensor:
     """
     t = torch.arange(current.shape[1], dtype=torch.float64, device=current.device)
     elapsed = t[:, None] - t  # t - u, [T, T]: a row for each t, a column for each u
-    memory = (decay_of(tau) ** elapsed).tril()  # puts 0 where u is later than t
+    # clamp: a power below 0 would overflow, and turn the gradient of a learned tau into nan.
+    memory = (decay_of(tau) ** elapsed.clamp(min=0)).tril()  # puts 0 where u is later than t
     return memory.to(current.dtype) @ current
 
 
@@ -379,7 +380,10 @@ class DelaySNN(nn.Module):
 
 
 def lif(current: Tensor, tau: float, threshold: float = 1.0, alpha: float = 5.0) -> Tensor:
-    """lif_loop, over twice as fast: its backward pass is written out.  No second derivative."""
+    """lif_loop with its backward pass written out, which saves a fifth of a step of training.
+
+    It has no second derivative.
+    """
     return LIF.apply(current, decay_of(tau), threshold, alpha)
 
 
