@@ -1,15 +1,20 @@
-"""Spiking networks whose synapses learn a transmission delay beside their weight.
+"""Spiking networks in which every synapse learns a transmission delay as well as a weight.
 
-The method is that of "Learning Delays in Spiking Neural Networks using Dilated Convolutions with
-Learnable Spacings" (DCLS, also the name of the authors' library; Hammouamri, Khalfaoui-Hassani,
-Masquelier, ICLR 2024, arXiv 2306.17670).
+The method is from "Learning Delays in Spiking Neural Networks using Dilated Convolutions with
+Learnable Spacings" (Hammouamri, Khalfaoui-Hassani, Masquelier, ICLR 2024, arXiv 2306.17670).  DCLS
+is the authors' library.
 
-Time is discrete.  A synapse hands each spike on after its delay, times its weight.  That is a
-convolution over time, whose kernel has one tap that is not zero: the weight, at the delay's place.
-A place has no gradient.  So in training the tap becomes a Gaussian around the delay, whose width
-sigma shrinks during the first quarter of the epochs.  Evaluation uses one tap, at round(delay).
+Time is discrete.  A synapse passes each spike on after its delay, multiplied by its weight.  This
+is a convolution over time whose kernel has exactly one nonzero tap: the weight, at the position of
+the delay.  A position is an integer, so no gradient reaches it.  In training, the tap is therefore
+a Gaussian centred on the delay, and its width sigma shrinks over the first quarter of the epochs.
+Evaluation uses a single tap, at round(delay).
 
 Signals are tensors [B, T, N]: batch, time, neurons.  Delays, sigma and tau are in steps of time.
+
+In the authors' code taps is called max_delay, and delay is taps // 2 - P.  Sigma is |SIG| + 0.27,
+and the tail is right_padding.  The kernel versions "gauss" and "max" are soft_kernel and
+integer_kernel, and the configuration snn_delays_lr0 has fixed delays.
 """
 
 import math
@@ -24,38 +29,37 @@ from torch.nn import functional as F
 
 
 def gaussian_kernel(weight: Tensor, delay: Tensor, sigma: float | Tensor, taps: int) -> Tensor:
-    """The differentiable kernel of training (section 3.1 of the paper; version "gauss" of DCLS).
+    """Return the differentiable kernel of training (section 3.1; version "gauss" of DCLS).
 
         k[o,i,d] = w[o,i] g[d] / (sum_d' g[d'] + 1e-7)
         g[d] = exp(-((d - delay[o,i]) / sigma)^2 / 2)
 
-    The division makes the taps of a synapse sum up to its weight.  The 1e-7, DCLS's own, matters
-    only where all g[d] are nearly 0: far outside 0..taps-1, or between two taps if sigma is below
-    some 0.1.
+    The division makes the taps of each synapse add up to its weight.  The 1e-7 is from DCLS.  It
+    matters only where every g[d] is almost 0.
 
-    weight: [out, in]; or [count, out, in] for `count` synapses between each pair of neurons, whose
+    weight: [out, in], or [count, out, in] for `count` synapses between each pair of neurons, whose
         kernels are added.
-    delay: in steps.  It has the weights' shape, or one that broadcasts to it: [1, in] is one delay
-        for each axon, which all synapses of an input share, [out, 1] one for each neuron.  Outside
-        0..taps-1, the division moves nearly all of the weight to the nearest tap.
-    sigma: the Gaussian's width in steps, above 0.  A number, or a tensor that broadcasts as well.
-    taps: length of the kernel, for delays of 0..taps-1 steps.
-    Returns [out, in, taps], with gradients to weight, delay and sigma.
+    delay: in steps.  It has the shape of the weights or one that broadcasts to it: [1, in] is one
+        delay per axon, which all synapses of an input share, and [out, 1] is one per dendrite.  If
+        it lies outside 0..taps-1, the division moves nearly all of the weight to the nearest tap.
+    sigma: the width of the Gaussian in steps, above 0.  A number or a tensor that broadcasts.
+    taps: the length of the kernel, for delays of 0..taps-1 steps.
+    Returns [out, in, taps], with gradients for weight, delay and sigma.
     """
     weight = weight.reshape(-1, *weight.shape[-2:])  # [count, out, in]
     delay = delay.expand_as(weight)
     d = torch.arange(taps, dtype=delay.dtype, device=delay.device)
-    d = d.view(-1, 1, 1, 1)  # taps first: a sigma of the weights' shape broadcasts too
+    d = d.view(-1, 1, 1, 1)  # taps first, so that a sigma of the weights' shape broadcasts too
     g = torch.exp(-((d - delay) / sigma).square() / 2)  # [taps, count, out, in]
     kernel = g * (weight / (g.sum(0) + 1e-7))  # [taps, count, out, in]
     return kernel.sum(1).permute(1, 2, 0)  # [out, in, taps]
 
 
 def integer_kernel(weight: Tensor, delay: Tensor, taps: int) -> Tensor:
-    """The kernel of evaluation and of fixed delays: one tap a synapse, its weight at round(delay).
+    """Return the kernel of evaluation and of fixed delays: one tap per synapse, at round(delay).
 
-    Arguments and result are as in gaussian_kernel, but delays get no gradient, and torch refuses
-    one that is rounded to a step outside 0..taps-1.
+    The arguments and the result are those of gaussian_kernel, but delays get no gradient.  torch
+    raises a RuntimeError for a delay that rounds to a step outside 0..taps-1.
     """
     weight = weight.reshape(-1, *weight.shape[-2:])  # [count, out, in]
     position = delay.detach().round().long().expand_as(weight)  # [count, out, in]
@@ -66,15 +70,15 @@ def integer_kernel(weight: Tensor, delay: Tensor, taps: int) -> Tensor:
 
 
 def shrinking_sigma(epoch: int, epochs: int, taps: int, offset=0.27, last_part=0.23) -> float:
-    """Sigma, the Gaussian's width in steps, in an epoch counted from 0.
+    """Return sigma, the width of the Gaussian in steps, for an epoch counted from 0.
 
-    Over the first quarter of all epochs the authors' sigma falls exponentially from taps // 2, half
-    the range of delays, to `last_part`, and stays there.  DCLS adds `offset` to it.  With 25 taps
+    Over the first quarter of the epochs, the authors' sigma falls exponentially from taps // 2,
+    half the range of delays, to `last_part`, and stays there.  DCLS adds `offset`.  With 25 taps
     the sum goes from 12.27 to 0.5 steps.
     """
     quarter = epochs // 4
-    first_part = max(taps // 2, last_part)  # taps // 2 of a single tap is 0: there sigma is 0.5
-    if epoch >= quarter:  # in a run of fewer than four epochs, always
+    first_part = max(taps // 2, last_part)  # taps // 2 is 0 for a single tap, where sigma is 0.5
+    if epoch >= quarter:  # always true for a run of fewer than four epochs
         return offset + last_part
     return offset + first_part * (last_part / first_part) ** (epoch / quarter)
 
@@ -83,18 +87,18 @@ def shrinking_sigma(epoch: int, epochs: int, taps: int, offset=0.27, last_part=0
 
 
 def delay_conv(spikes: Tensor, kernel: Tensor, tail: int = 0, method: str = "auto") -> Tensor:
-    """What arrives at each neuron: the sum over its synapses, each of which delays its spikes.
+    """Return what arrives at each neuron: the sum over its synapses, each with its own delay.
 
         y[b,t,o] = sum_i sum_d k[o,i,d] x[b,t-d,i],   x = 0 before its first step and after its last
 
     spikes: [B, T, in].  kernel: [out, in, taps].
-    tail: by how many steps the output is longer than the input, for spikes that arrive late.
-    method: "direct" is torch's convolution, "fourier" the convolution theorem, which gives the same
-        numbers up to rounding.  "auto" is fourier on a CPU and direct elsewhere.  On a CPU, name
-        direct for samples of many hundred steps: at 1,000 it is faster.
-    Returns [B, T + tail, out].  On a GPU, torch may compute in the less exact TF32.  Turn that off,
-    as train.set_backend does with two settings.  Under torch.autocast the sums are as coarse as its
-    dtype, and spikes may move.
+    tail: the number of steps by which the output is longer than the input, for late arrivals.
+    method: "direct" is torch's convolution.  "fourier" uses the convolution theorem and gives the
+        same numbers up to rounding.  "auto" is fourier on a CPU and direct elsewhere.  For samples
+        of many hundred steps, direct is faster on a CPU too.
+    Returns [B, T + tail, out].  On a GPU, torch may use TF32, which is less exact.  Two settings
+    turn that off (see train.set_backend).  Under torch.autocast the sums are less exact too.
+    Raises a ValueError if the shapes do not match or the method is unknown.
     """
     if spikes.dim() != 3 or kernel.dim() != 3 or spikes.shape[2] != kernel.shape[1]:
         found = f"spikes {list(spikes.shape)}, kernel {list(kernel.shape)}"
@@ -107,8 +111,8 @@ def delay_conv(spikes: Tensor, kernel: Tensor, tail: int = 0, method: str = "aut
         return F.pad(F.linear(spikes, kernel[:, :, 0]), (0, 0, 0, tail))
     if method == "fourier" or (method == "auto" and spikes.device.type == "cpu"):
         return conv_fourier(spikes, kernel, tail)
-    # taps - 1 zeros in front, so that nothing comes from the future.  A convolution reverses its
-    # kernel and torch's conv1d does not: hence the flip.
+    # The taps - 1 zeros in front keep the sum causal.  A convolution reverses its kernel, but
+    # torch's conv1d does not: hence the flip.
     x = F.pad(spikes.transpose(1, 2), (kernel.shape[2] - 1, tail))  # [B, in, taps - 1 + T + tail]
     return F.conv1d(x, kernel.flip(2)).transpose(1, 2)  # [B, T + tail, out]
 
@@ -117,39 +121,39 @@ def delay_conv(spikes: Tensor, kernel: Tensor, tail: int = 0, method: str = "aut
 
 
 def spike(x: Tensor, alpha: float = 5.0) -> Tensor:
-    """1 where x >= 0, else 0, with a surrogate gradient: for lif_loop, and neurons of one's own.
+    """Return 1 where x >= 0 and 0 elsewhere, with a surrogate gradient.
 
-    A spike is a jump, and beside it the slope is 0: nothing would learn.  So the backward pass
-    takes the slope of a smooth rise, arctan(pi/2 alpha x) / pi (SpikingJelly's ATan):
+    The slope of a step function is 0 except at the jump, so nothing would learn.  The backward pass
+    uses the slope of the smooth step arctan(pi/2 alpha x) / pi instead (SpikingJelly's ATan):
 
         slope(x) = (alpha/2) / (1 + (pi/2 alpha x)^2)
 
-    x: how far a membrane lies above its threshold, of any shape.
-    alpha: how steep that rise is; 5 is the authors' (in the config of their SHD and SSC runs).
+    x: membrane potential minus threshold, of any shape.
+    alpha: steepness of the smooth step.  5 is the authors' value for SHD and SSC.
     """
     smooth = torch.arctan(math.pi / 2 * alpha * x) / math.pi
-    return (x >= 0).to(x.dtype) + (smooth - smooth.detach())  # the bracket is 0 and has that slope
+    return (x >= 0).to(x.dtype) + (smooth - smooth.detach())  # the bracket is 0 and has the slope
 
 
 def lif_loop(current: Tensor, tau: float, threshold: float = 1.0, alpha: float = 5.0) -> Tensor:
-    """Leaky integrate-and-fire neurons, which sum up their input and spike at the threshold.
+    """Return the spikes of leaky integrate-and-fire neurons, [B, T, N].
 
         h[t] = (1 - 1/tau) v[t-1] + I[t]
         s[t] = 1 if h[t] >= threshold, else 0
         v[t] = h[t] (1 - s[t])
 
     current: I, [B, T, N].
-    tau: time constant of all membranes in steps, at least 1.
-    threshold: of the potential, which is 0 at rest and after a spike.
-    alpha: of the surrogate gradient, as in `spike`.
-    Returns the spikes s, [B, T, N].  Networks use `lif`, which is the same and faster.  This is the
-    one to read, and to copy for other neurons.
+    tau: time constant of the membrane in steps, at least 1.
+    threshold: the potential at which a neuron spikes.  It is 0 at rest and after a spike.
+    alpha: steepness of the surrogate gradient (see spike).
+    Networks use `lif`, which computes the same thing faster.  Read this one, and copy it to build
+    other neurons.
     """
     decay = decay_of(tau)
     v = torch.zeros_like(current[:, 0])  # [B, N]
     spikes = []
-    for now in current.unbind(1):  # a step of time
-        h = decay * v + now
+    for current_now in current.unbind(1):  # one step of time, [B, N]
+        h = decay * v + current_now
         s = spike(h - threshold, alpha)
         v = h * (1 - s.detach())  # as in the paper, no gradient flows through the reset
         spikes.append(s)
@@ -157,40 +161,41 @@ def lif_loop(current: Tensor, tau: float, threshold: float = 1.0, alpha: float =
 
 
 def leaky_integrator(current: Tensor, tau: float) -> Tensor:
-    """The neurons of the readout, which do not spike: their potential is the network's output.
+    """Return the potentials of the readout neurons, which leak but do not spike, [B, T, N].
 
         v[t] = (1 - 1/tau) v[t-1] + I[t] = sum_{u <= t} (1 - 1/tau)^(t-u) I[u]
 
-    current: I, [B, T, N].  tau: in steps, at least 1.  Returns v, [B, T, N].  Nothing resets these
-    neurons, so v is a product of I with a matrix, [T, T], which is faster than a loop over time.
+    current: I, [B, T, N].  tau: in steps, at least 1.  Nothing resets these neurons, so v is the
+    product of a [T, T] matrix with I, which is faster than a loop over time.
     """
     t = torch.arange(current.shape[1], dtype=torch.float64, device=current.device)
-    elapsed = t[:, None] - t  # t - u, [T, T]: a row for each t, a column for each u
-    # clamp: a power below 0 would overflow, and turn the gradient of a learned tau into nan.
-    memory = (decay_of(tau) ** elapsed.clamp(min=0)).tril()  # puts 0 where u is later than t
+    # t - u, [T, T]: a row for each t, a column for each u.  A negative power would overflow.
+    elapsed = (t[:, None] - t).clamp(min=0)
+    memory = (decay_of(tau) ** elapsed).tril()  # 0 where u is later than t
     return memory.to(current.dtype) @ current
 
 
 def decay_of(tau: float) -> float:
-    """What is left of a membrane's potential after a step, 1 - 1/tau."""
-    if not tau >= 1:
+    """Return the share of its potential that a membrane keeps from one step to the next, 1 - 1/tau.
+
+    Raises a ValueError if tau is below 1 step.
+    """
+    if not tau >= 1:  # and not <, which would let nan pass
         raise ValueError(f"tau is {tau}: expected a number of steps, at least 1.")
     return 1 - 1 / tau
 
 
 def class_scores(membrane: Tensor, steps: Tensor | None = None) -> Tensor:
-    """The score of each class: softmax over the classes at every step, summed over time.
+    """Return the score of each class, [B, classes]: softmax over classes, summed over time.
 
-    membrane: of the readout, [B, T, classes].
+    membrane: potentials of the readout, [B, T, classes].
     steps: [B], how many steps of each sample count: its own and net.tail.  None: all.
-    Returns [B, classes].  Training puts these scores through cross-entropy, which is a second
-    softmax: the original does so.
+    Training takes the cross-entropy of these scores, which is a second softmax, as in the original.
     """
     share = membrane.softmax(2)
     if steps is not None:
         t = torch.arange(membrane.shape[1], device=membrane.device)
-        own = t < steps.to(membrane.device)[:, None]  # [B, T]
-        share = share * own.unsqueeze(2)
+        share = share * (t < steps[:, None]).unsqueeze(2)  # [B, T, 1]
     return share.sum(1)
 
 
@@ -201,19 +206,18 @@ class DelayedLinear(nn.Module):
     """A linear layer whose synapses have delays, without bias: [B, T, in] -> [B, T + taps//2, out].
 
     taps: delays are 0..taps-1 steps.  The output is taps // 2 steps longer than the input, as in
-        the authors' code.  Most late spikes still arrive, though not all.
+        the authors' code, so that most late spikes still arrive.
     count: synapses between each pair of neurons.
-    learn_delays: False: the delays, drawn at random, are rounded to whole steps and not trained.
-    connections: inputs of each neuron, drawn at random; 0, or more than there are, connects all.
-    delay_shape: for a subclass.  None gives each synapse its delay; another shape has to broadcast
-        to the weights': (1, in_features) is one for each axon, (out_features, 1) for each neuron.
+    learn_delays: False rounds the random delays to whole steps and does not train them.
+    connections: inputs of each neuron, chosen at random.  0 connects all.
+    delay_per: "synapse"; "axon" for one delay per input, "dendrite" for one per neuron, or one per
+        copy of it if count > 1.  Another word raises a ValueError.
 
     .weight: [out, in], or [count, out, in] if count > 1.
-    .delay: in steps; a buffer if not learned.
-    .mask: [out, in], True where there is a connection: everywhere, if connections reach all inputs.
-    .sigma: the Gaussian's width in steps.  The training loop sets it; state_dict does not hold it.
-    .whole_steps: True rounds the delays in evaluation; False keeps the Gaussians of training.
-    .conv: the method of delay_conv, "auto" at first.
+    .delay: in steps.  A parameter if it is learned, otherwise a buffer.
+    .mask: [out, in], True where there is a connection.
+    .sigma: the width of the Gaussian in steps.  None until the training loop sets it.
+    .conv: the method of delay_conv.
     """
 
     def __init__(
@@ -224,85 +228,100 @@ class DelayedLinear(nn.Module):
         count=1,
         learn_delays=True,
         connections=0,
-        delay_shape=None,
+        delay_per="synapse",
     ):
         super().__init__()
         fan_in = min(connections or in_features, in_features)
         self.taps = taps
         self.learn_delays = learn_delays
-        self.connections = fan_in
-        self.sigma = 0.5  # where shrinking_sigma ends
-        self.whole_steps = True
+        self.sigma = None
         self.conv = "auto"
 
-        shape = (out_features, in_features)
-        if count > 1:
-            shape = (count, *shape)
+        copies = (count,) if count > 1 else ()
+        delay_shapes = {
+            "synapse": (*copies, out_features, in_features),
+            "axon": (*copies, 1, in_features),
+            "dendrite": (*copies, out_features, 1),
+        }
+        if delay_per not in delay_shapes:
+            raise ValueError(f"delay_per is {delay_per!r}: expected synapse, axon or dendrite.")
         bound = math.sqrt(6 / (fan_in * count))  # Kaiming's uniform distribution for relu
-        self.weight = nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
-        delay = torch.empty(shape if delay_shape is None else delay_shape).uniform_(0, taps - 1)
+        weight = torch.empty(delay_shapes["synapse"]).uniform_(-bound, bound)
+        self.weight = nn.Parameter(weight)
+        delay = torch.empty(delay_shapes[delay_per]).uniform_(0, taps - 1)
         self.delay = nn.Parameter(delay) if learn_delays else nn.Buffer(delay.round())
 
         mask = torch.ones(out_features, in_features, dtype=torch.bool)
         if fan_in < in_features:
-            # For each neuron, fan_in different inputs.
+            # Each neuron gets fan_in different inputs.
             chosen = torch.rand(out_features, in_features).argsort(1)[:, :fan_in]
             mask = torch.zeros_like(mask).scatter_(1, chosen, True)
         self.weight.data.mul_(mask)  # missing synapses are saved as 0
         self.mask = nn.Buffer(mask)
 
     def positions(self):
-        """The delays in use, in steps: .delay, or what a subclass computes within 0..taps-1."""
+        """Return the delays in use, in steps: .delay, unless a subclass computes others."""
         return self.delay
 
     def delay_parameters(self):
-        """The parameters that are trained at the delays' rate; a subclass may have more."""
+        """Return the parameters that are trained at the delays' rate."""
         return [self.delay] if self.learn_delays else []
 
-    def kernel(self):
-        """The kernel in use, [out, in, taps]: Gaussians in training, one tap in evaluation.
+    def soft_kernel(self, weight):
+        """Return the kernel that trains the delays, [out, in, taps]: override it for another one.
 
-        Fixed delays have one tap in both, and with whole_steps False learned ones have Gaussians.
+        weight: [out, in] or [count, out, in], with 0 for missing synapses.
+        Raises a ValueError if sigma has not been set.
         """
-        weight = self.weight * self.mask  # so the gradients of missing synapses are 0 too
-        gaussians = self.training or not self.whole_steps
-        if gaussians and self.learn_delays:
-            return gaussian_kernel(weight, self.positions(), self.sigma, self.taps)
+        if self.sigma is None:
+            rule = "set it in each epoch, for example layer.sigma = shrinking_sigma(...)"
+            raise ValueError(f"sigma is None: expected a width in steps; {rule}.")
+        return gaussian_kernel(weight, self.positions(), self.sigma, self.taps)
+
+    def kernel(self, weight=None):
+        """Return the kernel in use, [out, in, taps]: soft_kernel if delays are being trained.
+
+        In evaluation, and with fixed delays, each synapse has one tap.
+        weight: used as it is, in place of the layer's own masked weights.
+        """
+        if weight is None:
+            weight = self.weight * self.mask  # so missing synapses get no gradient
+        if self.training and self.learn_delays:
+            return self.soft_kernel(weight)
         return integer_kernel(weight, self.positions(), self.taps)
 
     def forward(self, spikes):
         return delay_conv(spikes, self.kernel(), self.taps // 2, self.conv)
 
     def clamp_delays(self):
-        """Moves .delay back into 0..taps-1; to be called after each step of the optimizer."""
+        """Move .delay back into 0..taps-1; call it after each step of the optimizer."""
         self.delay.data.clamp_(0, self.taps - 1)
 
     def extra_repr(self):
-        """What print(net) shows of the layer, and what a checkpoint says of it."""
         sizes = f"weight {list(self.weight.shape)}, delay {list(self.delay.shape)}"
-        kind = f"learn_delays={self.learn_delays}, connections={self.connections}"
-        return f"{sizes}, taps={self.taps}, {kind}, whole_steps={self.whole_steps}"
+        return f"{sizes}, taps={self.taps}, learn_delays={self.learn_delays}"
 
 
 # ------------------------------------------------------------------------------------- the network
 
 
 class DelaySNN(nn.Module):
-    """The paper's network: [B, T, in] spikes or counts -> [B, T', classes] membrane of the readout.
+    """The paper's network: [B, T, in] counts -> [B, T + tail, classes] potentials of the readout.
 
     hidden: the sizes of the hidden layers.  Each is a delayed sum, batch norm over batch and time,
-    LIF neurons, and dropout that silences a neuron for all of a sample's time.  The readout is a
-    delayed sum into leaky integrators.  Every layer adds taps // 2 steps, so T' = T + .tail.
+        LIF neurons, and dropout that silences a neuron for the whole of a sample.  The readout is a
+        delayed sum into leaky integrators.
+    taps: delays are 0..taps-1 steps.
+    tau: time constant of the hidden neurons, in steps.  tau_readout: of the readout.  None: tau.
+    dropout: share of the neurons that are silenced in training.
+    of_layer: count, learn_delays, connections and delay_per of DelayedLinear.
+    taps=1, learn_delays=False gives the network without delays.
 
-    tau: time constant of the hidden neurons, in steps; tau_readout: of the readout, None: tau.
-    dropout: share of the neurons silenced in training.  taps, count, learn_delays and connections
-    are those of DelayedLinear; taps=1, learn_delays=False is the network without delays.
-
-    .layers: the DelayedLinear, the readout last.  .norms: the batch norms.
-    .tail: how many steps the network goes on for after its input.
+    .layers: the DelayedLinear layers, the readout last.  .norms: the batch norms.
+    .tail: the number of steps by which the output is longer than the input.
     .rates: firing rate of each hidden layer in the last forward pass, before dropout, in spikes per
-        neuron and step that counts.  They have gradients, so that a loss may contain them.
-    .layer_class: the class of the layers, for which a subclass may name one of its own.
+        neuron and step.  They have gradients, so a loss may contain them.
+    .layer_class: the class of the layers, which a subclass may replace.
     """
 
     layer_class = DelayedLinear
@@ -315,16 +334,13 @@ class DelaySNN(nn.Module):
         taps=25,
         tau=1.005,
         dropout=0.4,
-        count=1,
-        learn_delays=True,
-        connections=0,
         tau_readout=None,
+        **of_layer,
     ):
         super().__init__()
         sizes = [in_features, *hidden, classes]
         self.layers = nn.ModuleList(
-            self.layer_class(before, after, taps, count, learn_delays, connections)
-            for before, after in pairwise(sizes)
+            self.layer_class(before, after, taps, **of_layer) for before, after in pairwise(sizes)
         )
         self.norms = nn.ModuleList(nn.BatchNorm1d(size) for size in sizes[1:-1])
         self.tau = tau
@@ -337,58 +353,34 @@ class DelaySNN(nn.Module):
         return sum(layer.taps // 2 for layer in self.layers)
 
     def neurons(self, i, current):
-        """Spikes of hidden layer i from its current, both [B, T, N]: override for other neurons."""
+        """Return the spikes of hidden layer i, [B, T, N] as its current: override for others."""
         return lif(current, self.tau)
 
-    def forward(self, x, steps=None):
-        """The membrane of the readout; class_scores(membrane, steps + net.tail) has the scores.
-
-        steps: [B], how many steps each sample has; the rest of T is padding.  None: padding counts
-        as a sample's own steps: so the authors train.
-
-        In each sample, a hidden layer runs for taps // 2 steps, its tail, longer than its input.
-        After that its output is 0 and counts nowhere: not in batch norm, nor in the rates.
-        """
-        ends = torch.full(x.shape[:1], x.shape[1]) if steps is None else steps.cpu()
+    def forward(self, x):
         self.rates = []
-        for i, layer in enumerate(self.layers[:-1]):
-            current = layer(x)  # [B, T + tails so far, N]
-            ends = ends + layer.taps // 2
-            own = torch.arange(current.shape[1]) < ends[:, None]  # [B, T], True for what counts
-            spikes = self.neurons(i, self.normed(i, current, own))
-            # lif is silent without a current, but other neurons need not be.
-            x = spikes * own.to(x.device).unsqueeze(2)
-            self.rates.append(x.sum() / (own.sum().item() * x.shape[2]))
-            if self.training:
-                mask = torch.ones_like(x[:, :1])  # [B, 1, N], the same for all steps
-                x = x * F.dropout(mask, self.dropout)  # spikes are 0, or 1 / (1 - dropout) high
+        for i, norm in enumerate(self.norms):
+            current = self.layers[i](x)  # [B, T + taps//2, N]
+            current = norm(current.flatten(0, 1)).view_as(current)  # each neuron over all B and T
+            x = self.neurons(i, current)
+            self.rates.append(x.mean())
+            kept = F.dropout(torch.ones_like(x[:, :1]), self.dropout, self.training)  # [B, 1, N]
+            x = x * kept  # the same for all steps: 0 or 1 / (1 - dropout)
         return leaky_integrator(self.layers[-1](x), self.tau_readout)
 
-    def normed(self, i, current, own):
-        """Batch norm of layer i over the steps that count, own [B, T]; the others become 0."""
-        rows = own.flatten().nonzero().squeeze(1).to(current.device)  # their places in [B * T]
-        result = torch.zeros_like(current).flatten(0, 1)  # [B * T, N]
-        result.index_copy_(0, rows, self.norms[i](current.flatten(0, 1)[rows]))
-        return result.view_as(current)
 
-    def extra_repr(self):
-        """What print(net) shows beside the layers, and what a checkpoint says of the network."""
-        return f"tau={self.tau}, tau_readout={self.tau_readout}, dropout={self.dropout}"
-
-
-# ------------------------------- the same as above, faster on a CPU: skip this on a first reading
+# ----------------------------------- the same thing, faster on a CPU: skip this on a first reading
 
 
 def lif(current: Tensor, tau: float, threshold: float = 1.0, alpha: float = 5.0) -> Tensor:
-    """lif_loop with its backward pass written out, which saves a fifth of a step of training.
+    """Return what lif_loop returns, with the backward pass written out.
 
-    It has no second derivative.
+    This saves a fifth of a step of training.  tau is a number, and there is no second derivative.
     """
     return LIF.apply(current, decay_of(tau), threshold, alpha)
 
 
 class LIF(torch.autograd.Function):
-    """The loop of lif_loop, and its backward pass, a loop back in time.
+    """The loop of lif_loop, and its backward pass, which is a loop back in time.
 
     unbind(1) turns [B, T, N] into a list of views [B, N], one for each step.
     """
@@ -399,7 +391,7 @@ class LIF(torch.autograd.Function):
         spikes = torch.empty_like(current)
         v = torch.zeros_like(current[:, 0])
         inputs, h, s = current.unbind(1), potential.unbind(1), spikes.unbind(1)
-        for t in range(len(h)):  # out=h[t] writes into potential; alpha here is torch.add's
+        for t in range(len(h)):  # out=h[t] writes into potential; alpha is torch.add's factor
             torch.add(inputs[t], v, alpha=decay, out=h[t])  # h = I + decay v
             torch.ge(h[t], threshold, out=s[t])  # s = 1 if h >= threshold
             torch.addcmul(h[t], h[t], s[t], value=-1, out=v)  # v = h - h s
@@ -431,7 +423,7 @@ class LIF(torch.autograd.Function):
 
 
 def conv_fourier(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
-    """The delayed sum by the convolution theorem: at each frequency f, Y[f] = X[f] K[f].
+    """Return the delayed sum by the convolution theorem: Y[f] = X[f] K[f] at each frequency f.
 
     At SHD's sizes this takes about an eighth of the multiplications.  The transforms are products
     with a matrix of cosines and sines: at these lengths an FFT takes longer (measured in

@@ -1,12 +1,11 @@
-"""Trains a spiking network with learnable delays on SHD, SSC or a toy task; prints its accuracy.
+"""Train a spiking network with learnable delays on SHD, SSC or a toy task, and print its accuracy.
 
-In reading order: the settings, the network and its optimizer, the schedules, an epoch and an
+In reading order: the settings, the network and its optimizer, the schedules, training and
 evaluation, a whole run.  Options and files come last and may be skipped.
 """
 
 import argparse
 import ctypes
-import io
 import json
 import math
 import os
@@ -23,16 +22,13 @@ import data
 from data import UserError
 from delays import DelayedLinear, DelaySNN, class_scores, shrinking_sigma
 
-# The paper's settings (SHD and SSC) and those of the toy task.  tau is in ms here, and in steps in
-# delays.py.  lr is the peak of the weights' learning rate, delay_lr the delays' initial one.
+# The paper's settings for SHD and SSC, and those of the toy task.  tau is in ms here and in steps
+# in delays.py.  The paper's other settings, such as learning rates, are defaults in make_parser.
 # fmt: off
 DEFAULTS = {
-    "shd": dict(hidden=256, layers=2, taps=25, tau=10.05, dropout=0.4, batch_size=256, epochs=150,
-                lr=5e-3, delay_lr=0.1, weight_decay=1e-5),
-    "ssc": dict(hidden=512, layers=3, taps=31, tau=15.0, dropout=0.25, batch_size=128, epochs=60,
-                lr=5e-3, delay_lr=0.1, weight_decay=1e-5),
-    "toy": dict(hidden=40, layers=1, taps=33, tau=10.05, dropout=0.0, batch_size=50, epochs=20,
-                lr=5e-3, delay_lr=0.1, weight_decay=1e-5),
+    "shd": dict(hidden=256, layers=2, taps=25, tau=10.05, dropout=0.4, batch_size=256, epochs=150),
+    "ssc": dict(hidden=512, layers=3, taps=31, tau=15.0, dropout=0.25, batch_size=128, epochs=60),
+    "toy": dict(hidden=40, layers=1, taps=33, tau=10.05, dropout=0.0, batch_size=50, epochs=20),
 }
 # fmt: on
 
@@ -40,14 +36,14 @@ DEFAULTS = {
 
 
 def build(options: argparse.Namespace, kind: type[DelaySNN] = DelaySNN) -> DelaySNN:
-    """The network that the options and their seed describe, on the CPU.  Seeds torch.
+    """Return the network that the options and their seed describe, on the CPU.  Seeds torch.
 
     kind: DelaySNN or a subclass of it.
     """
     dataset = data.DATASETS[options.dataset]
     tau_readout = options.tau if options.tau_readout is None else options.tau_readout
     for tau in (options.tau, tau_readout):
-        if not tau >= dataset.step_ms:  # and not <, since that lets nan through
+        if not tau >= dataset.step_ms:  # and not <, which would let nan pass
             rule = f"expected at least {dataset.step_ms} ms, a step"
             raise UserError(f"--tau or --tau-readout {tau}: {rule}")
     if not 0 <= options.dropout < 1:
@@ -63,25 +59,26 @@ def build(options: argparse.Namespace, kind: type[DelaySNN] = DelaySNN) -> Delay
         dropout=options.dropout,
         count=options.kernel_count,
         learn_delays=options.delays in ("learned", "constant-sigma"),
-        connections=options.connections,
+        connections=options.connections or 0,
     )
 
 
 def delayed_layers(net: nn.Module) -> list[DelayedLinear]:
+    """Return every DelayedLinear of a network, wherever it stands."""
     return [module for module in net.modules() if isinstance(module, DelayedLinear)]
 
 
 def make_optimizer(net: nn.Module, options: argparse.Namespace) -> torch.optim.Adam:
-    """Adam for all parameters of the network, in three groups: weights, delays and all others.
+    """Return Adam for all parameters of the network, in three groups: weights, delays, others.
 
-    Fixed delays are no parameters, so their group is empty.  set_schedules sets the learning rates
+    Fixed delays are not parameters, so their group is empty.  set_schedules sets the learning rates
     in each epoch.
     """
     layers = delayed_layers(net)
     weights = [layer.weight for layer in layers]
     delays = [parameter for layer in layers for parameter in layer.delay_parameters()]
-    placed = {id(parameter) for parameter in weights + delays}
-    others = [parameter for parameter in net.parameters() if id(parameter) not in placed]
+    grouped = {id(parameter) for parameter in weights + delays}
+    others = [parameter for parameter in net.parameters() if id(parameter) not in grouped]
     decayed = {"params": weights, "weight_decay": options.weight_decay}
     return torch.optim.Adam([decayed, {"params": delays}, {"params": others}], fused=True)
 
@@ -90,13 +87,14 @@ def make_optimizer(net: nn.Module, options: argparse.Namespace) -> torch.optim.A
 
 
 def one_cycle(epoch: int, epochs: int, peak: float) -> tuple[float, float]:
-    """Learning rate and Adam's beta1 of an epoch, counted from 0.
+    """Return the learning rate and Adam's beta1 of an epoch, counted from 0.
 
-    Half a cosine leads from peak / 25 up to the peak, at 30 % of the epochs, and half a cosine down
-    to peak / 250,000.  beta1 goes from 0.95 to 0.85 and back.  In runs of at least four epochs,
-    these are the values of torch's OneCycleLR.  A function of the epoch has no state to save.
+    The rate rises along half a cosine from peak / 25 to the peak, at 30 % of the epochs, and falls
+    along half a cosine to peak / 250,000.  beta1 goes from 0.95 to 0.85 and back.  For runs of at
+    least four epochs, these are the values of torch's OneCycleLR.  A function of the epoch has no
+    state to save.
     """
-    # The epoch of the peak, counted from 0, as OneCycleLR has it: it need not be a whole number.
+    # The epoch of the peak, counted from 0 as in OneCycleLR.  It need not be a whole number.
     top = max(0.3 * epochs - 1, 0)
     if epoch < top:
         low, risen = peak / 25, epoch / top
@@ -106,17 +104,11 @@ def one_cycle(epoch: int, epochs: int, peak: float) -> tuple[float, float]:
     return low + (peak - low) * height, 0.95 - 0.1 * height
 
 
-def set_sigma(net: nn.Module, epoch: int, options: argparse.Namespace) -> None:
-    for layer in delayed_layers(net):
-        shrinks = options.delays == "learned"
-        layer.sigma = shrinking_sigma(epoch, options.epochs, layer.taps) if shrinks else 0.5
-
-
 def set_schedules(optimizer, net, epoch: int, options: argparse.Namespace) -> float:
-    """Sets the learning rates, Adam's beta1 and sigma of an epoch; returns the weights' rate.
+    """Set the learning rates, Adam's beta1 and sigma for an epoch, counted from 0.
 
-    The delays' rate is a cosine from its first value towards 0, with a constant beta1, as in the
-    paper.
+    The delays' rate falls along a cosine from its first value towards 0, with a constant beta1, as
+    in the paper.  Returns the weights' rate.
     """
     lr, beta1 = one_cycle(epoch, options.epochs, options.lr)
     delay_lr = options.delay_lr * (1 + math.cos(math.pi * epoch / options.epochs)) / 2
@@ -124,132 +116,128 @@ def set_schedules(optimizer, net, epoch: int, options: argparse.Namespace) -> fl
     weights.update(lr=lr, betas=(beta1, 0.999))
     others.update(lr=lr, betas=(beta1, 0.999))
     delays.update(lr=delay_lr, betas=(0.9, 0.999))
-    set_sigma(net, epoch, options)
+    for layer in delayed_layers(net):
+        shrinks = options.delays == "learned"
+        layer.sigma = shrinking_sigma(epoch, options.epochs, layer.taps) if shrinks else 0.5
     return lr
 
 
-# -------------------------------------------------------------------------- an epoch, an evaluation
+# -------------------------------------------------------------------------- training and evaluation
 
 
-def cross_entropy(net, counts: Tensor, steps: Tensor, membrane: Tensor, labels: Tensor) -> Tensor:
-    """The loss of a batch: the cross-entropy of the class scores, a number.
+def cross_entropy(net, counts: Tensor, membrane: Tensor, labels: Tensor) -> Tensor:
+    """Return the loss of a batch, a number: the cross-entropy of its class scores.
 
-    counts: [B, T, inputs]; losses of one's own may need them.
-    steps: [B], the samples' own, on the CPU; the network goes on for net.tail more.
-    membrane: net(counts, steps), [B, T + net.tail, classes].  labels: [B].
+    Every step counts, including those of padding, as in the authors' code.
+    counts: [B, T, inputs], which a loss of your own may need.
+    membrane: net(counts), [B, T + net.tail, classes].  labels: [B].
     """
-    return F.cross_entropy(class_scores(membrane, steps + net.tail), labels)
+    return F.cross_entropy(class_scores(membrane), labels)
 
 
-def train_epoch(net, optimizer, spikes: data.Spikes, options, loss=cross_entropy) -> list[float]:
-    """A pass over all samples.  Returns the means of loss, accuracy and each layer's rate."""
+def train_epoch(
+    net, optimizer, spikes: data.Spikes, batch_size: int, loss=cross_entropy, augment=None
+) -> list[float]:
+    """Train on all samples once.  Returns the means of loss, accuracy and each layer's rate."""
     net.train()
-    sums = 0  # becomes a tensor that stays on its device: each look at a number makes a GPU wait
-    batches = data.batches(spikes, options.batch_size)
+    sums = 0  # becomes a tensor on the device: every look at a number would make a GPU wait
+    batches = data.batches(spikes, batch_size)
     for number, (indices, longest) in enumerate(batches, 1):
         counts = data.padded(spikes, indices, longest)  # [B, T, inputs]
-        counts = data.augment(counts, options.shift)
-        labels = spikes.labels[indices].to(counts.device)
-        # The authors' way is torch.full_like(indices, longest) here: then padding counts as well.
-        steps = spikes.steps[indices]  # [B]
-        membrane = net(counts, steps)  # [B, T + tail, classes]
-        batch_loss = loss(net, counts, steps, membrane, labels)
+        labels = spikes.labels[indices]  # [B]
+        if augment is not None:
+            counts = augment(counts, labels)
+        membrane = net(counts)  # [B, T + tail, classes]
+        batch_loss = loss(net, counts, membrane, labels)
 
         optimizer.zero_grad()
         batch_loss.backward()
-        check_gradients(net)
         optimizer.step()
         for layer in delayed_layers(net):
             layer.clamp_delays()
 
-        guess = class_scores(membrane.detach(), steps + net.tail).argmax(1)
+        guess = class_scores(membrane.detach()).argmax(1)
         accuracy = (guess == labels).to(membrane.dtype).mean()
         sums = sums + torch.stack([batch_loss, accuracy, *net.rates]).detach() * len(labels)
         data.progress(f"batch {number} of {len(batches)}")
     return (sums / len(spikes.labels)).tolist()
 
 
-def check_gradients(net: nn.Module) -> None:
-    """Refuses a parameter that the loss does not reach: Adam would leave it out without a word."""
-    for name, parameter in net.named_parameters():
-        if parameter.requires_grad and parameter.grad is None:
-            rule = "if a threshold hides it, use delays.spike; else set requires_grad to False"
-            raise UserError(f"{name} gets no gradient from the loss: {rule}")
-
-
-def predict(net: DelaySNN, spikes: data.Spikes, indices: Tensor, longest: int) -> Tensor:
-    """Class scores [B, classes] of some samples, over their own steps and the network's tail.
-
-    In the mode that the network is in: call net.eval() first for whole steps.
-    """
-    steps = spikes.steps[indices]
-    return class_scores(net(data.padded(spikes, indices, longest), steps), steps + net.tail)
-
-
 @torch.no_grad()
-def evaluate(net: DelaySNN, spikes: data.Spikes, batch_size: int) -> float:
-    """Correct / total in evaluation; leaves the network in the mode that it was in."""
+def predict(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=True) -> Tensor:
+    """Return the class scores of all samples, [samples, classes], in the order of the samples.
+
+    The network is in evaluation, and afterwards in the mode that it was in.  A sample's scores sum
+    up its own steps and the tail, so they do not depend on the other samples of its batch.
+    rounded: False uses the kernels of training instead of whole steps.
+    """
     was_training = net.training
     net.eval()
-    hits = 0
+    for layer in delayed_layers(net):
+        layer.train(not rounded)
+    # A neuron may spike without input, so every layer has to run until the tail of the last one
+    # ends.  The first layer adds its own tail.
+    zeros = net.tail - net.layers[0].taps // 2
+    order, scores = [], []
     for indices, longest in data.batches(spikes, batch_size, shuffle=False):
-        guess = predict(net, spikes, indices, longest).argmax(1)
-        hits = hits + (guess == spikes.labels[indices].to(guess.device)).sum()
+        membrane = net(data.padded(spikes, indices, longest + zeros))
+        scores.append(class_scores(membrane, spikes.steps[indices] + net.tail))
+        order.append(indices)
     net.train(was_training)
-    return hits.item() / len(spikes.labels)
+    return torch.cat(scores)[torch.cat(order).argsort()]  # back from the order of the batches
 
 
-def evaluate_unrounded(net: DelaySNN, spikes: data.Spikes, batch_size: int) -> float:
-    """Accuracy with the kernels of training in place of whole steps."""
-    layers = [layer for layer in delayed_layers(net) if layer.whole_steps]
-    for layer in layers:
-        layer.whole_steps = False
-    accuracy = evaluate(net, spikes, batch_size)
-    for layer in layers:
-        layer.whole_steps = True
-    return accuracy
+def evaluate(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=True) -> float:
+    """Return the accuracy, correct / total.  The arguments are those of predict."""
+    guess = predict(net, spikes, batch_size, rounded).argmax(1)
+    return (guess == spikes.labels).sum().item() / len(spikes.labels)
 
 
-# ------------------------------------------------------------------------------------------ a run
+# ------------------------------------------------------------------------------------- a whole run
 
 
-def train(options: argparse.Namespace, net=None, loss=None, on_epoch=None) -> dict:
-    """Trains, or continues the run that options.resume names, and writes all of its folder.
+def train(options: argparse.Namespace, net=None, loss=None, augment=None, on_epoch=None) -> dict:
+    """Train a network, or resume the run in options.resume, and write all files of its folder.
 
-    options: of parse.
-    net: a network of one's own in place of build(options), with the .layers, .rates and .tail of
+    options: from parse.
+    net: a network to train instead of build(options), with the .layers, .rates and .tail of
         DelaySNN.  All of its parameters are trained.
-    loss: a function with the arguments of cross_entropy, in place of that.
+    loss: a function to use instead of cross_entropy, with the same arguments.
+    augment: a function of (counts [B, T, inputs], labels [B]) that returns the counts to train on.
+        It may change T.
     on_epoch: a function of (net, row of the log), called after each epoch.
-    Returns what result.json holds.  Raises a UserError for what the user can mend.
+    Returns the content of result.json, and leaves the network in evaluation.
+    Raises a UserError for mistakes that the user can fix.
     """
     set_backend()
     sets = load_sets(options)
     net = (build(options) if net is None else net).to(options.device)
+    loss = loss or cross_entropy
     optimizer = make_optimizer(net, options)
-    # As the seed draws them.  In a run that goes on, resume loads later ones afterwards.
+    # The delays as the seed draws them.  To resume a run is to load later ones after this.
     first_delays = [layer.positions().detach().clone() for layer in delayed_layers(net)]
-    rows = resume(net, optimizer, options) if options.resume else start(net, sets, options)
-    # The set that each epoch ends with.  Where there is a valid, test is judged in finish alone.
-    watched = "valid" if "valid" in sets else "test"
+    names = {"network": type(net).__name__, "loss": name_of(loss), "augment": name_of(augment)}
+    rows = resume(net, optimizer, names, options) if options.resume else start(net, sets, options)
+    # With a validation set, the test set is not read until the last epoch has ended.
+    judge = "valid" if "valid" in sets else "test"
 
     for epoch in range(len(rows), options.epochs):
         begun = time.time()
-        # A seed for each epoch: a run that goes on needs no saved state of the generator.  The
-        # factor keeps the epochs of one seed from those of the next.
+        # Each epoch has a seed, so a resumed run needs no state of the generator.  The factor keeps
+        # the epochs of one seed apart from those of the next.
         torch.manual_seed(options.seed + 1_000_003 * (epoch + 1))
         lr = set_schedules(optimizer, net, epoch, options)
-        means = train_epoch(net, optimizer, sets["train"], options, loss or cross_entropy)
+        means = train_epoch(net, optimizer, sets["train"], options.batch_size, loss, augment)
         if not math.isfinite(means[0]):
             raise UserError(f"the loss of epoch {epoch + 1} is {means[0]}: try a lower --lr")
 
-        accuracy = evaluate(net, sets[watched], options.batch_size)
+        accuracy = evaluate(net, sets[judge], options.batch_size)
         row = {
             "epoch": epoch + 1,
             "loss": means[0],
             "train_accuracy": means[1],
-            "valid_accuracy": accuracy if watched == "valid" else None,
-            "test_accuracy": accuracy if watched == "test" else None,
+            "valid_accuracy": accuracy if judge == "valid" else None,
+            "test_accuracy": accuracy if judge == "test" else None,
             "sigma": net.layers[0].sigma if net.layers[0].learn_delays else None,
             "lr": lr,
             "moved_ms": moved_ms(net, first_delays, options),
@@ -258,7 +246,7 @@ def train(options: argparse.Namespace, net=None, loss=None, on_epoch=None) -> di
         }
         rows.append(row)
         print_row(row)
-        save(net, optimizer, rows, options)
+        save(net, optimizer, names, rows, options)
         if on_epoch is not None:
             on_epoch(net, row)
 
@@ -267,43 +255,41 @@ def train(options: argparse.Namespace, net=None, loss=None, on_epoch=None) -> di
     return result
 
 
-def best_epoch(rows: list[dict]) -> int | None:
-    """The epoch that validation chooses, the first of the best ones; None without validation."""
+def epoch_that_counts(rows: list[dict]) -> int:
+    """Return the epoch of the headline: the first of the best on validation, or else the last."""
     accuracy = [row["valid_accuracy"] for row in rows]
-    return None if None in accuracy else accuracy.index(max(accuracy)) + 1
+    return len(rows) if None in accuracy else accuracy.index(max(accuracy)) + 1
 
 
 def finish(net: DelaySNN, sets: dict[str, data.Spikes], rows: list[dict], options) -> dict:
-    """What result.json holds.  The epoch that counts is validation's best or else the last."""
-    best = best_epoch(rows)
-    if best is not None:
-        load_checkpoint(options.out, "best.pt", net)
-    row = rows[-1] if best is None else rows[best - 1]
-    set_sigma(net, row["epoch"] - 1, options)  # of that epoch, for the unrounded kernels
-    test = sets.get("test")
-    judged = sets["valid"] if test is None else test
-    size = options.batch_size
+    """Return the content of result.json, for the network of the epoch that counts."""
+    load_checkpoint(options.out, "net.pt", net)
+    net.eval()
+    epoch = epoch_that_counts(rows)
+    validated = "valid" in sets
+    judged = sets.get("test", sets.get("valid"))
+    accuracy = evaluate(net, judged, options.batch_size)
     result = {key: vars(options)[key] for key in ("dataset", "delays", "seed", "epochs")}
     return result | {
         "parameters": count_parameters(net),
-        "test_accuracy": None if test is None else evaluate(net, test, size),
-        "rule": "last epoch" if best is None else f"best on validation, epoch {best}",
-        "valid_accuracy": row["valid_accuracy"],
-        "best_on_test": max(row["test_accuracy"] for row in rows) if best is None else None,
-        "unrounded_accuracy": evaluate_unrounded(net, judged, size),
+        "test_accuracy": accuracy if "test" in sets else None,
+        "rule": f"best on validation, epoch {epoch}" if validated else "last epoch",
+        "valid_accuracy": rows[epoch - 1]["valid_accuracy"],
+        "best_on_test": None if validated else max(row["test_accuracy"] for row in rows),
+        "unrounded_accuracy": evaluate(net, judged, options.batch_size, rounded=False),
         "seconds": sum(row["seconds"] for row in rows),
     }
 
 
 def load_sets(options: argparse.Namespace) -> dict[str, data.Spikes]:
-    """The splits that a run needs, as data.Spikes on its device: train, and valid, test or both."""
+    """Return the splits that a run needs, on its device: train, and valid, test or both."""
     splits = data.DATASETS[options.dataset].splits
     if not set(splits) <= {"train", "valid", "test"}:
         raise UserError(f"{options.dataset} has {splits}: expected train, valid and test")
     if options.no_test:
         splits = [split for split in splits if split != "test"]
     sets = {split: data.load(options.dataset, split, options.data_dir) for split in splits}
-    if options.valid_speakers:  # in place of a validation set
+    if options.valid_speakers:  # they replace a validation set
         everyone = sets["train"]
         names = everyone.speakers.astype(str).tolist()
         wanted = options.valid_speakers.split(",")
@@ -318,20 +304,20 @@ def load_sets(options: argparse.Namespace) -> dict[str, data.Spikes]:
 
 
 def moved_ms(net: nn.Module, first_delays: list[Tensor], options: argparse.Namespace) -> float:
-    """How far the delays are from the first ones, in ms: the mean over all synapses."""
-    ways = []
+    """Return how far the delays are from the first ones, in ms: the mean over all synapses."""
+    distances = []
     for layer, before in zip(delayed_layers(net), first_delays, strict=True):
-        way = (layer.positions().detach() - before).abs().expand_as(layer.weight)
-        ways.append(way[layer.mask.expand_as(way)])
-    return torch.cat(ways).mean().item() * data.DATASETS[options.dataset].step_ms
+        distance = (layer.positions().detach() - before).abs().expand_as(layer.weight)
+        distances.append(distance[layer.mask.expand_as(distance)])
+    return torch.cat(distances).mean().item() * data.DATASETS[options.dataset].step_ms
 
 
 def count_parameters(net: nn.Module) -> int:
-    """All trained numbers, without those of connections that a sparse layer lacks."""
+    """Return the number of trained parameters, without those of missing synapses."""
     total = sum(value.numel() for value in net.parameters() if value.requires_grad)
     for layer in delayed_layers(net):
         for value in (layer.weight, *layer.delay_parameters()):
-            if value.requires_grad and value.shape == layer.weight.shape:  # one a synapse
+            if value.requires_grad and value.shape == layer.weight.shape:  # one per synapse
                 total -= int((~layer.mask).expand_as(value).sum())
     return total
 
@@ -340,30 +326,30 @@ def count_parameters(net: nn.Module) -> int:
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """All options: those given, else those of the saved run, else the defaults of the data set."""
+    """Return all options: those given, or of the saved run, or the defaults of the data set.
+
+    Raises a UserError for options that do not fit the saved run, and for a GPU that is missing.
+    """
     argv = sys.argv[1:] if argv is None else argv
     parser = make_parser()
-    # A first look, for the data set or run whose defaults are meant.  -h would end the program.
-    look, _ = parser.parse_known_args([word for word in argv if word not in ("-h", "--help")])
-    run = look.resume or look.eval
+    # A first pass finds the data set or the run that sets the defaults.  -h would end the program.
+    first, _ = parser.parse_known_args([word for word in argv if word not in ("-h", "--help")])
+    run = first.resume or first.eval
     saved = read_options(run) if run else {}
-    # What a row of one's own leaves out is as in SHD.
-    defaults = saved or DEFAULTS["shd"] | DEFAULTS[look.dataset]
-    unknown = sorted(defaults.keys() - vars(look).keys())
+    # A row of your own may leave options out: they are those of SHD.
+    defaults = saved or DEFAULTS["shd"] | DEFAULTS[first.dataset]
+    unknown = sorted(defaults.keys() - vars(first).keys())
     if unknown:
-        raise UserError(f"{run or f'train.DEFAULTS[{look.dataset!r}]'} has unknown {unknown}")
+        raise UserError(f"{run or f'train.DEFAULTS[{first.dataset!r}]'} has unknown {unknown}")
     parser.set_defaults(**defaults)
     options = parser.parse_args(argv)
 
-    may_differ = {"resume", "eval", "out", "device", "data_dir"}
-    if options.eval:
-        may_differ.add("batch_size")
-    for name in saved.keys() - may_differ:
+    for name in saved.keys() - {"resume", "eval", "out", "device", "data_dir"}:
         if vars(options)[name] != saved[name]:
             rule = "leave the option out, or start a new run"
             raise UserError(f"{run} has --{name.replace('_', '-')} {saved[name]}: {rule}")
-    named = f"runs/{options.dataset}-{options.delays}-{options.seed}"
-    options.out = options.resume or options.out or named
+    default_out = f"runs/{options.dataset}-{options.delays}-{options.seed}"
+    options.out = options.resume or options.out or default_out
     if options.device == "auto":
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -381,66 +367,66 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     sets, variants = list(data.DATASETS), ["learned", "constant-sigma", "fixed", "none"]
 
-    add("--dataset", choices=sets, default="shd", help="the defaults shown here are those of it")
+    add("--dataset", choices=sets, default="shd", help="this help shows its defaults")
     add("--data-dir", default=data.DATA_DIR, help="folder of the files; missing ones are fetched")
-    add("--valid-speakers", default="", help="speakers to hold out for validation, as in 3,6")
-    add("--no-test", action="store_true", help="leave the test set alone; needs validation")
-    add("--shift", type=whole, default=0, help="move each sample by up to so many inputs")
+    add("--valid-speakers", default="", help="speakers to hold out for validation, such as 3,6")
+    add("--no-test", action="store_true", help="do not read the test set; needs validation")
 
     add("--delays", choices=variants, default="learned", help="constant-sigma: sigma is 0.5 steps")
-    add("--hidden", type=positive, help="neurons in a hidden layer")
+    add("--hidden", type=positive, help="neurons in each hidden layer")
     add("--layers", type=positive, help="hidden layers")
     add("--taps", type=positive, help="delays are 0 to TAPS - 1 steps")
     add("--kernel-count", type=positive, default=1, help="synapses for each pair of neurons")
-    add("--connections", type=whole, default=0, help="inputs of a neuron, drawn at random; 0: all")
+    add("--connections", type=positive, help="random inputs of each neuron; None: all inputs")
     add("--tau", type=float, help="time constant of the membranes, ms")
-    add("--tau-readout", type=float, help="of the readout alone, ms; None: as --tau")
+    add("--tau-readout", type=float, help="of the readout's membranes, ms; None: same as --tau")
     add("--dropout", type=float, help="share of the hidden neurons silenced in training")
 
     add("--epochs", type=positive, help="passes over the training samples")
-    add("--batch-size", type=positive, help="samples")
-    add("--lr", type=float, help="peak learning rate of the weights")
-    add("--delay-lr", type=float, help="first learning rate of the delays, steps")
-    add("--weight-decay", type=float, help="L2 penalty of the weights")
+    add("--batch-size", type=positive, help="samples in a batch")
+    add("--lr", type=float, default=5e-3, help="peak learning rate of the weights")
+    add("--delay-lr", type=float, default=0.1, help="first learning rate of the delays, in steps")
+    add("--weight-decay", type=float, default=1e-5, help="L2 penalty of the weights")
     add("--seed", type=int, default=0, help="of weights, delays, batches and dropout")
 
-    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to compute")
-    add("--out", help="folder of the results; None: runs/DATASET-DELAYS-SEED")
+    add(
+        "--device",
+        choices=["auto", "cpu", "cuda"],
+        default="auto",
+        help="auto: a GPU if there is one",
+    )
+    add("--out", help="folder for the results; None: runs/DATASET-DELAYS-SEED")
     add("--resume", metavar="RUN", help="continue the run in this folder")
     add("--eval", metavar="RUN", help="only print the accuracy of the run in this folder")
     return parser
 
 
-def whole(text: str, least: int = 0) -> int:
-    """An argparse type: a whole number of at least `least`."""
-    if int(text) < least:
-        raise argparse.ArgumentTypeError(f"{text}: expected at least {least}")
+def positive(text: str) -> int:
+    """Convert an option to a whole number of at least 1, for argparse."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected at least 1")
     return int(text)
 
 
-def positive(text: str) -> int:
-    return whole(text, least=1)
-
-
 def set_backend() -> None:
-    """Full precision on a GPU, and two settings that make a CPU fast.
+    """Set full precision on a GPU, and two settings that make a CPU fast.
 
-    Call it before torch computes on several threads, since threads that run keep their settings.
+    Call it before torch computes on several threads: threads that are running keep their settings.
     """
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
-    # Far taps of a Gaussian are denormal numbers, with which some CPUs compute at half the speed.
+    # The outer taps of a Gaussian are denormal numbers, which halve the speed of some CPUs.
     torch.set_flush_denormal(True)
     if platform.libc_ver()[0] == "glibc":
-        # Big blocks of memory go back to the system when they are freed, and come back as pages
-        # that have to be cleared, in each step.  These two settings keep them.
+        # Otherwise big blocks of memory go back to the system when they are freed, and have to be
+        # cleared again in every step.
         libc = ctypes.CDLL(None)
         libc.mallopt(-4, 0)  # M_MMAP_MAX
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 def start(net: nn.Module, sets: dict[str, data.Spikes], options: argparse.Namespace) -> list:
-    """Makes the folder of a new run, with its config.json.  Returns the log, which is empty."""
+    """Make the folder of a new run, with its config.json.  Returns its log, which is empty."""
     paths = [data.find(options.dataset, split, options.data_dir) for split in sets]
     config = {
         "options": vars(options),
@@ -450,65 +436,70 @@ def start(net: nn.Module, sets: dict[str, data.Spikes], options: argparse.Namesp
         "device": torch.cuda.get_device_name() if options.device == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
     }
-    text = json.dumps(config, indent=1)
     try:
         os.makedirs(options.out)
     except FileExistsError:
-        rule = f"go on with --resume {options.out}, or name another --out"
-        raise UserError(f"{options.out} is there already: {rule}") from None
-    write(options.out, "config.json", text)
+        rule = f"continue that run with --resume {options.out}, or choose another --out"
+        raise UserError(f"{options.out} exists already: {rule}") from None
+    write(options.out, "config.json", json.dumps(config, indent=1))
     print(f"{options.dataset} {config['samples']}, {count_parameters(net):,} parameters")
-    print(f"results in {options.out}; a run that was stopped goes on with --resume {options.out}")
+    print(f"results in {options.out}; to continue after a stop: --resume {options.out}")
     return []
 
 
-def resume(net: nn.Module, optimizer, options: argparse.Namespace) -> list[dict]:
-    """Loads the state of a run.  Returns its log."""
-    if not os.path.exists(os.path.join(options.out, "last.pt")):  # killed in its first epoch
+def resume(net: nn.Module, optimizer, names: dict, options: argparse.Namespace) -> list[dict]:
+    """Load the state of a run.  Returns its log."""
+    if not os.path.exists(os.path.join(options.out, "last.pt")):  # stopped in its first epoch
         return []
-    saved = load_checkpoint(options.out, "last.pt", net)
+    saved = load_checkpoint(options.out, "last.pt", net, names)
     optimizer.load_state_dict(saved["adam"])
     return saved["rows"]
 
 
-def save(net: nn.Module, optimizer, rows: list[dict], options: argparse.Namespace) -> None:
-    """Writes the log and the checkpoint of an epoch; last.pt is last, since --resume reads that."""
-    buffer = io.BytesIO()
-    state = {"net": net.state_dict(), "adam": optimizer.state_dict(), "rows": rows}
-    torch.save(state | {"network": describe(net)}, buffer)
+def save(net: nn.Module, optimizer, names: dict, rows: list[dict], options) -> None:
+    """Write the checkpoints and the log of an epoch: last.pt comes last, since --resume reads it.
+
+    net.pt holds the network of the epoch that counts, as far as is known.
+    """
+    state = names | {"net": net.state_dict(), "epoch": len(rows)}
+    state["sigma"] = [layer.sigma for layer in delayed_layers(net)]
+    if epoch_that_counts(rows) == len(rows):
+        write(options.out, "net.pt", state)
     lines = [rows[0].keys(), *(row.values() for row in rows)]
     texts = [["" if value is None else str(value) for value in line] for line in lines]
-    if best_epoch(rows) == len(rows):
-        write(options.out, "best.pt", buffer.getvalue())
     write(options.out, "log.csv", "".join(",".join(line) + "\n" for line in texts))
-    write(options.out, "last.pt", buffer.getvalue())
+    write(options.out, "last.pt", state | {"adam": optimizer.state_dict(), "rows": rows})
 
 
-def describe(net: nn.Module) -> str:
-    """What a network is, beside its weights: its class, its constants and its delayed layers."""
-    parts = [net, *delayed_layers(net)]
-    return "; ".join(f"{type(part).__name__}({part.extra_repr()})" for part in parts)
+def name_of(function) -> str:
+    """Return the name of a loss or augmentation, which checkpoints hold."""
+    return getattr(function, "__name__", type(function).__name__)
 
 
-def load_checkpoint(folder: str, name: str, net: nn.Module) -> dict:
-    """Loads a checkpoint's weights into a network, and returns all that the checkpoint holds.
+def load_checkpoint(folder: str, name: str, net: nn.Module, names: dict | None = None) -> dict:
+    """Load the weights and sigma of a checkpoint into a network.  Returns all that it holds.
 
-    Refuses a network that `describe` tells from the one that was trained.
+    names: what the checkpoint has to name; None: the class of the network.
+    Raises a UserError if the file cannot be read or does not fit.
     """
     path = os.path.join(folder, name)
+    rule = "use the program that trained it, or put a copy back"
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as problem:  # torch raises many kinds for a broken file
-        raise UserError(f"{path} could not be read ({problem}): put a copy back") from problem
-    if saved["network"] != describe(net):
-        found = f"{path} holds {saved['network']}, and the network here is {describe(net)}"
-        raise UserError(f"{found}: hand over the network that was trained")
-    net.load_state_dict(saved["net"])
+        net.load_state_dict(saved["net"])
+    except Exception as problem:  # torch raises many kinds, some of several lines
+        words = " ".join(str(problem).split())
+        raise UserError(f"{path} cannot be loaded ({words}): {rule}") from problem
+    for part, wanted in (names or {"network": type(net).__name__}).items():
+        if saved[part] != wanted:
+            raise UserError(f"{path} has the {part} {saved[part]}, not {wanted}: {rule}")
+    for layer, sigma in zip(delayed_layers(net), saved["sigma"], strict=True):
+        layer.sigma = sigma
     return saved
 
 
 def read_options(folder: str) -> dict:
-    """The options of a saved run."""
+    """Return the options of a saved run."""
     with open(os.path.join(folder, "config.json")) as file:
         options = json.load(file)["options"]
     if options["dataset"] not in data.DATASETS:
@@ -518,29 +509,30 @@ def read_options(folder: str) -> dict:
 
 
 def load_run(folder: str, net: DelaySNN | None = None) -> tuple[DelaySNN, argparse.Namespace]:
-    """The network of a run, in evaluation and on the CPU, and the options of the run.
+    """Return the network of a run, in evaluation and on the CPU, and the options of the run.
 
-    It is that of the epoch that validation chose, or of the last one where there is no best.pt.
-    net: a network of one's own to load it into, made as the one that was trained.
+    The weights are those of the epoch that counts: the best on validation, or else the last.
+    net: a network of your own to load them into, built like the one that was trained.
     """
     options = argparse.Namespace(**read_options(folder))
     net = build(options) if net is None else net
-    best = os.path.exists(os.path.join(folder, "best.pt"))
-    saved = load_checkpoint(folder, "best.pt" if best else "last.pt", net)
-    set_sigma(net, len(saved["rows"]) - 1, options)
+    load_checkpoint(folder, "net.pt", net)
     return net.eval(), options
 
 
-def write(folder: str, name: str, content: bytes | str) -> None:
-    """A file that appears under its name whole or not at all."""
+def write(folder: str, name: str, content: dict | str) -> None:
+    """Write a file, by torch.save if it is a dict, that is there completely or not at all."""
     path = os.path.join(folder, name)
     with open(path + ".part", "wb") as file:
-        file.write(content if isinstance(content, bytes) else content.encode())
+        if isinstance(content, dict):
+            torch.save(content, file)
+        else:
+            file.write(content.encode())
     os.replace(path + ".part", path)
 
 
 def print_row(row: dict) -> None:
-    """A row of the log, and the names every 25 epochs."""
+    """Print a row of the log, and the names of its columns every 25 epochs."""
     if row["epoch"] % 25 == 1:
         print(*(f"{name.replace('accuracy', 'acc'):>9}" for name in row))
     values = ("-" if value is None else round(value, 5) for value in row.values())
@@ -556,7 +548,7 @@ def print_result(result: dict) -> None:
 
 
 def print_evaluation(options: argparse.Namespace, net: DelaySNN) -> None:
-    """Prints the accuracy of the run of --eval: on test, or on valid if it left test alone."""
+    """Print the accuracy of the run of --eval: on test, or on valid if the run has no test."""
     set_backend()
     net, _ = load_run(options.eval, net)
     sets = load_sets(options)
@@ -565,10 +557,10 @@ def print_evaluation(options: argparse.Namespace, net: DelaySNN) -> None:
     print(f"{split} accuracy {accuracy:.2%} ({options.eval})")
 
 
-def main(argv=None, net_class: type[DelaySNN] = DelaySNN, loss=None) -> None:
-    """The command line, for networks of the class net_class; loss as in train.
+def main(argv=None, net_class=DelaySNN, loss=None, augment=None, on_epoch=None) -> None:
+    """Run the command line, for networks of the class net_class.  The rest is as in train.
 
-    A UserError or OSError becomes a sentence; any other error keeps its traceback.
+    A UserError or OSError is printed as one line.  Any other error keeps its traceback.
     """
     try:
         options = parse(argv)
@@ -576,7 +568,7 @@ def main(argv=None, net_class: type[DelaySNN] = DelaySNN, loss=None) -> None:
         if options.eval:
             print_evaluation(options, net)
         else:
-            print_result(train(options, net, loss))
+            print_result(train(options, net, loss, augment, on_epoch))
     except (UserError, OSError) as problem:
         sys.exit(f"train.py: {problem}")
 

@@ -8,8 +8,8 @@ and prints their accuracy beside the run's.  The second one runs the hidden laye
 Brian2 (pip install brian2; version 2.9.0 needs numpy<2.4), and compares every spike with those of
 the trained network in torch.
 
-Networks with `neurons`, `kernel`, `normed` or `forward` of their own are refused.  Others, as
-Axonal in ideas.py, are exported from Python: train.load_run(RUN, net), arrays_of, numpy.savez.
+Networks with `neurons`, `kernel` or `forward` of their own are refused.  Others, such as Axonal in
+ideas.py, are exported from Python: train.load_run(RUN, net), arrays_of, numpy.savez.
 
 The file is read with numpy.load and holds no pickle.  For the whole network:
 
@@ -21,7 +21,7 @@ The file is read with numpy.load and holds no pickle.  For the whole network:
     tau_readout_steps   time constant of the readout, in steps
     threshold           of the hidden neurons
     taps                delays are 0..taps-1 steps
-    tail_steps          int32 [layers], how many steps each layer goes on after the sample's own
+    tail_steps          how many steps the network runs for after the sample's own
 
 and for layer i = 0, 1, ..., of which the readout is the last:
 
@@ -37,18 +37,17 @@ floor(time / step_ms) and in input floor(channel / channels_per_input), and x[t,
 spikes there, which may be more than one.  The sample's own steps end with its last spike.  (The toy
 task and data of one's own come in steps, and have one channel an input.)
 
-Layer i runs for the sample's own steps and tail_steps[i] more, with v = 0 and no spikes before.
-tail_steps[i] is the sum of taps // 2 of the layers up to and including i.  A delay of 0 acts within
-the same step, so the layers are computed one after the other:
+Every layer runs for the sample's own steps and tail_steps more, with v = 0 and no spikes before.
+tail_steps is the sum of taps // 2 of all layers.  A delay of 0 acts within the same step, so the
+layers are computed one after the other:
 
     I[t, o] = current[o] + sum over synapses onto o of weight * x[t - delay, pre]
     h[t] = (1 - 1 / tau_steps) v[t-1] + I[t]
     s[t] = 1 if h[t] >= threshold, else 0;   v[t] = h[t] (1 - s[t])
 
-s is the x of the next layer.  After its last step a layer is silent: s is 0, whatever its current.
-The readout has a neuron for each class, which neither spikes nor resets: v[t] = h[t], with the time
-constant tau_readout_steps.  The answer is the class with the largest sum of softmax(v[t]), over the
-sample's own steps and tail_steps[-1] more.
+s is the x of the next layer.  The readout has a neuron for each class, which neither spikes nor
+resets: v[t] = h[t], with the time constant tau_readout_steps.  The answer is the class with the
+largest sum of softmax(v[t]), over all these steps.
 """
 
 import argparse
@@ -60,6 +59,7 @@ from itertools import zip_longest
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 import data
 import train
@@ -85,7 +85,7 @@ def arrays_of(net: DelaySNN, options: argparse.Namespace) -> dict[str, np.ndarra
         "tau_readout_steps": np.float64(net.tau_readout),
         "threshold": np.float64(THRESHOLD),
         "taps": np.int32(max(taps)),
-        "tail_steps": np.cumsum([number // 2 for number in taps], dtype=np.int32),
+        "tail_steps": np.int32(net.tail),
     }
     for i, (layer, norm) in enumerate(zip_longest(net.layers, net.norms)):
         factor = torch.ones(len(layer.mask), dtype=torch.float64)  # [out]
@@ -110,40 +110,37 @@ def arrays_of(net: DelaySNN, options: argparse.Namespace) -> dict[str, np.ndarra
 def refuse_unfit(net: DelaySNN) -> None:
     """A UserError unless the arrays can say all of what the network does."""
     kind = type(net)
-    methods = (kind.neurons, kind.normed, kind.forward)
-    if methods != (DelaySNN.neurons, DelaySNN.normed, DelaySNN.forward):
-        found = f"{kind.__name__} has neurons, a batch norm or a forward of its own"
+    if (kind.neurons, kind.forward) != (DelaySNN.neurons, DelaySNN.forward):
+        found = f"{kind.__name__} has neurons or a forward of its own"
         raise UserError(f"{found}: the arrays hold layers of LIF neurons")
     for layer in net.layers:
         kind = type(layer)
         if (kind.kernel, kind.forward) != (DelayedLinear.kernel, DelayedLinear.forward):
             found = f"{kind.__name__} has a kernel or a forward of its own"
             raise UserError(f"{found}: the arrays hold a weight and a delay of each synapse")
-        if not layer.whole_steps:
-            raise UserError("a layer's whole_steps is False: the arrays hold delays of whole steps")
 
 
 # ---------------------------------------------------------------------------- the arrays in torch
 
 
-def simulate(arrays: dict, counts: Tensor, steps: Tensor) -> Tensor:
-    """The membrane of the readout, [B, T + tail_steps[-1], classes].
+def simulate(arrays: dict, counts: Tensor) -> Tensor:
+    """The membrane of the readout, [B, T + tail_steps, classes].
 
-    counts: [B, T, inputs].  steps: [B], how many steps each sample has, before zeros.
+    counts: [B, T, inputs].
     """
-    x = counts
-    for i, tail in enumerate(arrays["tail_steps"].tolist()):
+    x = F.pad(counts, (0, 0, 0, int(arrays["tail_steps"])))  # [B, T + tail_steps, inputs]
+    for i in range(layers_of(arrays)):
         constant = torch.from_numpy(arrays[f"current_{i}"])
         kernel = np.zeros((len(constant), x.shape[2], arrays["taps"]), np.float32)
         where = tuple(arrays[f"{name}_{i}"] for name in ("post", "pre", "delay"))
         np.add.at(kernel, where, arrays[f"weight_{i}"])  # synapses of a pair may share a tap
-        longer = counts.shape[1] + tail - x.shape[1]
-        current = delay_conv(x, torch.from_numpy(kernel), longer) + constant
-
-        own = torch.arange(current.shape[1]) < steps[:, None] + tail  # [B, T + tail]
-        s = lif(current, float(arrays["tau_steps"]), float(arrays["threshold"]))
-        x = s * own[:, :, None]  # [B, T + tail, out]
+        current = delay_conv(x, torch.from_numpy(kernel)) + constant  # [B, T + tail_steps, out]
+        x = lif(current, float(arrays["tau_steps"]), float(arrays["threshold"]))
     return leaky_integrator(current, float(arrays["tau_readout_steps"]))  # of the last layer
+
+
+def layers_of(arrays: dict) -> int:
+    return sum(name.startswith("pre_") for name in arrays)
 
 
 def accuracy_of(arrays: dict, samples: data.Spikes, batch_size: int = 256) -> float:
@@ -151,8 +148,8 @@ def accuracy_of(arrays: dict, samples: data.Spikes, batch_size: int = 256) -> fl
     hits = 0
     for indices, longest in data.batches(samples, batch_size, shuffle=False):
         steps = samples.steps[indices]
-        membrane = simulate(arrays, data.padded(samples, indices, longest), steps)
-        guess = class_scores(membrane, steps + int(arrays["tail_steps"][-1])).argmax(1)
+        membrane = simulate(arrays, data.padded(samples, indices, longest))
+        guess = class_scores(membrane, steps + int(arrays["tail_steps"])).argmax(1)
         hits += int((guess == samples.labels[indices]).sum())
     return hits / len(samples.labels)
 
@@ -161,7 +158,7 @@ def accuracy_of(arrays: dict, samples: data.Spikes, batch_size: int = 256) -> fl
 
 
 def simulate_brian2(arrays: dict, counts: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The hidden layers in Brian2: the spikes (bool) and h of each, [T + tail_steps[i], N].
+    """The hidden layers in Brian2: the spikes (bool) and h of each, [T + tail_steps, N].
 
     counts: [T, inputs] of one sample.
     By default Brian2 updates all neurons, then all spikes, then all synapses, so that a layer would
@@ -184,22 +181,21 @@ def simulate_brian2(arrays: dict, counts: np.ndarray) -> list[tuple[np.ndarray, 
         sources.append(source)
     network = brian2.Network(sources)
 
-    ends = len(counts) + arrays["tail_steps"][:-1]  # of the hidden layers
     decay = 1 - 1 / float(arrays["tau_steps"])
     constants = {"decay": decay, "threshold": float(arrays["threshold"])}
     monitors = []
-    for i, end in enumerate(ends.tolist()):
+    for i in range(layers_of(arrays) - 1):
         layer = brian2.NeuronGroup(
             len(arrays[f"current_{i}"]),
             "v : 1\n h : 1\n s : 1\n arriving : 1\n current : 1",
             threshold="s > 0",
             reset="",  # in the formula of v
-            namespace=constants | {"last": end - 1},
+            namespace=constants,
         )
         layer.current = arrays[f"current_{i}"]
         update = """
             h = decay * v + current + arriving
-            s = int(h >= threshold and t_in_timesteps <= last)
+            s = int(h >= threshold)
             v = h * (1 - s)
             arriving = 0
             """
@@ -219,8 +215,8 @@ def simulate_brian2(arrays: dict, counts: np.ndarray) -> list[tuple[np.ndarray, 
         network.add(layer, monitors[-1])
         sources = [layer]
 
-    network.run(ends[-1] * step)
-    return [(m.s.T[:end] > 0, m.h.T[:end]) for m, end in zip(monitors, ends, strict=True)]
+    network.run((len(counts) + int(arrays["tail_steps"])) * step)
+    return [(monitor.s.T > 0, monitor.h.T) for monitor in monitors]
 
 
 def compare_brian2(net: DelaySNN, arrays: dict, samples: data.Spikes, number: int) -> None:
@@ -228,7 +224,8 @@ def compare_brian2(net: DelaySNN, arrays: dict, samples: data.Spikes, number: in
 
     Rounding may move a spike if its h is within 1e-5 of the threshold, and with it later ones.
     """
-    ours = []  # spikes of the hidden layers: what the next one gets, [T + tail_steps[i], N]
+    zeros = net.tail - net.layers[0].taps // 2  # as train.predict appends them
+    ours = []  # spikes of the hidden layers: what the next one gets, [at least T + tail_steps, N]
     for layer in net.layers[1:]:
         layer.register_forward_pre_hook(lambda _, x: ours.append(x[0][0].bool().numpy()))
 
@@ -238,11 +235,12 @@ def compare_brian2(net: DelaySNN, arrays: dict, samples: data.Spikes, number: in
         data.progress(f"sample {b + 1} of {len(own_steps)}")
         counts = data.padded(samples, torch.tensor([b]), steps)  # [1, T, inputs]
         ours.clear()
-        net(counts)
+        net(F.pad(counts, (0, 0, 0, zeros)))
         differing = []
         for i, (s, h) in enumerate(simulate_brian2(arrays, counts[0].numpy())):
-            total += ours[i].sum()
-            differing += [(t, i, n, h[t, n]) for t, n in np.argwhere(ours[i] != s)]
+            spikes = ours[i][: len(s)]
+            total += spikes.sum()
+            differing += [(t, i, n, h[t, n]) for t, n in np.argwhere(spikes != s)]
         unequal += len(differing)
         if differing:
             t, i, n, potential = min(differing)

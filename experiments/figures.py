@@ -69,10 +69,10 @@ def kernel_figure(folder: str) -> Figure:
     history = torch.load(os.path.join(folder, "history.pt"), weights_only=True)
     # A strong synapse that moved far, to a whole step amid the range.
     end = history[-1]
-    way = (end - history[0]).abs().clamp(max=8)
+    moved = (end - history[0]).abs().clamp(max=8)
     whole = (end - end.round()).abs() < 0.2
     amid = (end - options.taps / 2).abs() < options.taps / 4
-    merit = net.layers[0].weight.detach().abs() * way * whole * amid
+    merit = net.layers[0].weight.detach().abs() * moved * whole * amid
     neuron, i = divmod(int(merit.argmax()), merit.shape[1])
 
     track = history[:, neuron, i]  # [1 + epochs]: at the start of each epoch, and at the end
@@ -277,7 +277,7 @@ def run_figure(folder: str, data_dir: str | None = None, index: int = 0) -> Figu
     try:
         net = train.build(options)
         first = delays_ms(net, step_ms)
-        epoch = len(train.load_checkpoint(folder, "last.pt", net)["rows"])
+        epoch = train.load_checkpoint(folder, "net.pt", net)["epoch"]
         if options.delays != "none":
             parts.append((2.9, draw_delays, [first, delays_ms(net, step_ms), epoch, step_ms]))
         parts.append((3.6, draw_sample, [net.eval(), *read_sample(options, index), step_ms]))
@@ -401,17 +401,18 @@ def draw_sample(panel, net: DelaySNN, words: str, counts, own: int, step_ms: flo
 def walk(net: DelaySNN, counts: Tensor) -> tuple[list[Tensor], Tensor]:
     """What DelaySNN.forward computes on its way, in evaluation, of samples that all last T steps.
 
-    counts: [B, T, inputs].  Returns the spikes of each hidden layer, [B, T + tails so far, N], and
-    the membrane of the readout, [B, T + net.tail, classes].
+    counts: [B, T, inputs].  Returns the spikes of each hidden layer, [B, T + net.tail, N], and the
+    membrane of the readout, [B, T + net.tail, classes].
     """
+    steps = counts.shape[1] + net.tail
     spikes = []  # of the hidden layers: what the next one gets
     hooks = []
     for layer in net.layers[1:]:
         hooks.append(layer.register_forward_pre_hook(lambda _, inputs: spikes.append(inputs[0])))
-    membrane = net(counts)
+    membrane = net(F.pad(counts, (0, 0, 0, net.tail - net.layers[0].taps // 2)))
     for hook in hooks:
         hook.remove()
-    return spikes, membrane
+    return [layer[:, :steps] for layer in spikes], membrane[:, :steps]
 
 
 def read_log(folder: str, step_ms: float) -> dict[str, np.ndarray]:

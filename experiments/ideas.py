@@ -1,18 +1,19 @@
-"""Ideas of the literature, each a short class on the seams of delays.py, to copy and to change.
+"""Ideas from the literature, each a short piece of code on the seams of delays.py, to copy.
 
     python -m experiments.ideas recurrent --dataset toy
-    python -m experiments.ideas axonal --dataset shd --data-dir DIR --epochs 30 --seed 1
+    python -m experiments.ideas shift --dataset shd --data-dir DIR --epochs 30 --seed 1
 
-The first word names the network, and all options of train.py may follow:
+The first word names the idea, and all options of train.py may follow:
 
-    base       the network of delays.py, one delay for each synapse
-    axonal     one delay for each input of a layer
-    dendritic  one delay for each neuron
-    recurrent  spikes of a hidden layer come back to it after a learned delay
-    adaptive   neurons that adapt to what they do, with learned time constants
+    base       the network of delays.py, one delay per synapse
+    axonal     one delay per input of a layer
+    dendritic  one delay per neuron
+    recurrent  the spikes of a hidden layer come back to it after a learned delay
+    adaptive   neurons that adapt to their own activity, with learned time constants
+    shift      training samples are shifted along the inputs by a random amount
 
-Results go to runs/DATASET-IDEA-DELAYS-SEED, if --out names no other folder.  From Python, and to
-load a run again:
+Results go to runs/DATASET-IDEA-DELAYS-SEED unless --out names another folder.  From Python, to
+train and to load a run again:
 
     options = train.parse(["--dataset", "toy", "--out", "runs/mine"])
     result = train.train(options, net=train.build(options, Recurrent))
@@ -26,94 +27,52 @@ from torch import nn
 from torch.nn import functional as F
 
 import train
-from delays import DelayedLinear, DelaySNN, gaussian_kernel, integer_kernel, spike
+from delays import DelayedLinear, DelaySNN, spike
 
 # ---------------------------------------------------------------------- axonal and dendritic delays
 
 
-class AxonalLayer(DelayedLinear):
-    """One delay for each input: all synapses of an axon hand its spikes on at the same time.
-
-    With a count, one for each of the count copies.
-    """
-
-    def __init__(self, in_features, out_features, taps, count=1, *others, **named):
-        shape = (1, in_features) if count == 1 else (count, 1, in_features)
-        super().__init__(
-            in_features, out_features, taps, count, *others, delay_shape=shape, **named
-        )
-
-
-class DendriticLayer(DelayedLinear):
-    """One delay for each neuron: whatever arrives there waits for the same time.
-
-    With a count, one for each of the count copies.
-    """
-
-    def __init__(self, in_features, out_features, taps, count=1, *others, **named):
-        shape = (out_features, 1) if count == 1 else (count, out_features, 1)
-        super().__init__(
-            in_features, out_features, taps, count, *others, delay_shape=shape, **named
-        )
-
-
 class Axonal(DelaySNN):
-    """Fewer delays: does a delay for each synapse pay?
+    """Fewer delays, one per axon: is a delay per synapse worth its price?
 
     "Sparse Axonal and Dendritic Delays Enable Competitive SNNs for Keyword Classification"
-    (Bouhadjar, Neftci, 2026, arXiv 2602.09746) asks that of the same method as here.
+    (Bouhadjar, Neftci, 2026, arXiv 2602.09746) asks this about the same method.
 
-    As in its code: a Gaussian of weight 1 delays each input before the product with the weights, or
-    each neuron's sum after it, in all layers.  Whether a spike is first delayed or first weighted
-    makes no difference, so that is this kernel.  Not as there: the delays are not thinned out, and
-    the time of a step of training is that of one delay for each synapse, since the kernel is still
-    [out, in, taps].
+    As in its code, a Gaussian of weight 1 delays each input before the product with the weights, or
+    each neuron's sum after it, in all layers.  It makes no difference whether a spike is delayed or
+    weighted first.  Unlike there, delays are not pruned, and a step of training takes as long as
+    with one delay per synapse, since the kernel is still [out, in, taps].
     """
 
-    layer_class = AxonalLayer
+    def __init__(self, *sizes, **others):
+        super().__init__(*sizes, delay_per="axon", **others)
 
 
 class Dendritic(DelaySNN):
-    """As Axonal, with one delay for each neuron in place of one for each of its inputs.
+    """Like Axonal, with one delay per neuron instead of one per input.
 
-    So a neuron delays all its inputs alike.  What did not come together in time, only the delays of
-    the layers before can bring together.
+    A neuron therefore delays all its inputs alike.
     """
 
-    layer_class = DendriticLayer
+    def __init__(self, *sizes, **others):
+        super().__init__(*sizes, delay_per="dendrite", **others)
 
 
 # -------------------------------------------------------------------------------- recurrent delays
 
 
 class Echo(DelayedLinear):
-    """The synapses of a layer with itself: [N, N] weights, and a delay for each axon.
+    """The synapses of a layer with itself: [N, N] weights and one delay per axon.
 
-    .delay: [1, N], 0..taps-1 steps as in every DelayedLinear.  A spike returns one step later than
-    that, after 1..taps steps, since within its own step it comes too late to have an effect.
+    A spike returns one step later than its delay, after 1..taps steps, because within its own step
+    it would come too late to have an effect.
 
-    It is not called as a layer is: Recurrent.neurons takes its spread and its weights.
+    It is not called like a layer: Recurrent.neurons uses its spread and its weights.
     """
 
-    def __init__(self, neurons, taps, learn_delays, connections):
-        super().__init__(
-            neurons,
-            neurons,
-            taps,
-            learn_delays=learn_delays,
-            connections=connections,
-            delay_shape=(1, neurons),
-        )
-
     def spread(self):
-        """How much of a spike has arrived d + 1 steps later, [taps, N]: a kernel of weight 1."""
-        weight = torch.ones_like(self.delay)  # [1, N]
-        gaussians = self.training or not self.whole_steps
-        if gaussians and self.learn_delays:
-            kernel = gaussian_kernel(weight, self.positions(), self.sigma, self.taps)
-        else:
-            kernel = integer_kernel(weight, self.positions(), self.taps)
-        return kernel[0].T  # [taps, N]
+        """Return how much of a spike has arrived d + 1 steps later, [taps, N]."""
+        return self.kernel(torch.ones_like(self.delay))[0].T
 
 
 class Recurrent(DelaySNN):
@@ -146,7 +105,7 @@ class Recurrent(DelaySNN):
         named = dict(taps=taps, learn_delays=learn_delays, connections=connections)
         super().__init__(in_features, hidden, classes, **named, **others)
         # Drawn last, so that a seed gives the layers the weights that they have in the base.
-        self.echoes = nn.ModuleList(Echo(size, **named) for size in hidden)
+        self.echoes = nn.ModuleList(Echo(size, size, delay_per="axon", **named) for size in hidden)
 
     def neurons(self, i, current):
         echo = self.echoes[i]
@@ -231,19 +190,38 @@ class Adaptive(DelaySNN):
         return self.adaptive[i](current)
 
 
+# ------------------------------------------------------------------------------------ augmentation
+
+
+def shift(counts, labels):
+    """Shift each sample along the inputs by a random amount, up to 8 either way.
+
+    This is a little like another speaker.  What leaves the range is dropped.
+
+    counts: uint8 [B, T, inputs].  Returns the same shape.
+    """
+    samples, steps, inputs = counts.shape
+    move = torch.randint(-8, 9, (samples, 1, 1), device=counts.device)
+    source = torch.arange(inputs, device=counts.device) - move  # [B, 1, inputs]
+    inside = (source >= 0) & (source < inputs)
+    source = source.clamp(0, inputs - 1).expand(-1, steps, -1)
+    return counts.gather(2, source) * inside
+
+
 # ------------------------------------------------------------------------------------ command line
 
-IDEAS = {
-    "base": DelaySNN,
-    "axonal": Axonal,
-    "dendritic": Dendritic,
-    "recurrent": Recurrent,
-    "adaptive": Adaptive,
+IDEAS = {  # what train.main gets
+    "base": {},
+    "axonal": dict(net_class=Axonal),
+    "dendritic": dict(net_class=Dendritic),
+    "recurrent": dict(net_class=Recurrent),
+    "adaptive": dict(net_class=Adaptive),
+    "shift": dict(augment=shift),
 }
 
 
 def main(argv: list[str]) -> None:
-    """The command line of train.py, after the name of an idea."""
+    """Run the command line of train.py, after the name of an idea."""
     idea, *words = argv or ["none"]
     if idea not in IDEAS:
         sys.exit(f"the first word is {idea}: expected one of {', '.join(IDEAS)}")
@@ -251,7 +229,7 @@ def main(argv: list[str]) -> None:
         options = train.parse(words)
         out = f"runs/{options.dataset}-{idea}-{options.delays}-{options.seed}"
         words = [*words, "--out", out]
-    train.main(words, IDEAS[idea])
+    train.main(words, **IDEAS[idea])
 
 
 if __name__ == "__main__":

@@ -30,7 +30,6 @@ import time
 from statistics import mean, stdev, variance
 
 import numpy as np
-import torch
 
 import data
 import train
@@ -336,7 +335,7 @@ def add(arguments: argparse.Namespace) -> None:
         row, log = row_of_run(path) if os.path.isdir(path) else row_of_text(path, arguments)
         row["run"] = os.path.basename(os.path.abspath(path)).removesuffix(".txt")
         row["variant"] = arguments.variant or row["variant"]
-        row["padding"] = "yes" if arguments.padding or row["variant"] == "authors" else "no"
+        row["padding"] = "yes"
         row["change"] = arguments.change
         md5 = [digest[:8] for digest in row["md5"]]
         row["md5"] = " ".join(md5)
@@ -380,15 +379,12 @@ def print_tables(name: str | None) -> None:
         print(f"{title}:\n\n{tables[title]}\n")
 
 
-@torch.no_grad()
 def print_speakers(folder: str, data_dir: str | None) -> None:
     """The accuracy of a run on the test set, for each of its speakers."""
     net, options = train.load_run(folder)
     test = data.load(options.dataset, "test", data_dir or options.data_dir)
-    right = np.zeros(len(test.labels), bool)
-    for indices, longest in data.batches(test, options.batch_size, shuffle=False):
-        guess = train.predict(net, test, indices, longest).argmax(1)
-        right[indices] = guess == test.labels[indices]
+    guess = train.predict(net, test, options.batch_size).argmax(1)
+    right = (guess == test.labels).numpy()
     names = test.speakers.astype(str)
     for name in [*np.unique(names), "all"]:
         chosen = right if name == "all" else right[names == name]
@@ -405,7 +401,6 @@ def main(argv: list[str] | None = None) -> None:
     option("--seeds", default="0", help="as in 0,1,2")
     option = commands.add_parser("add", help="append runs to runs.csv").add_argument
     option("runs", nargs="+", metavar="RUN", help="a folder, or a text of the authors' network")
-    option("--padding", action="store_true", help="padding counted in training")
     option("--change", default="", help="a sentence on the code, if it was changed")
     option("--variant", help="the name of a network of one's own")
     option("--epochs", action="store_true", help="append the runs' epochs to epochs.csv too")

@@ -76,8 +76,9 @@ def test_shared_delays_are_those_of_every_synapse_repeated(kind, options, traini
         layer.delay.data.copy_(own.delay.expand_as(layer.delay))
         layer.mask = own.mask
     x = (random(3, 9, 4) > 0.3).double()
-    steps = torch.tensor([9, 4, 6])
-    got, want = net.train(training)(x, steps), base.train(training)(x, steps)
+    for layer in (*net.layers, *base.layers):
+        layer.sigma = 0.5
+    got, want = net.train(training)(x), base.train(training)(x)
     close(got, want, rtol=0, atol=1e-12)
     got.sum().backward()
     want.sum().backward()
@@ -140,6 +141,24 @@ def slow_adaptive(current, constants):
             own.append(s)
         spikes.append(torch.stack(own, 1))
     return torch.stack(spikes, 2)
+
+
+def test_a_shift_moves_all_of_a_sample_by_one_number_of_inputs():
+    counts = torch.from_numpy(np.random.default_rng(0).integers(1, 9, (400, 5, 12), np.uint8))
+    torch.manual_seed(0)
+    shifted = ideas.shift(counts, None)
+    assert shifted.dtype == torch.uint8
+    seen = []
+    for own, moved in zip(counts.numpy(), shifted.numpy(), strict=True):
+        for move in range(-8, 9):
+            want = np.zeros_like(own)
+            for i in range(12):
+                if 0 <= i + move < 12:
+                    want[:, i + move] = own[:, i]
+            if (moved == want).all():
+                seen.append(move)
+    assert len(seen) == 400
+    close([seen.count(move) / 400 for move in range(-8, 9)], [1 / 17] * 17, rtol=0, atol=0.04)
 
 
 def test_adaptive_neurons_are_the_loop_and_so_are_their_gradients():
@@ -227,6 +246,7 @@ def test_add_keeps_a_run_and_a_text_and_refuses_what_is_there(tmp_path, monkeypa
     columns = ("run", "variant", "padding", "epochs", "train_accuracy", "result_test", "seed")
     wanted = ["shd-2-authors-4", "authors", "yes", "2", "0.6687", "0.850706", "4"]
     assert [authors[column] for column in columns] == wanted
+    assert ours["padding"] == "yes"
     before = (tmp_path / "runs.csv").read_bytes()
     with pytest.raises(SystemExit, match="already"):
         results.main(["add", str(run)])
@@ -306,18 +326,19 @@ TOY = argparse.Namespace(dataset="toy")
 
 def simulated(arrays, x):
     """Spikes of the hidden layers and class scores of one sample; x is [own steps, inputs]."""
-    own, hidden = len(x), []
-    for i, tail in enumerate(arrays["tail_steps"]):
+    steps, hidden = len(x) + arrays["tail_steps"], []
+    layers = sum(name.startswith("pre") for name in arrays)
+    for i in range(layers):
         synapses = [arrays[f"{name}_{i}"] for name in ("pre", "post", "weight", "delay")]
-        current = np.tile(arrays[f"current_{i}"].astype(float), (own + tail, 1))
+        current = np.tile(arrays[f"current_{i}"].astype(float), (steps, 1))
         for pre, post, weight, delay in zip(*synapses, strict=True):
-            for t in range(delay, min(len(x) + delay, own + tail)):
+            for t in range(delay, min(len(x) + delay, steps)):
                 current[t, post] += weight * x[t - delay, pre]
-        readout = i == len(arrays["tail_steps"]) - 1
+        readout = i == layers - 1
         tau = arrays["tau_readout_steps" if readout else "tau_steps"]
         h, s = np.zeros_like(current), np.zeros_like(current)
         v = np.zeros(current.shape[1])
-        for t in range(own + tail):
+        for t in range(steps):
             h[t] = (1 - 1 / tau) * v + current[t]
             s[t] = 0 if readout else h[t] >= arrays["threshold"]
             v = h[t] * (1 - s[t])
@@ -337,6 +358,8 @@ def small_net():
         norm.weight.data.uniform_(-2, 2)
         norm.bias.data.uniform_(-0.5, 1.5)
         norm.eps = 0.01
+    for layer in net.layers:
+        layer.sigma = 0.5
     for _ in range(20):
         net(torch.poisson(torch.full((10, 20, 8), 0.5)))
     return net.eval()
@@ -359,13 +382,13 @@ def each(samples):
 def test_numpy_gets_the_scores_of_the_network_from_its_arrays_and_so_does_torch(samples):
     net = small_net()
     arrays = export.arrays_of(net, TOY)
-    assert arrays["tail_steps"].tolist() == [2, 6, 10]
+    assert arrays["tail_steps"] == 2 + 4 + 4
     assert len(arrays["delay_0"]) == 6 * 3 * 2
     got = [simulated(arrays, x)[1] for x in each(samples)]
-    want = train.predict(net, samples, torch.arange(8), 40)
+    want = train.predict(net, samples)
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)
 
-    membrane = export.simulate(arrays, data.padded(samples, torch.arange(8), 40), samples.steps)
+    membrane = export.simulate(arrays, data.padded(samples, torch.arange(8), 40))
     want = class_scores(membrane, samples.steps + 10)
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)
     labelled = samples._replace(labels=want.argmax(1))
@@ -392,9 +415,9 @@ def test_the_program_writes_arrays_that_have_the_accuracy_of_the_run(tmp_path, c
 
 
 def test_what_the_arrays_cannot_hold_is_refused():
-    for name in ("neurons", "normed", "forward"):
+    for name in ("neurons", "forward"):
         kind = type("Mine", (DelaySNN,), {name: lambda *args: None})
-        with pytest.raises(data.UserError, match="Mine has neurons, a batch norm or a forward of"):
+        with pytest.raises(data.UserError, match="Mine has neurons or a forward of its own"):
             export.arrays_of(kind(8, [5], 10), TOY)
     for name in ("kernel", "forward"):
         kind = type("Mine", (DelayedLinear,), {name: lambda *args: None})
@@ -402,14 +425,10 @@ def test_what_the_arrays_cannot_hold_is_refused():
         net.layers[2] = kind(5, 10, taps=9)
         with pytest.raises(data.UserError, match="Mine has a kernel or a forward of its own"):
             export.arrays_of(net, TOY)
-    net = small_net()
-    net.layers[1].whole_steps = False
-    with pytest.raises(data.UserError, match="whole_steps is False"):
-        export.arrays_of(net, TOY)
 
 
 @torch.no_grad()
-def test_brian2_has_the_spikes_of_the_network_until_each_layer_ends(samples, capsys):
+def test_brian2_has_the_spikes_of_the_network(samples, capsys):
     pytest.importorskip("brian2", exc_type=(ImportError, AttributeError))
     net = small_net()
     arrays = export.arrays_of(net, TOY)
@@ -483,11 +502,11 @@ def test_variants_shows_each_seed_of_runs_csv(drawn):
 def test_run_shows_a_sample_that_passes_through_the_network_to_its_scores(drawn):
     figures, folder = drawn
     net, _ = train.load_run(folder)
-    reached = []  # what comes into each layer
+    reached = []  # what comes into each layer, of the first sample
     for layer in net.layers:
         layer.register_forward_pre_hook(lambda layer, inputs: reached.append(inputs[0][0]))
     toy = data.load("toy", "test", "")
-    scores = train.predict(net, toy, torch.tensor([7]), 90)[0]  # with 10 steps of padding
+    scores = train.predict(net, toy.select(np.arange(100) == 7))[0]
     *_, given, first, second, _, sums = figures.run_figure(folder, index=7).axes
     for axis, spikes in zip((given, first, second), reached, strict=True):
         want = spikes.nonzero() * torch.tensor([10, 1])  # in ms, and by neuron
