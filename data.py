@@ -9,11 +9,13 @@ comes last.
 import gzip
 import hashlib
 import http.client
+import lzma
 import os
 import shutil
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from typing import NamedTuple
 from urllib.request import urlopen
@@ -204,12 +206,16 @@ def read_published(dataset: str, split: str, data_dir: str, binning=bin_sample) 
         scratch = folder if os.access(folder, os.W_OK) else None  # None: the system's folder
         # A temporary file has no name and disappears when the process ends.
         with open_packed(path) as packed, tempfile.TemporaryFile(dir=scratch) as file:
-            progress(f"unpacking {path}")
             shutil.copyfileobj(packed, file, 1 << 22)
             return read_h5(file, binning)
-    except Exception as problem:  # gzip, zipfile and h5py raise many kinds for a broken file
+    except BROKEN as problem:
         rule = "if the file is broken, replace it, or delete it to fetch the published one"
         raise UserError(f"{path} could not be read ({problem}): {rule}") from problem
+
+
+# What gzip, zipfile and h5py raise for a broken file, and the readers for one with a mistake.
+BROKEN = (OSError, EOFError, KeyError, RuntimeError, UserError)
+BROKEN += (zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 
 
 def find(dataset: str, split: str, data_dir: str) -> str | None:

@@ -260,7 +260,10 @@ class DelayedLinear(nn.Module):
         self.mask = nn.Buffer(mask)
 
     def positions(self):
-        """Return the delays in use, in steps: .delay, unless a subclass computes others."""
+        """Return the delays in use, in steps: .delay, unless a subclass computes others.
+
+        They have to lie in 0..taps-1.  Override delay_parameters and clamp_delays along with it.
+        """
         return self.delay
 
     def delay_parameters(self):
@@ -271,6 +274,7 @@ class DelayedLinear(nn.Module):
         """Return the kernel that trains the delays, [out, in, taps]: override it for another one.
 
         weight: [out, in] or [count, out, in], with 0 for missing synapses.
+        A parameter of your own is trained at the delays' rate if delay_parameters returns it.
         Raises a ValueError if sigma has not been set.
         """
         if self.sigma is None:
@@ -320,7 +324,7 @@ class DelaySNN(nn.Module):
     .layers: the DelayedLinear layers, the readout last.  .norms: the batch norms.
     .tail: the number of steps by which the output is longer than the input.
     .rates: firing rate of each hidden layer in the last forward pass, before dropout, in spikes per
-        neuron and step.  They have gradients, so a loss may contain them.
+        neuron and step, tails and padding included.  They have gradients, for a loss of your own.
     .layer_class: the class of the layers, which a subclass may replace.
     """
 
@@ -374,9 +378,10 @@ class DelaySNN(nn.Module):
 def lif(current: Tensor, tau: float, threshold: float = 1.0, alpha: float = 5.0) -> Tensor:
     """Return what lif_loop returns, with the backward pass written out.
 
-    This saves a fifth of a step of training.  tau is a number, and there is no second derivative.
+    This saves a fifth of a step of training.  tau and threshold are numbers (lif_loop takes tensors
+    too, which may be learned), and there is no second derivative.
     """
-    return LIF.apply(current, decay_of(tau), threshold, alpha)
+    return LIF.apply(current, decay_of(tau), float(threshold), alpha)
 
 
 class LIF(torch.autograd.Function):

@@ -7,7 +7,7 @@ import http.server
 import json
 import math
 import os
-import signal
+import re
 import subprocess
 import sys
 import threading
@@ -18,158 +18,199 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import data
 import delays
 import train
-from delays import (
-    DelayedLinear,
-    DelaySNN,
-    class_scores,
-    delay_conv,
-    gaussian_kernel,
-    integer_kernel,
-    leaky_integrator,
-    lif,
-    lif_loop,
-    shrinking_sigma,
-    spike,
-)
+from delays import DelayedLinear, DelaySNN, class_scores, delay_conv, integer_kernel, lif, spike
+from experiments.benchmark import CARD, Card
 
 torch.set_num_threads(1)  # several threads fight over the cores of a busy machine
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-ENV = os.environ | {"OMP_NUM_THREADS": "1"}  # of the programs that tests start
+# ----------------------------------------------------------- the oracle: what a reader has to trust
+
+# The paper's network once more, as plainly as possible, with nothing of the project.  Time comes
+# first: a signal is [T, N], one sample, or [T, B, N], several.  Gradients are torch's autograd.
 
 
-def random(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+def plain_kernel(weight, delay, taps, sigma=None):
+    """k[o,i,d] = w[o,i] g[d] / (sum_d' g[d'] + 1e-7), g[d] = exp(-((d - delay[o,i]) / sigma)^2 / 2)
+
+    Without sigma, k[o,i,d] is w[o,i] at d = round(delay[o,i]), and 0 elsewhere.  The kernels of
+    several synapses per pair of neurons, [count, out, in], are added.
+    """
+    if sigma is None:
+        share = torch.stack([(delay.round() == d).to(weight.dtype) for d in range(taps)], -1)
+    else:
+        g = torch.stack([torch.exp(-(((d - delay) / sigma) ** 2) / 2) for d in range(taps)], -1)
+        share = g / (g.sum(-1, keepdim=True) + 1e-7)
+    kernel = weight[..., None] * share  # [out, in, taps] or [count, out, in, taps]
+    return kernel.sum(0) if kernel.dim() == 4 else kernel
+
+
+def plain_delayed_sum(x, kernel, tail):
+    """y[t,o] = sum_i sum_d k[o,i,d] x[t-d,i], x = 0 before its first step and after its last"""
+    x = torch.cat([x, x.new_zeros(tail, *x.shape[1:])])
+    y = 0
+    for d in range(kernel.shape[2]):
+        late = torch.cat([x.new_zeros(d, *x.shape[1:]), x])[: len(x)]  # x[t-d]
+        y = y + late @ kernel[:, :, d].T
+    return y
+
+
+def plain_spike(x, alpha=5.0):
+    """1 where x >= 0, else 0, with the gradient (alpha/2) / (1 + (pi/2 alpha x)^2)"""
+    slope = alpha / 2 / (1 + (math.pi / 2 * alpha * x.detach()) ** 2)
+    return (x >= 0).to(x.dtype) + slope * (x - x.detach())
+
+
+def plain_lif(current, tau, threshold=1.0, alpha=5.0):
+    """h[t] = (1 - 1/tau) v[t-1] + I[t], s[t] = spike(h[t] - threshold), v[t] = h[t] (1 - s[t])
+
+    In v, s is a constant.
+    """
+    v = torch.zeros_like(current[0])
+    spikes = []
+    for now in current:
+        h = (1 - 1 / tau) * v + now
+        s = plain_spike(h - threshold, alpha)
+        v = h * (1 - s.detach())
+        spikes.append(s)
+    return torch.stack(spikes)
+
+
+def plain_readout(current, tau):
+    """v[t] = (1 - 1/tau) v[t-1] + I[t]"""
+    v = torch.zeros_like(current[0])
+    potentials = []
+    for now in current:
+        v = (1 - 1 / tau) * v + now
+        potentials.append(v)
+    return torch.stack(potentials)
+
+
+def plain_scores(membrane):
+    """score[c] = sum_t exp(v[t,c]) / sum_c' exp(v[t,c'])"""
+    e = torch.exp(membrane)
+    return (e / e.sum(-1, keepdim=True)).sum(0)
+
+
+def plain_norm(net, i, current, training):
+    """(I - mean) / sqrt(variance + 1e-5) scale + shift, for each neuron
+
+    In training, mean and variance are of all steps; the running ones go a tenth towards them.
+    """
+    mean, variance = net[f"norms.{i}.running_mean"], net[f"norms.{i}.running_var"]
+    if training:
+        every = current.flatten(0, -2)
+        n = len(every)
+        batch_mean = every.mean(0)
+        batch_variance = ((every - batch_mean) ** 2).mean(0)
+        mean.copy_(0.9 * mean + 0.1 * batch_mean.detach())
+        variance.copy_(0.9 * variance + 0.1 * batch_variance.detach() * n / (n - 1))
+        mean, variance = batch_mean, batch_variance
+    scale, shift = net[f"norms.{i}.weight"], net[f"norms.{i}.bias"]
+    return (current - mean) / torch.sqrt(variance + 1e-5) * scale + shift
+
+
+def plain_network(net, x, taps, tau, tau_readout, sigma=None, masks=None):
+    """Return the class scores, and the rates of two hidden layers.
+
+    net: the tensors of the network, under the names that they have in the program.
+    masks: of dropout, if this is training.  Then each layer adds taps // 2 steps.  In evaluation
+        every layer runs until the last tail ends, and x has no padding.
+    """
+    training = masks is not None
+    end = len(x) + 3 * (taps // 2)
+    rates = []
+    for i in (0, 1, 2):
+        weight = net[f"layers.{i}.weight"] * net[f"layers.{i}.mask"]
+        kernel = plain_kernel(weight, net[f"layers.{i}.delay"], taps, sigma)
+        current = plain_delayed_sum(x, kernel, taps // 2 if training else end - len(x))
+        if i == 2:
+            return plain_scores(plain_readout(current, tau_readout)), rates
+        x = plain_lif(plain_norm(net, i, current, training), tau)
+        rates.append(x.mean().item())
+        if training:
+            x = x * masks[i]
+
+
+# ------------------------------------------------------------------------------------------ helpers
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
 
 
 def uniform(*shape, high, seed=0):
     return high * torch.rand(shape, generator=torch.Generator().manual_seed(seed)).double()
 
 
+def turned(x):
+    """Turn [B, T, N] into the oracle's [T, B, N], and back."""
+    return x.transpose(0, 1)
+
+
 def close(got, want, *, rtol, atol):
-    np.testing.assert_allclose(np.asarray(got), np.asarray(want), rtol=rtol, atol=atol)
+    got, want = (torch.as_tensor(values).detach().numpy() for values in (got, want))
+    np.testing.assert_allclose(got, want, rtol=rtol, atol=atol)
 
 
-def program(*words, code=None):
-    """Runs train.py, or a piece of code beside it."""
-    script = ["train.py"] if code is None else ["-c", code]
-    command = [sys.executable, *script, *map(str, words)]
-    return subprocess.run(command, cwd=HERE, env=ENV, capture_output=True, text=True)
+def assert_same(got, want, inputs, rtol=1e-12, atol=1e-12):
+    """Check that two tensors are equal, and the gradients of a random sum of each."""
+    close(got, want, rtol=rtol, atol=atol)
+    g = random(*got.shape, seed=9)
+    ours, theirs = (torch.autograd.grad(y, inputs, g, retain_graph=True) for y in (got, want))
+    for one, other in zip(ours, theirs, strict=True):
+        assert other.any()
+        close(one, other, rtol=100 * rtol, atol=100 * atol)
 
 
 def parsed(*argv):
-    """The options of a command line."""
     return train.parse([str(word) for word in argv])
-
-
-def finite_differences(function, x, eps=1e-6):
-    """The gradient of a function from a tensor to a number, one coordinate after the other."""
-    slopes = np.zeros(x.shape)
-    for index in np.ndindex(*x.shape):
-        above, below = x.clone(), x.clone()
-        above[index] += eps
-        below[index] -= eps
-        slopes[index] = (function(above) - function(below)).item() / (2 * eps)
-    return slopes
 
 
 # -------------------------------------------------------------------------------------- the kernels
 
 
-def slow_gaussian_kernel(weight, delay, sigma, taps):
-    """The formula, synapse by synapse; weight, delay and sigma are [count, out, in]."""
-    kernel = np.zeros((*weight.shape[1:], taps))
-    for c, o, i in np.ndindex(weight.shape):
-        g = np.zeros(taps)
-        for d in range(taps):
-            g[d] = math.exp(-(((d - delay[c, o, i]) / sigma[c, o, i]) ** 2) / 2)
-        kernel[o, i] += weight[c, o, i] * g / (g.sum() + 1e-7)
-    return kernel
+KERNELS = [  # the shapes of weights, delays and sigma: delays and sigma may be shared
+    ((3, 4), (3, 4), ()),
+    ((3, 4), (1, 4), (3, 1)),
+    ((3, 4), (3, 1), (1, 4)),
+    ((1, 3, 4), (1, 3, 4), ()),
+    ((2, 3, 4), (2, 3, 4), (2, 3, 4)),
+    ((2, 3, 4), (1, 4), ()),
+    ((2, 3, 4), (2, 1, 4), (3, 1)),
+    ((2, 3, 4), (2, 3, 1), ()),
+]
 
 
-@pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize("sigma", [0.5, 3.0, 12.27])
-def test_gaussian_kernel_is_the_formula(count, sigma):
-    weight = random(count, 3, 4)
-    delay = uniform(count, 3, 4, high=8)
-    want = slow_gaussian_kernel(weight.numpy(), delay.numpy(), np.full(weight.shape, sigma), 9)
-    close(gaussian_kernel(weight, delay, sigma, 9), want, rtol=1e-12, atol=1e-15)
-    if count == 1:
-        close(gaussian_kernel(weight[0], delay[0], sigma, 9), want, rtol=1e-12, atol=1e-15)
+@pytest.mark.parametrize("width", [0.1, 0.5, 12.27])  # at 0.1, the 1e-7 matters
+@pytest.mark.parametrize("weights, shape, sigmas", KERNELS)
+def test_kernels_are_their_equations_and_so_are_their_gradients(weights, shape, sigmas, width):
+    weight = random(*weights).requires_grad_()
+    delay = uniform(*shape, high=6, seed=1).requires_grad_()
+    sigma = (width + uniform(*sigmas, high=width, seed=2)).requires_grad_()
+    kernel = delays.gaussian_kernel(weight, delay, sigma, 7)
+    assert_same(kernel, plain_kernel(weight, delay, 7, sigma), (weight, delay, sigma))
+    if sigmas == ():
+        assert torch.equal(delays.gaussian_kernel(weight, delay, sigma.item(), 7), kernel)
 
-
-def test_gaussian_far_from_every_tap_is_divided_by_its_sum_and_1e_7():
-    # sigma 0.1 and delay 0.5: both taps are 5 sigma away, where g is 3.7e-6.
-    g = math.exp(-(5**2) / 2)
-    got = gaussian_kernel(torch.ones(1, 1).double(), torch.full((1, 1), 0.5).double(), 0.1, 2)
-    close(got[0, 0], [g / (2 * g + 1e-7)] * 2, rtol=1e-9, atol=0)
-
-
-@pytest.mark.parametrize("shape", [(1, 4), (3, 1), (1, 1), (2, 1, 4), (2, 3, 1)])
-def test_delays_of_fewer_dimensions_are_shared(shape):
-    weight = random(2, 3, 4)
-    delay = uniform(*shape, high=6)
-    every = delay.expand(2, 3, 4)
-    want = slow_gaussian_kernel(weight.numpy(), every.numpy(), np.full((2, 3, 4), 1.5), 7)
-    close(gaussian_kernel(weight, delay, 1.5, 7), want, rtol=1e-12, atol=1e-15)
-    assert torch.equal(integer_kernel(weight, delay, 7), integer_kernel(weight, every, 7))
-
-
-@pytest.mark.parametrize("shape", [(), (3, 1), (1, 4), (2, 3, 4)])
-def test_sigma_may_be_a_tensor_with_a_gradient(shape):
-    weight = random(2, 3, 4)
-    delay = uniform(2, 3, 4, high=6)
-    sigma = uniform(*shape, high=2, seed=1) + 0.5
-    every = sigma.expand(2, 3, 4).numpy()
-    want = slow_gaussian_kernel(weight.numpy(), delay.numpy(), every, 7)
-    close(gaussian_kernel(weight, delay, sigma, 7), want, rtol=1e-12, atol=1e-15)
-
-    g = random(3, 4, 7, seed=2)
-    slopes = finite_differences(lambda s: (gaussian_kernel(weight, delay, s, 7) * g).sum(), sigma)
-    sigma.requires_grad_()
-    (gaussian_kernel(weight, delay, sigma, 7) * g).sum().backward()
-    close(sigma.grad, slopes, rtol=1e-6, atol=1e-8)
-
-
-@pytest.mark.parametrize("count", [1, 3])
-def test_integer_kernel_has_each_weight_at_its_rounded_delay(count):
-    weight = random(count, 3, 4)
-    delay = uniform(count, 3, 4, high=6)
     kernel = integer_kernel(weight, delay, 7)
-    for o, i, d in np.ndindex(3, 4, 7):
-        here = [c for c in range(count) if round(delay[c, o, i].item()) == d]
-        want = sum(weight[c, o, i].item() for c in here)
-        assert kernel[o, i, d].item() == pytest.approx(want, rel=0, abs=1e-14)
-    kernel = integer_kernel(weight.requires_grad_(), delay.requires_grad_(), 7)
+    assert_same(kernel, plain_kernel(weight, delay, 7), (weight,))
     assert torch.autograd.grad(kernel.sum(), delay, allow_unused=True) == (None,)
 
 
-def test_half_steps_are_rounded_to_the_even_step():
+def test_half_steps_are_rounded_to_the_even_step_and_delays_out_of_range_are_refused():
     delay = torch.tensor([[0.5, 1.5, 2.5, 3.5, 3.4999, 3.5001]])
     kernel = integer_kernel(torch.ones(1, 6), delay, 6)
-    assert kernel[0].argmax(1).tolist() == [0, 2, 2, 4, 3, 4]
-    assert kernel.sum() == 6
-
-
-def test_a_delay_out_of_range_passes_in_training_and_is_refused_in_evaluation():
-    weight = torch.ones(1, 2)
-    for outside in (-0.6, 4.6):
-        delay = torch.tensor([[2.0, outside]])
-        assert gaussian_kernel(weight, delay, 0.5, 5).sum() == pytest.approx(2, rel=1e-5)
+    assert kernel[0].argmax(1).tolist() == [0, 2, 2, 4, 3, 4] and kernel.sum() == 6
+    for outside in (-0.6, 5.6):
+        delay[0, 0] = outside
         with pytest.raises(RuntimeError, match="out of bounds"):
-            integer_kernel(weight, delay, 5)
-    for kernel in (
-        lambda d: gaussian_kernel(weight, d, 0.5, 5),
-        lambda d: integer_kernel(weight, d, 5),
-    ):
-        with pytest.raises(RuntimeError, match="expanded size"):
-            kernel(torch.ones(2, 1, 2))
+            integer_kernel(torch.ones(1, 6), delay, 6)
+        total = delays.gaussian_kernel(torch.ones(1, 6), delay, 0.5, 6).sum()  # but in training
+        assert total == pytest.approx(6, rel=1e-5)  # all of the weight is there
 
 
 # ---------------------------------------------------------------------------------- the delayed sum
@@ -179,171 +220,99 @@ METHODS = ["auto", "direct", "fourier"]
 SIZES = [(1, 4, 2), (7, 3, 0), (8, 3, 1), (5, 9, 4), (3, 2, 6), (6, 1, 3), (6, 4, 3), (6, 4, 2)]
 
 
-def slow_conv(x, k, tail):
-    """The delayed sum as its docstring has it, one product at a time."""
-    batch, steps, inputs = x.shape
-    y = np.zeros((batch, steps + tail, len(k)))
-    for b, t, o, i, d in np.ndindex(*y.shape, inputs, k.shape[2]):
-        if 0 <= t - d < steps:
-            y[b, t, o] += k[o, i, d] * x[b, t - d, i]
-    return y
-
-
 @pytest.mark.parametrize("steps, taps, tail", SIZES)
 @pytest.mark.parametrize("method", METHODS)
-def test_delayed_sum_is_the_loop_and_so_are_its_gradients(method, steps, taps, tail):
+def test_delayed_sum_is_its_equation_and_so_are_its_gradients(method, steps, taps, tail):
     x = random(2, steps, 3).requires_grad_()
-    k = random(4, 3, taps, seed=1).requires_grad_()
-    y = delay_conv(x, k, tail, method)
-    close(y.detach(), slow_conv(x.detach().numpy(), k.detach().numpy(), tail), rtol=0, atol=1e-12)
+    kernel = random(4, 3, taps, seed=1).requires_grad_()
+    want = turned(plain_delayed_sum(turned(x), kernel, tail))
+    assert_same(delay_conv(x, kernel, tail, method), want, (x, kernel))
 
-    g = random(*y.shape, seed=2)
-    dx, dk = torch.autograd.grad(y, (x, k), g)
-    want_x = np.zeros(x.shape)
-    want_k = np.zeros(k.shape)
-    for b, t, o, i, d in np.ndindex(*y.shape, 3, taps):
-        if 0 <= t - d < steps:
-            want_x[b, t - d, i] += (g[b, t, o] * k[o, i, d]).item()
-            want_k[o, i, d] += (g[b, t, o] * x[b, t - d, i]).item()
-    close(dx, want_x, rtol=0, atol=1e-12)
-    close(dk, want_k, rtol=0, atol=1e-12)
+
+def test_delayed_sum_refuses_shapes_that_do_not_match_and_unknown_methods():
+    with pytest.raises(ValueError, match=r"\[1, 5, 3\], kernel \[4, 2, 6\]: expected \[B, T, in\]"):
+        delay_conv(torch.ones(1, 5, 3), torch.ones(4, 2, 6))
+    with pytest.raises(ValueError, match="method is 'fft': expected auto, direct or fourier"):
+        delay_conv(torch.ones(1, 5, 3), torch.ones(4, 3, 6), method="fft")
 
 
 @pytest.mark.parametrize("steps", [110, 111])
 def test_methods_agree_in_single_and_double_precision_at_working_size(steps):
     x = random(16, steps, 140).clamp(0, 1)
-    k = random(64, 140, 25)
-    direct = delay_conv(x, k, 12, "direct")
-    close(delay_conv(x, k, 12, "fourier"), direct, rtol=0, atol=1e-11)
-    for method in METHODS:
-        single = delay_conv(x.float(), k.float(), 12, method)
-        assert single.dtype == torch.float32
-        assert (single - direct).norm() / direct.norm() < 2e-6
-    fourier = delay_conv(x.float(), k.float(), 12, "fourier")
-    assert torch.equal(delay_conv(x.float(), k.float(), 12, "auto"), fourier)
-    assert not torch.equal(delay_conv(x.float(), k.float(), 12, "direct"), fourier)
-
-
-@pytest.mark.parametrize("delay_shape", [(2, 2, 3), (1, 3), (2, 1)])
-@pytest.mark.parametrize("sigma", [0.5, 2.0])
-def test_gradients_of_weight_and_delay_are_finite_differences(sigma, delay_shape):
-    x = random(2, 6, 3)
-    weight = random(2, 2, 3, seed=1)
-    delay = uniform(*delay_shape, high=4)
-    g = random(2, 8, 2, seed=2)
-
-    def loss(weight, delay):
-        return (delay_conv(x, gaussian_kernel(weight, delay, sigma, 5), 2) * g).sum()
-
-    want_weight = finite_differences(lambda w: loss(w, delay), weight)
-    want_delay = finite_differences(lambda d: loss(weight, d), delay)
-    loss(weight.requires_grad_(), delay.requires_grad_()).backward()
-    close(weight.grad, want_weight, rtol=1e-6, atol=1e-8)
-    close(delay.grad, want_delay, rtol=1e-6, atol=1e-8)
+    kernel = random(64, 140, 25)
+    direct = delay_conv(x, kernel, 12, "direct")
+    close(delay_conv(x, kernel, 12, "fourier"), direct, rtol=0, atol=1e-11)
+    single = {method: delay_conv(x.float(), kernel.float(), 12, method) for method in METHODS}
+    for result in single.values():
+        assert result.dtype == torch.float32
+        assert (result - direct).norm() / direct.norm() < 2e-6
+    assert torch.equal(single["auto"], single["fourier"])
+    assert not torch.equal(single["direct"], single["fourier"])
 
 
 # -------------------------------------------------------------------------------------- the neurons
 
 
-def slow_lif(current, decay, threshold):
-    """One neuron, one step at a time, in Python floats: its spikes s and potentials h."""
-    v = 0.0
-    spikes, potentials = [], []
-    for i in current:
-        h = decay * v + i
-        s = 1.0 if h >= threshold else 0.0
-        v = h * (1 - s)
-        spikes.append(s)
-        potentials.append(h)
-    return spikes, potentials
+@pytest.mark.parametrize(
+    "tau, threshold, alpha", [(1.0, 1.0, 5.0), (1.005, 1.0, 2.0), (3.0, 0.5, 5.0), (2.0, 1.0, 2.0)]
+)
+@pytest.mark.parametrize("neurons", [lif, delays.lif_loop])
+def test_neurons_are_their_equations_and_so_are_their_gradients(neurons, tau, threshold, alpha):
+    current = random(2, 12, 3)
+    # With a tau of 2, h is 1, 0.5, 1, 1: exactly at the threshold, which is a spike.
+    current[0, :4, 0] = torch.tensor([1.0, 0.5, 0.75, 1.0])
+    current.requires_grad_()
+    spikes = neurons(current, tau, threshold, alpha)
+    want = turned(plain_lif(turned(current), tau, threshold, alpha))
+    assert torch.equal(spikes, want) and 0.1 < spikes.mean() < 0.6
+    if tau == 2:
+        assert spikes[0, :4, 0].tolist() == [1, 0, 1, 1]
+    assert_same(spikes, want, (current,))
 
 
-def slope(x, alpha=5.0):
-    return alpha / 2 / (1 + (math.pi / 2 * alpha * x) ** 2)
-
-
-@pytest.mark.parametrize("tau, threshold", [(1.0, 1.0), (1.005, 1.0), (3.0, 0.5)])
-@pytest.mark.parametrize("alpha", [5.0, 2.0])
-@pytest.mark.parametrize("lif", [lif, lif_loop])
-def test_lif_is_the_scalar_loop_and_so_is_its_gradient(lif, tau, threshold, alpha):
-    current = random(2, 12, 3).requires_grad_()
-    spikes = lif(current, tau, threshold, alpha)
-    g = random(2, 12, 3, seed=1)
-    (grad,) = torch.autograd.grad(spikes, current, g)
-    decay = 1 - 1 / tau
-    for b, n in np.ndindex(2, 3):
-        s, h = slow_lif(current[b, :, n].tolist(), decay, threshold)
-        assert spikes[b, :, n].tolist() == s
-        for start in range(12):  # dL/dI[start]: its effect on every later h, the reset constant
-            want = 0.0
-            effect = 1.0
-            for t in range(start, 12):
-                want += g[b, t, n].item() * slope(h[t] - threshold, alpha) * effect
-                effect *= decay * (1 - s[t])  # v[t] = h[t] (1 - s[t])
-            assert grad[b, start, n].item() == pytest.approx(want, rel=1e-10, abs=1e-14)
-
-
-def test_potential_at_exactly_the_threshold_is_a_spike_forward_and_backward():
-    current = torch.tensor([1.0, 0.5, 0.75, 1.0]).double().view(1, 4, 1).requires_grad_()
-    spikes = lif(current, 2.0)  # h is 1, 0.5, 1, 1: all whole in binary
-    assert spikes.flatten().tolist() == [1, 0, 1, 1]
-    spikes.sum().backward()
-    # A spike cuts the path back in time: h[0] moves s[0] alone, h[1] moves s[1] and half of h[2].
-    want = [slope(0), slope(-0.5) + 0.5 * slope(0), slope(0), slope(0)]
-    close(current.grad.flatten(), want, rtol=1e-14, atol=0)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_spike_is_a_step_with_the_slope_of_the_arctan(dtype):
-    special = torch.tensor([0.0, -0.0, 1e-30, -1e-30, 1e6, -1e6], dtype=dtype)
-    x = torch.cat([special, random(1000, dtype=dtype), 1e-6 * random(1000, dtype=dtype)])
+def test_spike_is_a_step_with_the_slope_of_the_arctan():
+    special = torch.tensor([0.0, -0.0, 1e-30, -1e-30, 1e6, -1e6])
+    x = torch.cat([special, random(1000), 1e-6 * random(1000)]).requires_grad_()
     for alpha in (5.0, 2.0):
-        x = x.detach().requires_grad_()
         s = spike(x, alpha)
-        assert torch.equal(s, torch.where(x >= 0, 1.0, 0.0).to(dtype))
-        assert s[:6].tolist() == [1, 1, 1, 0, 1, 0]
-        s.sum().backward()
-        rtol = 1e-12 if dtype == torch.float64 else 1e-5
-        close(x.grad, [slope(value, alpha) for value in x.tolist()], rtol=rtol, atol=0)
-    y = np.linspace(-2, 2, 41)  # and that is the slope of the smooth step
-    above, below = (np.arctan(np.pi / 2 * 5 * (y + e)) / np.pi for e in (1e-6, -1e-6))
-    close([slope(value) for value in y], (above - below) / 2e-6, rtol=1e-6, atol=0)
+        assert s[:6].tolist() == [1, 1, 1, 0, 1, 0] and set(s.tolist()) == {0, 1}
+        assert_same(s, plain_spike(x, alpha), (x,), rtol=1e-14, atol=0)
 
 
 @pytest.mark.parametrize("tau", [0.9, math.nan])
-@pytest.mark.parametrize("neurons", [lif, lif_loop, leaky_integrator])
+@pytest.mark.parametrize("neurons", [lif, delays.lif_loop, delays.leaky_integrator])
 def test_a_time_constant_of_less_than_a_step_is_refused(neurons, tau):
     with pytest.raises(ValueError, match="tau is .*: expected a number of steps, at least 1"):
         neurons(torch.ones(5, 2, 3), tau)
 
 
 @pytest.mark.parametrize("tau", [3.0, 1.005, 1.0])
-def test_leaky_integrator_is_the_recursion(tau):
-    current = random(2, 9, 3).requires_grad_()
-    v = torch.zeros(2, 3).double()
-    steps = []
-    for t in range(9):
-        v = (1 - 1 / tau) * v + current[:, t]
-        steps.append(v)
-    want = torch.stack(steps, 1)
-    got = leaky_integrator(current, tau)
-    close(got.detach(), want.detach(), rtol=1e-12, atol=1e-12)
-    g = random(2, 9, 3, seed=1)
-    (want_grad,) = torch.autograd.grad(want, current, g)
-    (grad,) = torch.autograd.grad(got, current, g)
-    close(grad, want_grad, rtol=1e-12, atol=1e-12)
+def test_readout_is_its_equation_and_so_are_its_gradients_even_for_a_learned_tau(tau):
+    current = random(2, 150, 3).requires_grad_()
+    want = turned(plain_readout(turned(current), tau))
+    assert_same(delays.leaky_integrator(current, tau), want, (current,))
+    if tau > 1:
+        tau = torch.tensor(tau).double().requires_grad_()
+        want = turned(plain_readout(turned(current), tau))
+        assert_same(delays.leaky_integrator(current, tau), want, (current, tau))
 
 
-def test_class_scores_are_sums_of_softmax_over_own_steps():
+def test_class_scores_are_sums_of_softmax_over_the_steps_that_count():
     membrane = random(2, 5, 3)
-    e = np.exp(membrane.numpy())
-    share = e / e.sum(2, keepdims=True)
-    close(class_scores(membrane), share.sum(1), rtol=1e-12, atol=0)
-    want = np.stack([share[0, :2].sum(0), share[1, :4].sum(0)])
+    close(class_scores(membrane), plain_scores(turned(membrane)), rtol=1e-12, atol=0)
+    want = torch.stack([plain_scores(membrane[0, :2]), plain_scores(membrane[1, :4])])
     close(class_scores(membrane, torch.tensor([2, 4])), want, rtol=1e-12, atol=0)
 
 
-# --------------------------------------------------------------------------- the layer, the network
+# ------------------------------------------------------------ the layer, the network, the schedules
+
+
+def state_of(net):
+    return {name: value.detach().clone() for name, value in net.state_dict().items()}
+
+
+def same_bits(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
 def some_counts(steps=12, batch=3, seed=0):
@@ -351,15 +320,38 @@ def some_counts(steps=12, batch=3, seed=0):
     return torch.from_numpy(rng.poisson(0.4, (batch, steps, 6)).astype(np.float64))
 
 
+def from_lengths(steps):
+    """Return samples of these lengths for the network `small`."""
+    counts = [some_counts(n, 1, seed=n)[0].numpy().astype(np.uint8) for n in steps]
+    return data.join(counts, np.arange(len(steps)) % 3)
+
+
 def small(kind=DelaySNN, **options):
-    """A network of 6 inputs, 8 and 7 hidden neurons and 4 classes, whose norms have seen data."""
+    """Return a network of 6 inputs, 8 and 7 hidden neurons and 4 classes.
+
+    Its norms have seen data: without statistics of the currents, the neurons would be silent.
+    """
     torch.manual_seed(0)
     net = kind(6, (8, 7), 4, **{"taps": 5, **options}).double()
     for layer in net.layers:
         layer.sigma = 0.5
-    for seed in range(20):  # without statistics of the currents the neurons would be silent
+    for seed in range(20):
         net(some_counts(seed=seed))
     return net
+
+
+@pytest.mark.parametrize("hidden", [64, 256])
+def test_the_authors_libraries_compute_the_same_network(hidden):
+    """Scores, gradients of all parameters, running statistics, and scores with whole steps."""
+    if "DELAYS_REQUIRE_PEER" not in os.environ:  # .ci/run sets it: there, a missing one is an error
+        for library in ("DCLS", "spikingjelly"):
+            pytest.importorskip(library, reason=f"not compared with the authors': no {library}")
+    from experiments import benchmark
+
+    differences = benchmark.compare(hidden)
+    assert len(differences) >= 1 + 3 * 2 + 2 * 4 + 1  # of layers, of norms
+    for name, difference in differences.items():
+        assert difference < 1e-12, name
 
 
 @pytest.mark.parametrize(
@@ -368,13 +360,10 @@ def small(kind=DelaySNN, **options):
         ("--dataset shd", 106_496, 214_016),
         ("--dataset shd --delays fixed", 106_496, 107_520),
         ("--dataset ssc --kernel-count 2", 2 * 613_888, 2_458_624),
-        ("--dataset toy --hidden 16", 8 * 16 + 16 * 10, 2 * (8 * 16 + 16 * 10) + 32),
         ("--dataset shd --connections 10 --kernel-count 2", 212_992, 2 * 2 * 10 * 532 + 1024),
     ],
 )
-def test_networks_of_the_options_have_the_published_number_of_parameters(
-    words, weights, parameters
-):
+def test_networks_have_the_published_number_of_parameters(words, weights, parameters):
     options = parsed(*words.split())
     net = train.build(options)
     assert sum(layer.weight.numel() for layer in net.layers) == weights
@@ -400,15 +389,12 @@ def test_a_layer_trains_with_soft_kernels_and_evaluates_with_one_tap_and_changes
     with pytest.raises(ValueError, match="sigma is None: .* shrinking_sigma"):
         layer.kernel()
     before = state_of(layer)
-    for training in (True, False):
-        layer.train(training)
-        fixed.train(training)
-        assert torch.equal(fixed.kernel(), integer_kernel(fixed.weight, fixed.delay, 5))
-        if not training:
-            assert torch.equal(layer.kernel(), integer_kernel(layer.weight, layer.delay, 5))
+    want = integer_kernel(fixed.weight, fixed.delay, 5)  # without a sigma
+    assert torch.equal(fixed.kernel(), want) and torch.equal(fixed.eval().kernel(), want)
+    assert torch.equal(layer.eval().kernel(), integer_kernel(layer.weight, layer.delay, 5))
     layer.sigma = 1.5
-    layer.train()
-    assert torch.equal(layer.kernel(), gaussian_kernel(layer.weight, layer.delay, 1.5, 5))
+    want = delays.gaussian_kernel(layer.weight, layer.delay, 1.5, 5)
+    assert torch.equal(layer.train().kernel(), want)
     assert same_bits(state_of(layer), before)
 
 
@@ -440,11 +426,11 @@ def test_a_soft_kernel_of_ones_own_gets_masked_weights_and_leaves_fixed_delays_a
 @pytest.mark.parametrize("count, copies", [(1, ()), (2, (2,))])
 def test_delays_are_one_per_synapse_axon_or_dendrite_of_each_copy(count, copies):
     for delay_per, shape in (("synapse", (5, 6)), ("axon", (1, 6)), ("dendrite", (5, 1))):
-        layer = DelayedLinear(6, 5, 4, count=count, delay_per=delay_per)
-        assert layer.delay.shape == (*copies, *shape)
-        assert len(layer.delay.unique()) == layer.delay.numel()
-        layer = DelaySNN(6, [5], 3, taps=4, count=count, delay_per=delay_per).layers[0]
-        assert layer.delay.shape == (*copies, *shape)
+        options = dict(taps=4, count=count, delay_per=delay_per)
+        for layer in (DelayedLinear(6, 5, **options), DelaySNN(6, [5], 3, **options).layers[0]):
+            assert layer.delay.shape == (*copies, *shape)
+            assert len(layer.delay.unique()) == layer.delay.numel()
+            assert f"delay {[*copies, *shape]}, taps=4, learn_delays=True" in repr(layer)
     with pytest.raises(ValueError, match="delay_per is 'neuron': expected synapse, axon or dendr"):
         DelayedLinear(6, 5, 4, delay_per="neuron")
 
@@ -463,30 +449,17 @@ def test_sparse_neurons_have_as_many_inputs_each_drawn_for_itself():
     assert DelayedLinear(6, 5, 3, connections=9).mask.all()
 
 
-def test_a_score_does_not_depend_on_padding_or_batch_mates():
-    spikes = from_lengths([12, 7, 3, 9])
-    net = small(dropout=0.0)
-    for norm in net.norms:
-        norm.bias.data[::2] += 1  # these neurons spike in silence
-    scores = train.predict(net, spikes)
-    for b in range(4):
-        alone = spikes.select(np.arange(4) == b)
-        close(train.predict(net, alone), scores[b : b + 1], rtol=0, atol=1e-11)
-        with torch.no_grad():
-            longer = torch.nn.functional.pad(alone.counts[None], (0, 0, 0, 40))
-            want = class_scores(net.eval()(longer), alone.steps + net.tail)
-        close(scores[b : b + 1], want, rtol=0, atol=1e-11)
-
-
 @pytest.mark.parametrize("rounded", [True, False])
 @pytest.mark.parametrize("mode", [True, False])
 def test_predict_keeps_the_order_of_the_samples_and_the_mode_of_the_network(mode, rounded):
     spikes = from_lengths([12, 7, 3, 9])
     net = small().train(mode)
+    before = state_of(net)
     scores = train.predict(net, spikes, 3, rounded)
     assert all(module.training == mode for module in net.modules())
-    assert not scores.requires_grad
-    for b in (2, 0, 3, 1):
+    assert same_bits(state_of(net), before)
+    assert not scores.requires_grad  # evaluation has no graph
+    for b in (2, 0, 3, 1):  # nor do other samples matter
         alone = train.predict(net, spikes.select(np.arange(4) == b), rounded=rounded)
         close(alone, scores[b : b + 1], rtol=0, atol=1e-11)
     assert (scores - train.predict(net, spikes, 3, not rounded)).abs().max() > 1e-3
@@ -508,21 +481,12 @@ def test_a_card_gives_the_same_numbers():
         close(card, cpu, rtol=1e-8, atol=1e-8)
 
 
-# ------------------------------------------------------------------------------------ the schedules
-
-
 def test_sigma_at_named_epochs():
-    assert shrinking_sigma(0, 150, 25) == pytest.approx(12.27, rel=1e-12, abs=0)
-    assert shrinking_sigma(37, 150, 25) == 0.5
-    assert shrinking_sigma(149, 150, 25) == 0.5
-    assert shrinking_sigma(0, 60, 31) == pytest.approx(15.27, rel=1e-12, abs=0)
-    assert shrinking_sigma(0, 3, 25) == 0.5  # under four epochs it never is wide
-    assert shrinking_sigma(0, 150, 1) == 0.5  # nor with one tap
-    product = 12.0  # the original's running product
-    for epoch in range(37):
-        want = pytest.approx(0.27 + product, rel=1e-10, abs=0)
-        assert shrinking_sigma(epoch, 150, 25) == want
-        product *= (0.23 / 12) ** (1 / 37)
+    assert delays.shrinking_sigma(0, 150, 25) == pytest.approx(12.27, rel=1e-12, abs=0)
+    assert delays.shrinking_sigma(0, 60, 31) == pytest.approx(15.27, rel=1e-12, abs=0)
+    assert delays.shrinking_sigma(37, 150, 25) == delays.shrinking_sigma(149, 150, 25) == 0.5
+    assert delays.shrinking_sigma(0, 3, 25) == 0.5  # under four epochs it never is wide
+    assert delays.shrinking_sigma(0, 150, 1) == 0.5  # nor with one tap
 
 
 @pytest.mark.parametrize("epochs", [7, 10, 25, 30, 150])
@@ -542,24 +506,19 @@ def test_learning_rate_and_beta1_are_those_of_torchs_one_cycle(epochs):
 # ------------------------------------------------------------------------------------ reading files
 
 
-def write_h5(path, times, units, labels, speakers=None, unit_type=np.uint16):
-    """A file in the layout of SHD and SSC; speakers are numbers or names."""
-    if speakers is None:
-        speakers = np.arange(len(labels)) % 3
+def write_h5(path, times, units, labels, speakers):
+    """Write a file in the layout of SHD and SSC; speakers are numbers or names."""
     with h5py.File(path, "w") as file:
-        for name, ragged, kind in (("times", times, np.float16), ("units", units, unit_type)):
+        for name, ragged, kind in (("times", times, np.float16), ("units", units, np.uint16)):
             column = file.create_dataset(f"spikes/{name}", (len(ragged),), h5py.vlen_dtype(kind))
             for i, values in enumerate(ragged):
                 column[i] = np.asarray(values, kind)
         file["labels"] = labels
-        if len(speakers) and isinstance(speakers[0], str):
-            file.create_dataset("extra/speaker", data=speakers, dtype=h5py.string_dtype())
-        else:
-            file["extra/speaker"] = np.asarray(speakers, np.uint16)
+        file["extra/speaker"] = list(speakers)
 
 
 def write_words(folder, dataset, sizes, classes, speakers):
-    """Files in the layout of SHD and SSC.  A class is a band of channels, so it can be learned.
+    """Write files in the layout of SHD and SSC.  A class is a band of channels: it can be learned.
 
     sizes: how many samples each split has.  speakers: they take turns.
     """
@@ -577,12 +536,12 @@ def write_words(folder, dataset, sizes, classes, speakers):
 
 
 def write_shd(folder, speakers=(0, 1, 2)):
-    """Each of the three speakers has 8 of the 24 training samples."""
+    """Write files of SHD.  Each of the three speakers has 8 of the 24 training samples."""
     write_words(folder, "shd", {"train": 24, "test": 9}, 20, speakers)
 
 
 def write_ssc(folder):
-    """As published: speakers are strings, and files are zipped."""
+    """Write files of SSC as they are published: speakers are strings, and files are zipped."""
     sizes = {"train": 70, "valid": 21, "test": 35}
     write_words(folder, "ssc", sizes, 35, ["c50f55b8", "1e9b215e", "0ff728b5"])
     for split in sizes:
@@ -590,51 +549,52 @@ def write_ssc(folder):
 
 
 def pack(path, packing):
-    """Replaces an .h5 file by its packed form."""
+    """Replace an .h5 file by its packed form."""
     content = path.read_bytes()
-    if packing == ".gz":
-        (path.parent / (path.name + ".gz")).write_bytes(gzip.compress(content))
+    path.unlink()
+    packed = path.parent / (path.name + packing)
     if packing == ".zip":
-        with zipfile.ZipFile(path.parent / (path.name + ".zip"), "w") as archive:
+        with zipfile.ZipFile(packed, "w") as archive:
             archive.writestr(path.name, content)
-    if packing:
-        path.unlink()
+    else:
+        packed.write_bytes(gzip.compress(content) if packing == ".gz" else content)
 
 
 def same(one, other):
-    """Whether two Spikes are equal in all fields."""
+    """Return whether two Spikes are equal in all fields."""
     tensors = all(torch.equal(a, b) for a, b in zip(one[:3], other[:3], strict=True))
     return tensors and one.speakers.tolist() == other.speakers.tolist()
 
 
-def test_float16_times_are_not_rounded_further():
-    late = np.float16([0.0, 1.37, 1.371, 1.379, 1.3804])  # it has 1.37012, .., 1.38086 around here
-    counts = data.bin_sample(late, [0] * 5)
-    assert len(counts) == 139
-    assert counts[137, 0] == 3 and counts[138, 0] == 1 and counts[0, 0] == 1
-
-
 def test_reading_is_the_loop_over_spikes_and_keeps_every_spike(tmp_path):
     rng = np.random.default_rng(0)
-    times = [np.sort(rng.uniform(0, 1.4, n)).astype(np.float16) for n in rng.integers(1, 400, 300)]
-    units = [rng.integers(0, 700, len(sample)) for sample in times]
+    sizes = [0, *rng.integers(1, 400, 299)]  # a sample without spikes is one empty step
+    times = [np.sort(rng.uniform(0, 1.4, n)).astype(np.float16) for n in sizes]
+    units = [rng.integers(0, 700, n) for n in sizes]
     labels = rng.integers(0, 20, 300)
-    write_h5(tmp_path / "shd_test.h5", times, units, labels)
+    write_h5(tmp_path / "shd_test.h5", times, units, labels, np.arange(300) % 3)
     got = data.load("shd", "test", tmp_path)
-    assert got.counts.sum() == sum(len(sample) for sample in times)
-    assert got.counts.dtype == torch.uint8
+    assert got.counts.sum() == sum(sizes) and got.counts.dtype == torch.uint8
     assert got.labels.tolist() == labels.tolist()
     assert got.speakers.tolist() == (np.arange(300) % 3).tolist()
     counts = data.padded(got, torch.arange(300), 150)
     for s in range(300):
         want = np.zeros((150, 140))
-        steps = 0
+        steps = 1
         for t, u in zip(times[s], units[s], strict=True):
             step = math.floor((float(t) - float(times[s][0])) * 1000 / 10)
             want[step, u // 5] += 1
             steps = max(steps, step + 1)
         assert got.steps[s] == steps
         assert (counts[s].numpy() == want).all()
+
+    def binning(times, units, name):
+        return np.full((2, 3), name == "sample 299", np.uint8)
+
+    own = data.read_published("shd", "test", tmp_path, binning)
+    assert own.counts.shape == (600, 3) and own.counts.sum() == own.counts[-2:].sum() == 6
+    with pytest.raises(TypeError):  # its mistakes keep their traceback
+        data.read_published("shd", "test", tmp_path, lambda times: times)
 
 
 @pytest.mark.parametrize("packing", ["", ".gz", ".zip"])
@@ -650,41 +610,30 @@ def test_files_are_read_where_they_lie_and_nothing_is_left(tmp_path, packing, mo
         assert sorted(os.listdir(tmp_path)) == before
 
 
-def test_a_sample_without_spikes_is_one_empty_step(tmp_path):
-    write_h5(tmp_path / "shd_test.h5", [[], [0.25, 0.5]], [[], [0, 699]], [3, 4])
-    got = data.load("shd", "test", tmp_path)
-    assert got.steps.tolist() == [1, 26]
-    assert not got.counts[0].any() and got.counts[1, 0] == got.counts[26, 139] == 1
-
-
-def test_held_out_speakers_are_disjoint_from_training(tmp_path):
-    write_shd(tmp_path, [10, 2, 1])
-    sets = train.load_sets(parsed("--data-dir", tmp_path, "--valid-speakers", "10,1"))
+@pytest.mark.parametrize("speakers", [[10, 2, 1], ["0a7c2a8d", "b5552931", "çelik"]])
+def test_held_out_speakers_are_disjoint_from_training(tmp_path, speakers):
+    write_shd(tmp_path, speakers)
+    held_out = f"{speakers[0]},{speakers[2]}"
+    sets = train.load_sets(parsed("--data-dir", tmp_path, "--valid-speakers", held_out))
     every = data.load("shd", "train", tmp_path)
-    assert same(sets["train"], every.select(every.speakers == 2))
-    assert same(sets["valid"], every.select(every.speakers != 2))
+    assert same(sets["train"], every.select(every.speakers == speakers[1]))
+    assert same(sets["valid"], every.select(every.speakers != speakers[1]))
     assert len(sets["train"].labels) == 8 and len(sets["valid"].labels) == 16
     assert same(sets["test"], data.load("shd", "test", tmp_path))
 
 
-def test_speakers_may_be_names(tmp_path):
-    write_shd(tmp_path, ["0a7c2a8d", "b5552931", "çelik"])
-    sets = train.load_sets(parsed("--data-dir", tmp_path, "--valid-speakers", "0a7c2a8d,çelik"))
-    assert set(sets["train"].speakers) == {"b5552931"}
-    assert sets["valid"].speakers.tolist() == ["0a7c2a8d", "çelik"] * 8
+# ----------------------------------------------------------------------------- events, batches, toy
 
 
-# -------------------------------------------------------------------- events, batches, augmentation
-
-
-def test_events_are_counted_one_by_one():
+@pytest.mark.parametrize("kind", [np.asarray, list, torch.tensor, np.float32])
+def test_events_are_counted_one_by_one(kind):
     rng = np.random.default_rng(0)
     sample, step, channel = rng.integers(0, [[20], [15], [4]], (3, 500))
     keep = (sample != 7) & (sample != 19)  # two samples without a spike, one of them the last
     sample, step, channel = sample[keep], step[keep], channel[keep]
     labels = rng.integers(0, 3, 20)
     speakers = [f"speaker {i % 5}" for i in range(20)]
-    got = data.from_events(sample, step, channel, labels, 4, speakers)
+    got = data.from_events(kind(sample), kind(step), kind(channel), kind(labels), 4, speakers)
     want = np.zeros((20, 15, 4))
     steps = np.ones(20)
     for s, t, c in zip(sample, step, channel, strict=True):
@@ -698,110 +647,41 @@ def test_events_are_counted_one_by_one():
     assert got.speakers.tolist() == speakers
 
 
-def test_events_may_be_lists_tensors_or_whole_floats():
-    events = dict(sample=[0, 2, 0, 2], step=[3, 0, 3, 5], channel=[1, 0, 1, 2], labels=[1, 0, 4])
-    for kind in (list, torch.tensor, np.float32):
-        got = data.from_events(**{name: kind(value) for name, value in events.items()}, inputs=3)
-        assert got.steps.tolist() == [4, 1, 6] and got.labels.tolist() == [1, 0, 4]
-        assert got.counts.sum() == 4 and got.counts[3, 1] == 2
-        assert got.counts[5, 0] == got.counts[10, 2] == 1
-        assert len(got.speakers) == 3
-
-
-def from_lengths(steps):
-    """Samples of the network `small`, of these lengths."""
-    counts = [some_counts(n, 1, seed=n)[0].numpy().astype(np.uint8) for n in steps]
-    return data.join(counts, np.arange(len(steps)) % 3)
-
-
-def test_padded_and_selected_samples_are_their_rows_and_then_zeros():
-    steps = [3, 1, 4]
-    rows = torch.arange(1, 17).view(8, 2).to(torch.uint8)
-    spikes = data.Spikes(rows, torch.tensor(steps), torch.arange(3), np.arange(3))
-    want = [[0, 1, 2], [3], [4, 5, 6, 7]]  # rows of each sample
-    for longest in (4, 6):
-        got = data.padded(spikes, torch.tensor([2, 0, 1]), longest)
-        assert got.shape == (3, longest, 2) and got.dtype == torch.uint8
-        for own, sample in zip(got, (2, 0, 1), strict=True):
-            assert torch.equal(own[: steps[sample]], rows[want[sample]])
-            assert not own[steps[sample] :].any()
-    some = spikes.select(np.array([True, False, True]))
-    assert torch.equal(some.counts, rows[[0, 1, 2, 4, 5, 6, 7]])
-    assert some.steps.tolist() == [3, 4]
-    assert some.labels.tolist() == some.speakers.tolist() == [0, 2]
-
-
-def of_lengths(steps):
-    """Spikes of samples of these lengths."""
-    steps = torch.as_tensor(steps)
-    counts = torch.ones(int(steps.sum()), 1, dtype=torch.uint8)
-    return data.Spikes(counts, steps, steps % 3, np.zeros(len(steps)))
-
-
-@pytest.mark.parametrize("samples, size", [(1000, 64), (1000, 2000), (5, 2), (1, 1)])
-def test_shuffled_batches_hold_every_sample_once(samples, size):
-    spikes = of_lengths(torch.arange(samples) * 7 % 50 + 1)
-    got = data.batches(spikes, size)
-    order = torch.cat([indices for indices, _ in got]).tolist()
-    assert sorted(order) == list(range(samples))
-    full, rest = divmod(samples, size)
-    assert [len(indices) for indices, _ in got] == [size] * full + ([rest] if rest else [])
-    assert all(longest == spikes.steps[indices].max() for indices, longest in got)
-
-
 def test_without_shuffle_samples_come_in_order_of_length():
-    got = data.batches(of_lengths([5, 3, 9, 3, 1]), 2, shuffle=False)
+    got = data.batches(from_lengths([5, 3, 9, 3, 1]), 2, shuffle=False)
     assert [(indices.tolist(), n) for indices, n in got] == [([4, 1], 3), ([3, 0], 5), ([2], 9)]
 
 
-# ------------------------------------------------------------------------------------- the toy task
-
-
 def dense_toy(split, **options):
-    """The counts [samples, 80, 8] and the labels of the toy task."""
+    """Return the counts [samples, 80, 8] and the labels of the toy task."""
     toy = data.toy(split, **options)
     samples = len(toy.labels)
     assert toy.steps.tolist() == [80] * samples
     return data.padded(toy, torch.arange(samples), 80).numpy(), toy.labels.numpy()
 
 
-def toy_starts(counts):
-    """The step at which each input begins to spike, [samples, 8]."""
-    return (counts > 0).argmax(1)
-
-
-@pytest.mark.parametrize("split, samples", [("train", 2000), ("test", 1000)])
-def test_toy_classes_are_ten_orders_of_the_inputs_and_nothing_else(split, samples):
-    counts, labels = dense_toy(split, noise=0)
-    assert (np.bincount(labels) == samples // 10).all() and len(labels) == samples
-    assert (counts.sum(2) <= 1).all()  # never two inputs in one step
-    start = toy_starts(counts)
-    want = np.zeros_like(counts)
-    for s, i in np.ndindex(*start.shape):
-        want[s, start[s, i] : start[s, i] + 4, i] = 1
-    assert (counts == want).all()  # each input has one burst of four steps
-    assert (start.max(1) - start.min(1) == 28).all()  # one after the other
-    assert set(start.min(1)) == set(range(49))  # from the beginning to the end of the sample
-    orders = {
-        label: {tuple(order) for order in start[labels == label].argsort(1)} for label in range(10)
-    }
+def test_toy_classes_are_ten_orders_of_the_inputs_the_same_in_both_splits():
+    orders = {label: set() for label in range(10)}
+    onsets, samples = [], set()
+    for split, size in (("train", 2000), ("test", 1000)):
+        counts, labels = dense_toy(split, noise=0)
+        assert (np.bincount(labels) == size // 10).all() and len(labels) == size
+        start = (counts > 0).argmax(1)  # the step at which each input begins to spike
+        want = np.zeros_like(counts)
+        for s, i in np.ndindex(*start.shape):
+            want[s, start[s, i] : start[s, i] + 4, i] = 1
+        assert (counts == want).all()  # each input has one burst of four steps
+        assert (counts.sum(2) <= 1).all()  # never two inputs in one step
+        assert (start.max(1) - start.min(1) == 28).all()  # one after the other
+        assert set(start.min(1)) == set(range(49))  # from the beginning to the end of the sample
+        for label in range(10):
+            orders[label] |= {tuple(order) for order in start[labels == label].argsort(1)}
+        onsets.append(start.min(1)[:1000])
+        samples |= {sample.tobytes() for sample in dense_toy(split)[0]}
     assert all(len(found) == 1 for found in orders.values())
     assert len(set.union(*orders.values())) == 10
-
-
-def test_toy_splits_have_the_same_classes_and_share_no_sample():
-    (clean, clean_labels), (test, test_labels) = dense_toy("train", noise=0), dense_toy("test")
-    starts = toy_starts(clean)
-    test_starts = toy_starts(dense_toy("test", noise=0)[0])
-    for label in range(10):
-        one, other = starts[clean_labels == label][0], test_starts[test_labels == label][0]
-        assert one.argsort().tolist() == other.argsort().tolist()
-    train_samples = {sample.tobytes() for sample in dense_toy("train")[0]}
-    test_samples = {sample.tobytes() for sample in test}
-    assert len(train_samples) == 2000 and len(test_samples) == 1000
-    assert not train_samples & test_samples
-    same_onset = (starts.min(1)[:1000] == test_starts.min(1)).mean()
-    assert 0.005 < same_onset < 0.04  # 1/49 by chance
+    assert len(samples) == 3000  # the splits share no sample, nor more onsets than chance, 1/49
+    assert 0.005 < np.equal(*onsets).mean() < 0.04
 
 
 def test_toy_noise_is_bursts_of_the_patterns_form_anywhere():
@@ -815,7 +695,6 @@ def test_toy_noise_is_bursts_of_the_patterns_form_anywhere():
     silent = np.array([0.98 ** min(t + 1, 4) for t in range(80)])
     outside = np.where(clean == 0, noisy, np.nan)
     close(1 - np.nanmean(outside, (0, 2)), silent, rtol=0, atol=0.015)
-    close(1 - np.nanmean(outside[:, 4:], (0, 1)), [0.98**4] * 8, rtol=0, atol=0.005)
 
 
 # ------------------------------------------------------------------------------------- the download
@@ -828,8 +707,8 @@ NAME = "shd_test.h5.gz"
 def server(tmp_path, monkeypatch):
     """A server on this machine, which stands for both published ones, as /a and /b.
 
-    server.answers[path] is a function of a handler; server.asked lists the paths.  tmp_path has an
-    empty folder "d", and server.body is a sound file, whose md5 is the expected one.
+    server.answers[path] is a function of a handler; server.asked lists the paths.  server.body is
+    a sound file, whose md5 is the expected one.
     """
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -847,7 +726,6 @@ def server(tmp_path, monkeypatch):
     root = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setattr(data, "SERVERS", [f"{root}/a", f"{root}/b"])
     write_shd(tmp_path)
-    (tmp_path / "d").mkdir()
     server.body = gzip.compress((tmp_path / "shd_test.h5").read_bytes())
     monkeypatch.setitem(data.MD5, NAME, hashlib.md5(server.body).hexdigest())
     yield server
@@ -856,7 +734,7 @@ def server(tmp_path, monkeypatch):
 
 
 def sends(body, length=True, until=None):
-    """An answer with a body, or with its first `until` bytes, and how long it is said to be."""
+    """Return an answer with a body, or its first `until` bytes, and how long it is said to be."""
 
     def answer(handler):
         handler.send_response(200)
@@ -868,33 +746,37 @@ def sends(body, length=True, until=None):
     return answer
 
 
-def sends_no_http(handler):
-    handler.wfile.write(b"SSH-2.0-OpenSSH_9.2\r\n")
-
-
 @pytest.mark.parametrize("length", [True, False])
 def test_a_missing_file_is_downloaded_once(server, tmp_path, capfd, length):
     server.answers[f"/a/{NAME}"] = sends(server.body, length)
     want = data.load("shd", "test", str(tmp_path))
     for _ in range(2):
-        assert same(data.load("shd", "test", str(tmp_path / "d")), want)
-    assert os.listdir(tmp_path / "d") == [NAME]
+        assert same(data.load("shd", "test", str(tmp_path / "new/d")), want)
+    assert os.listdir(tmp_path / "new/d") == [NAME]
     assert server.asked == [f"/a/{NAME}"]  # nothing is fetched that is already there
     assert f"fetching {data.SERVERS[0]}/{NAME}" in capfd.readouterr().err
 
 
 BAD_ANSWERS = {
     "not there": (lambda body: lambda handler: handler.send_error(404), "404"),
-    "cut off": (lambda body: sends(body, until=1000), "sent a file of md5"),
-    "cut off, no length": (lambda body: sends(body, False, 1000), "sent a file of md5"),
-    "another file": (lambda body: sends(b"<html>gone</html>"), "sent a file of md5"),
+    "cut off": (lambda body: sends(body, False, 1000), "sent a file of md5"),
     "empty": (lambda body: sends(b""), "sent a file of md5 d41d8cd98f00b204e9800998ecf8427e"),
-    "no http": (lambda body: sends_no_http, "BadStatusLine|SSH"),
+    "no http": (lambda body: lambda handler: handler.wfile.write(b"SSH-2\r\n"), "SSH-2"),
+    "silence": (lambda body: lambda handler: time.sleep(1), "timed out"),
 }
 
 
 @pytest.mark.parametrize("kind", BAD_ANSWERS)
-def test_a_download_that_fails_goes_on_to_the_next_server(server, tmp_path, kind):
+def test_a_download_that_fails_is_tried_at_the_next_server(server, tmp_path, monkeypatch, kind):
+    urlopen = data.urlopen
+
+    def impatient(url, timeout):
+        assert timeout == 30
+        # Its name is this process's own, so that programs that download at once do not meet.
+        assert os.listdir(tmp_path / "d") == [f"{NAME}.{os.getpid()}.part"]
+        return urlopen(url, timeout=0.2 if kind == "silence" else 30)
+
+    monkeypatch.setattr(data, "urlopen", impatient)
     bad, said = BAD_ANSWERS[kind]
     server.answers[f"/a/{NAME}"] = server.answers[f"/b/{NAME}"] = bad(server.body)
     with pytest.raises(data.UserError, match=said) as caught:
@@ -905,41 +787,9 @@ def test_a_download_that_fails_goes_on_to_the_next_server(server, tmp_path, kind
     assert os.listdir(tmp_path / "d") == []
 
     server.answers[f"/b/{NAME}"] = sends(server.body)
-    data.load("shd", "test", str(tmp_path / "d"))
+    assert data.fetch(NAME, str(tmp_path / "d")) == str(tmp_path / "d" / NAME)
     assert os.listdir(tmp_path / "d") == [NAME]
     assert server.asked == [f"/a/{NAME}", f"/b/{NAME}"] * 2
-
-
-def test_a_server_that_falls_silent_is_given_up(server, tmp_path, monkeypatch):
-    urlopen = data.urlopen
-
-    def impatient(url, timeout):
-        assert timeout == 30
-        return urlopen(url, timeout=0.2)
-
-    monkeypatch.setattr(data, "urlopen", impatient)
-    server.answers[f"/a/{NAME}"] = lambda handler: time.sleep(1)
-    server.answers[f"/b/{NAME}"] = sends(server.body)
-    assert data.fetch(NAME, str(tmp_path / "d")) == str(tmp_path / "d" / NAME)
-
-
-def test_downloads_at_once_have_parts_of_their_own_and_the_default_folder_is_made(
-    server, tmp_path, monkeypatch
-):
-    parts = []
-
-    def failing(url, part, md5):
-        parts.append(part)
-        raise OSError("no")
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(data, "download", failing)
-    for process in (11, 12):
-        monkeypatch.setattr(os, "getpid", lambda process=process: process)
-        with pytest.raises(data.UserError, match="could not be fetched"):
-            data.fetch(NAME, data.DATA_DIR)
-    assert parts == [f"data/{NAME}.{process}.part" for process in (11, 11, 12, 12)]
-    assert os.path.isdir("data")
 
 
 # -------------------------------------------------------------------------- a data set of the tests
@@ -952,7 +802,7 @@ LITTLE = dict(hidden=7, layers=2, taps=6, tau=12.0, dropout=0.2, batch_size=8, e
 
 
 def little_samples(split):
-    """[(counts [steps, inputs], label, speaker)].  A class is the input that spikes most."""
+    """Return [(counts [steps, inputs], label, speaker)].  A class is the input that spikes most."""
     rng = np.random.default_rng(LITTLE_SIZES[split])
     samples = []
     for number in range(LITTLE_SIZES[split]):
@@ -966,9 +816,7 @@ def little_samples(split):
 
 def read_little(split, data_dir):
     counts, labels, speakers = zip(*little_samples(split), strict=True)
-    rows = torch.from_numpy(np.concatenate(counts).astype(np.uint8))
-    steps = torch.tensor([len(sample) for sample in counts])
-    return data.Spikes(rows, steps, torch.tensor(labels), np.array(speakers))
+    return data.join([own.astype(np.uint8) for own in counts], np.array(labels), speakers)
 
 
 @pytest.fixture
@@ -981,11 +829,7 @@ def little(monkeypatch):
 
 
 def options_of(out, *words):
-    return train.parse(["--device", "cpu", "--out", str(out), *map(str, words)])
-
-
-def state_of(net):
-    return {name: value.detach().clone() for name, value in net.state_dict().items()}
+    return parsed("--device", "cpu", "--out", out, *words)
 
 
 def log_of(folder):
@@ -997,17 +841,13 @@ def result_of(folder):
     return json.loads((folder / "result.json").read_text())
 
 
-def same_bits(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
-
-
 def record_batches(monkeypatch):
-    """The shuffled batches of all epochs to come, [[[index, ..], ..], ..]."""
+    """Return a list to which each epoch to come adds its shuffled batches, [[index, ..], ..]."""
     epochs = []
     draw = data.batches
 
-    def batches(spikes, size, shuffle=True, **more):
-        drawn = draw(spikes, size, shuffle, **more)
+    def batches(spikes, size, shuffle=True):
+        drawn = draw(spikes, size, shuffle)
         if shuffle:
             epochs.append([indices.tolist() for indices, _ in drawn])
         return drawn
@@ -1017,7 +857,7 @@ def record_batches(monkeypatch):
 
 
 def record_dropout(monkeypatch):
-    """The dropout masks of all batches and layers to come, in training."""
+    """Return a list to which each layer and batch of training adds its mask of dropout."""
     masks = []
     draw = torch.nn.functional.dropout
 
@@ -1034,124 +874,18 @@ def record_dropout(monkeypatch):
 # ------------------------------------------------------------------- the whole training, done twice
 
 
-# A slow trainer that uses nothing of the project: a batch is a list of samples, in training each
-# padded to the longest.  A network is a dictionary of tensors, under the names that they have in
-# the program; it has two hidden layers.
+# A slow trainer of the plain network, with the optimizers and schedulers of torch.
 
 
-def plain_kernel(weight, delay, taps, sigma):
-    """[out, in, taps]: Gaussians, or one tap at the rounded delay where sigma is None."""
-    bells = []
-    for d in range(taps):
-        if sigma is None:
-            bells.append((delay.round() == d).double())
-        else:
-            bells.append(torch.exp(-(((d - delay) / sigma) ** 2) / 2))
-    bells = torch.stack(bells, -1)
-    if sigma is not None:
-        bells = bells / (bells.sum(-1, keepdim=True) + 1e-7)
-    kernel = weight[..., None] * bells  # [out, in, taps] or [count, out, in, taps]
-    return kernel.sum(0) if kernel.dim() == 4 else kernel
-
-
-def plain_delayed_sum(x, kernel, tail):
-    """[T + tail, out]: for every delay the input is shifted by it, and weighed."""
-    x = torch.cat([x, torch.zeros(tail, x.shape[1]).double()])
-    y = 0
-    for d in range(kernel.shape[2]):
-        late = torch.cat([torch.zeros(d, x.shape[1]).double(), x])[: len(x)]
-        y = y + late @ kernel[:, :, d].T
-    return y
-
-
-def plain_norm(net, i, currents, training):
-    """Batch norm over all steps of all samples; in training it moves the running statistics."""
-    mean, variance = net[f"norms.{i}.running_mean"], net[f"norms.{i}.running_var"]
-    if training:
-        every = torch.cat(currents)
-        own_mean = every.mean(0)
-        own_variance = ((every - own_mean) ** 2).mean(0)
-        n = len(every)
-        mean.copy_(0.9 * mean + 0.1 * own_mean.detach())
-        variance.copy_(0.9 * variance + 0.1 * own_variance.detach() * n / (n - 1))
-        mean, variance = own_mean, own_variance
-    scale, shift = net[f"norms.{i}.weight"], net[f"norms.{i}.bias"]
-    return [(current - mean) / torch.sqrt(variance + 1e-5) * scale + shift for current in currents]
-
-
-def plain_lif(current, tau):
-    v = torch.zeros_like(current[0])
-    spikes = []
-    for now in current:
-        h = (1 - 1 / tau) * v + now
-        s = (h >= 1).double()
-        smooth = torch.atan(math.pi / 2 * 5 * (h - 1)) / math.pi
-        spikes.append(s + (smooth - smooth.detach()))
-        v = h * (1 - s)  # s has no gradient
-    return torch.stack(spikes)
-
-
-def plain_scores(current, tau):
-    """[classes]: softmax over the classes at every step, summed over time."""
-    v = torch.zeros_like(current[0])
-    total = 0
-    for now in current:
-        v = (1 - 1 / tau) * v + now
-        total = total + torch.exp(v) / torch.exp(v).sum()
-    return total
-
-
-def plain_padded(samples, steps):
-    """Each followed by zeros, up to so many steps."""
-    return [torch.cat([x, torch.zeros(steps - len(x), x.shape[1]).double()]) for x in samples]
-
-
-def plain_forward(net, samples, options, sigma, masks=None):
-    """Class scores [B, classes] of a list of samples [T, in], and the rates of two layers.
-
-    masks: of dropout, if this is training.  In evaluation, every layer runs until the last tail.
-    """
-    taps = 1 if options.delays == "none" else options.taps
+def plain_sizes(options):
+    """Return taps, tau and tau_readout of the plain network, in steps."""
     tau = options.tau / LITTLE_STEP_MS
     tau_readout = tau if options.tau_readout is None else options.tau_readout / LITTLE_STEP_MS
-    rates, ends = [], [len(x) + 3 * (taps // 2) for x in samples]
-    for i in (0, 1, 2):
-        weight = net[f"layers.{i}.weight"] * net[f"layers.{i}.mask"]
-        kernel = plain_kernel(weight, net[f"layers.{i}.delay"], taps, sigma)
-        if masks is None:
-            currents = [
-                plain_delayed_sum(x, kernel, n - len(x)) for x, n in zip(samples, ends, strict=True)
-            ]
-        else:
-            currents = [plain_delayed_sum(x, kernel, taps // 2) for x in samples]
-        if i < 2:
-            currents = plain_norm(net, i, currents, masks is not None)
-            samples = [plain_lif(current, tau) for current in currents]
-            rates.append(torch.cat(samples).mean().item())
-            if masks is not None:
-                samples = [x * mask for x, mask in zip(samples, masks[i], strict=True)]
-    return torch.stack([plain_scores(current, tau_readout) for current in currents]), rates
-
-
-def plain_accuracy(net, samples, options, sigma=None):
-    """Each sample alone, followed by silence.  Delays are whole steps; or Gaussians, with a sigma.
-
-    Where the best scores are equal, as of a silent readout, rounding decides: such a sample may
-    count or not.
-    """
-    hits = ties = 0
-    for counts, label, _ in samples:
-        scores, _ = plain_forward(net, [torch.from_numpy(counts).double()], options, sigma)
-        own = scores[0, label].item()
-        best_other = max(score for c, score in enumerate(scores[0].tolist()) if c != label)
-        hits += own - best_other > 1e-9
-        ties += abs(own - best_other) <= 1e-9
-    middle, slack = (hits + ties / 2) / len(samples), ties / 2 / len(samples)
-    return pytest.approx(middle, rel=0, abs=slack + 1e-9)
+    return 1 if options.delays == "none" else options.taps, tau, tau_readout
 
 
 def plain_sigma(epoch, options):
-    """Of the kernels of training; None: they have one tap."""
+    """Return the sigma of training's kernels, or None if they have one tap."""
     if options.delays in ("fixed", "none"):
         return None
     quarter = options.epochs // 4
@@ -1161,17 +895,40 @@ def plain_sigma(epoch, options):
     return 0.27 + widest * (0.23 / widest) ** (epoch / quarter)
 
 
+def plain_accuracy(scores, labels):
+    """Return the share of samples whose class has the best score.
+
+    Where the best scores are equal, as of a silent readout, rounding decides: such a sample may
+    count or not.
+    """
+    right = torch.nn.functional.one_hot(torch.as_tensor(labels), LITTLE_CLASSES).bool()
+    lead = scores[right] - scores.masked_fill(right, -math.inf).max(1).values
+    hits, ties = (lead > 1e-9).double().mean().item(), (lead.abs() <= 1e-9).double().mean().item()
+    return pytest.approx(hits + ties / 2, rel=0, abs=ties / 2 + 1e-9)
+
+
+def plain_evaluation(net, samples, options, sigma=None):
+    """Return the accuracy of samples [(counts, label, speaker)], without any padding."""
+    scores, labels = [], []
+    for steps in {len(counts) for counts, _, _ in samples}:
+        some = [sample for sample in samples if len(sample[0]) == steps]
+        x = torch.from_numpy(np.stack([counts for counts, _, _ in some], 1)).double()
+        scores.append(plain_network(net, x, *plain_sizes(options), sigma)[0])
+        labels += [label for _, label, _ in some]
+    return plain_accuracy(torch.cat(scores), labels)
+
+
 def plain_epoch(net, optimizers, samples, batches, masks, options, sigma):
-    """A pass over the training samples; returns loss, accuracy and the two rates."""
-    taps = 1 if options.delays == "none" else options.taps
-    losses, hits, rates = [], [], []
+    """Train on all samples once.  Return the means of loss, accuracy and the two rates."""
+    taps, _, _ = plain_sizes(options)
+    losses, all_scores, all_labels, rates = [], [], [], []
     for indices in batches:
-        own = [torch.from_numpy(samples[index][0]).double() for index in indices]
-        own = plain_padded(own, max(map(len, own)))
-        labels = torch.tensor([samples[index][1] for index in indices])
-        scores, own_rates = plain_forward(net, own, options, sigma, [next(masks), next(masks)])
-        right = scores[torch.arange(len(labels)), labels]
-        loss = scores.exp().sum(1).log() - right  # cross-entropy of each sample
+        x = [torch.from_numpy(samples[index][0]).double() for index in indices]
+        x = torch.nn.utils.rnn.pad_sequence(x)  # [T, B, N], zeros after the shorter ones
+        labels = [samples[index][1] for index in indices]
+        of_layers = [next(masks)[:, 0], next(masks)[:, 0]]  # [B, N], the same for all steps
+        scores, batch_rates = plain_network(net, x, *plain_sizes(options), sigma, of_layers)
+        loss = scores.exp().sum(1).log() - scores[range(len(labels)), labels]  # cross-entropy
         for optimizer in optimizers:
             optimizer.zero_grad()
         loss.mean().backward()
@@ -1180,21 +937,23 @@ def plain_epoch(net, optimizers, samples, batches, masks, options, sigma):
         for i in (0, 1, 2):
             net[f"layers.{i}.delay"].data.clamp_(0, taps - 1)
         losses += loss.tolist()
-        hits += (scores.argmax(1) == labels).tolist()
-        rates += [own_rates] * len(labels)
-    return np.mean(losses), np.mean(hits), *np.mean(rates, 0)
+        all_scores.append(scores.detach())
+        all_labels += labels
+        rates += [batch_rates] * len(labels)
+    return np.mean(losses), plain_accuracy(torch.cat(all_scores), all_labels), *np.mean(rates, 0)
 
 
 def plain_moved_ms(net, start):
-    ways = []
+    distances = []
     for i in (0, 1, 2):
-        way = (net[f"layers.{i}.delay"].detach() - start[f"layers.{i}.delay"]).abs()
-        ways += (LITTLE_STEP_MS * way)[start[f"layers.{i}.mask"].expand_as(way)].tolist()
-    return np.mean(ways)
+        distance = (net[f"layers.{i}.delay"].detach() - start[f"layers.{i}.delay"]).abs()
+        there = start[f"layers.{i}.mask"].expand_as(distance)
+        distances += (LITTLE_STEP_MS * distance)[there].tolist()
+    return np.mean(distances)
 
 
 def plain_training(start, options, epochs, masks, sets):
-    """Yields the network and the row of the log after each epoch."""
+    """Yield the network and the row of the log after each epoch."""
     net = {name: value.clone() for name, value in start.items()}
     weights = [net[f"layers.{i}.weight"].requires_grad_() for i in (0, 1, 2)]
     norms = [
@@ -1203,14 +962,14 @@ def plain_training(start, options, epochs, masks, sets):
     decayed = {"params": weights, "weight_decay": options.weight_decay}
     adam = torch.optim.Adam([decayed, {"params": norms}])
     optimizers = [adam]
-    cycle = torch.optim.lr_scheduler.OneCycleLR(adam, options.lr, total_steps=options.epochs)
-    cosine = None
+    total = options.epochs
+    schedulers = [torch.optim.lr_scheduler.OneCycleLR(adam, options.lr, total_steps=total)]
     if options.delays in ("learned", "constant-sigma"):
         moving = [net[f"layers.{i}.delay"].requires_grad_() for i in (0, 1, 2)]
         optimizers.append(torch.optim.Adam(moving, lr=options.delay_lr))
-        cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizers[1], options.epochs)
+        schedulers.append(torch.optim.lr_scheduler.CosineAnnealingLR(optimizers[1], total))
 
-    watched = "valid" if "valid" in sets else "test"
+    judge = "valid" if "valid" in sets else "test"
     masks = iter(masks)
     for epoch, batches in enumerate(epochs):
         sigma = plain_sigma(epoch, options)
@@ -1219,21 +978,18 @@ def plain_training(start, options, epochs, masks, sets):
         row["loss"], row["train_accuracy"], row["rate_1"], row["rate_2"] = means
         row["valid_accuracy"] = row["test_accuracy"] = None
         with torch.no_grad():
-            row[f"{watched}_accuracy"] = plain_accuracy(net, sets[watched], options)
+            row[f"{judge}_accuracy"] = plain_evaluation(net, sets[judge], options)
         row["moved_ms"] = plain_moved_ms(net, start)
         yield {name: value.detach().clone() for name, value in net.items()}, row
-        if epoch + 1 < options.epochs:
-            cycle.step()
-            if cosine is not None:
-                cosine.step()
+        if epoch + 1 < total:
+            for scheduler in schedulers:
+                scheduler.step()
 
 
 RECIPES = [
-    "learned --tau-readout 23",
     "learned --kernel-count 2 --connections 3 --valid-speakers 1,2",
-    "constant-sigma --kernel-count 2",
+    "constant-sigma --tau-readout 23",
     "fixed --connections 3 --valid-speakers 0",
-    "none --kernel-count 2 --tau 30",
 ]
 
 
@@ -1265,16 +1021,15 @@ def test_the_whole_training_is_that_of_a_slow_trainer(recipe, little, tmp_path, 
 
     want = []
     twice = zip(seen, plain_training(start, options, epochs, masks, sets), strict=True)
-    for (net_there, row_there), (net_here, row_here) in twice:
-        want.append((net_here, row_here))
-        for key, value in row_here.items():
-            there = row_there[key]
+    for (state, row), (plain_state, plain_row) in twice:
+        want.append(plain_state)
+        for key, value in plain_row.items():
             if isinstance(value, float):
                 value = pytest.approx(value, rel=1e-9, abs=1e-9)
-            assert there == value, (row_here["epoch"], key)
-        for name, value in net_here.items():
+            assert row[key] == value, (row["epoch"], key)
+        for name, value in plain_state.items():
             if not name.endswith("num_batches_tracked"):
-                torch.testing.assert_close(net_there[name], value, rtol=1e-9, atol=1e-9)
+                torch.testing.assert_close(state[name], value, rtol=1e-9, atol=1e-9)
     assert len(want) == 9
     for line, (_, row) in zip(log_of(tmp_path / "run"), seen, strict=True):
         for key, value in row.items():
@@ -1284,42 +1039,45 @@ def test_the_whole_training_is_that_of_a_slow_trainer(recipe, little, tmp_path, 
     if options.valid_speakers:
         accuracies = [row["valid_accuracy"] for _, row in seen]
         at = accuracies.index(max(accuracies))
-    chosen, _ = want[at]
     sigma = plain_sigma(at, options)
-    assert result["test_accuracy"] == plain_accuracy(chosen, sets["test"], options)
+    assert result["test_accuracy"] == plain_evaluation(want[at], sets["test"], options)
     assert 0.4 < result["test_accuracy"] < 0.95  # or little could be seen
-    assert result["unrounded_accuracy"] == plain_accuracy(chosen, sets["test"], options, sigma)
+    assert result["unrounded_accuracy"] == plain_evaluation(want[at], sets["test"], options, sigma)
     assert result["valid_accuracy"] == seen[at][1]["valid_accuracy"]
     if not options.valid_speakers:
         assert result["best_on_test"] == max(row["test_accuracy"] for _, row in seen)
     if sigma is not None:  # the delays came to both ends of their range
-        ends = torch.cat([want[-1][0][f"layers.{i}.delay"].flatten() for i in (0, 1, 2)])
+        ends = torch.cat([want[-1][f"layers.{i}.delay"].flatten() for i in (0, 1, 2)])
         assert (ends == 0).any() and (ends == 5).any()
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_scores_are_those_of_the_slow_network(training, little):
+@pytest.mark.parametrize("delays", ["learned", "none"])
+def test_scores_are_those_of_the_slow_network(delays, training, little):
     """Scores, not the loss: cross-entropy hides a step more or less."""
-    options = parsed("--dataset", "little", "--tau-readout", 30, "--dropout", 0)
+    words = "--dataset little --tau-readout 30 --dropout 0 --kernel-count 2 --delays"
+    options = parsed(*words.split(), delays)
     net = train.build(options).double()
     for layer in net.layers:
         layer.sigma = 0.8
     spikes = data.load("little", "train", "").select(np.arange(44) < 9)
-    indices, longest = torch.arange(9), int(spikes.steps.max())
+    counts = data.padded(spikes, torch.arange(9), int(spikes.steps.max()))
     for _ in range(20):
-        net(data.padded(spikes, indices, longest).double())
-    counts = data.padded(spikes, indices, longest)
-    samples = [sample.double() for sample in counts]
+        net(counts.double())
+    for norm in net.norms:
+        norm.bias.data[::2] += 1  # these neurons spike in silence, so zeros matter
+    state, sizes = state_of(net), plain_sizes(options)
     if not training:
-        samples = [sample[:n] for sample, n in zip(samples, spikes.steps, strict=True)]
-    state, masks = state_of(net), torch.ones(2, 9, 1, 7) if training else None
-    net.train(training)
-    got = class_scores(net(counts)) if training else train.predict(net, spikes)
-    want, rates = plain_forward(state, samples, options, 0.8 if training else None, masks)
-    close(got.detach(), want.detach(), rtol=0, atol=1e-11)
-    if training:
+        got = train.predict(net, spikes, 4)
+        samples = [x[:n].double() for x, n in zip(counts, spikes.steps, strict=True)]
+        want = torch.stack([plain_network(state, x, *sizes)[0] for x in samples])
+    else:
+        got = class_scores(net(counts))
+        sigma, masks = None if delays == "none" else 0.8, torch.ones(2, 9, 7)
+        want, rates = plain_network(state, turned(counts.double()), *sizes, sigma, masks)
         close([rate.item() for rate in net.rates], rates, rtol=1e-12, atol=0)
         assert min(rates) > 0.01
+    close(got, want, rtol=0, atol=1e-11)
 
 
 # -------------------------------------------------------------------- the rule behind each headline
@@ -1330,118 +1088,98 @@ SPLIT_OF_SIZE = {61: "test", 27: "valid", 22: "valid"}  # little; half of its tr
 SPLIT_OF_SIZE |= {9: "test", 8: "valid", 35: "test", 21: "valid", 24: "valid"}  # files
 
 MADE_UP = {
-    "valid": [0.2, 0.6, 0.5, 0.6, 0.3],
-    "test": [0.1, 0.45, 0.9, 0.75, 0.4],
-    "test, unrounded": [0.15, 0.55, 0.95, 0.8, 0.5],
-    "valid, unrounded": [0.25, 0.65, 0.35, 0.7, 0.05],
+    "valid": [0.2, 0.6, 0.5, 0.1, 0.4, 0.6, 0.55, 0.3],
+    "test": [0.1, 0.45, 0.3, 0.2, 0.9, 0.75, 0.7, 0.4],
+    "test, unrounded": [0.15, 0.55, 0.35, 0.25, 0.95, 0.8, 0.6, 0.5],
+    "valid, unrounded": [0.25, 0.65, 0.45, 0.05, 0.1, 0.7, 0.85, 0.75],
 }
 
 
 @pytest.fixture
-def asked(monkeypatch):
-    """Puts made-up accuracies in place of train.evaluate: MADE_UP[split] has one an epoch.
+def asked(little, monkeypatch):
+    """Put made-up accuracies in place of train.evaluate: MADE_UP[split] has one an epoch.
 
     An accuracy belongs to weights, so it is looked up by them: new weights are those of the next
-    epoch.  The list of (what was evaluated, of which epoch) grows during the run.
+    epoch.  The list of (what was evaluated, of which epoch, sigma) grows during the run.
     """
     asked, weights = [], []
 
     def evaluate(net, spikes, batch_size, rounded=True):
-        now = net.layers[0].weight.detach().clone()
-        if not any(torch.equal(now, there) for there in weights):
+        now = net.layers[0].weight.tolist()
+        if now not in weights:
             weights.append(now)
-        epoch = [torch.equal(now, there) for there in weights].index(True) + 1
-        split = SPLIT_OF_SIZE[len(spikes.labels)]
-        if not rounded:
-            split = f"{split}, unrounded"
-        asked.append((split, epoch))
+        epoch = weights.index(now) + 1
+        split = SPLIT_OF_SIZE[len(spikes.labels)] + ("" if rounded else ", unrounded")
+        asked.append((split, epoch, net.layers[0].sigma))
         return MADE_UP[split][epoch - 1]
 
     monkeypatch.setattr(train, "evaluate", evaluate)
     return asked
 
 
-def test_without_validation_the_headline_is_the_last_epoch(little, tmp_path, asked, capsys):
-    train.main(f"--dataset little --device cpu --epochs 5 --out {tmp_path / 'run'}".split())
-    result = result_of(tmp_path / "run")
-    assert result["test_accuracy"] == 0.4
-    assert result["rule"] == "last epoch"
-    assert result["best_on_test"] == 0.9
-    assert result["unrounded_accuracy"] == 0.5
-    assert result["valid_accuracy"] is None
-    assert [float(row["test_accuracy"]) for row in log_of(tmp_path / "run")] == MADE_UP["test"]
-    assert all(row["valid_accuracy"] == "" for row in log_of(tmp_path / "run"))
+LAST = dict(rule="last epoch", test_accuracy=0.4, valid_accuracy=None)
+LAST |= dict(best_on_test=0.9, unrounded_accuracy=0.5)
+CHOSEN = dict(rule="best on validation, epoch 2", test_accuracy=0.45, valid_accuracy=0.6)
+CHOSEN |= dict(best_on_test=None, unrounded_accuracy=0.55)
+UNTESTED = CHOSEN | dict(test_accuracy=None, unrounded_accuracy=0.65)  # on validation
+
+HEADLINES = [  # and the number of validation samples
+    ("--dataset little", 0, LAST),
+    ("--dataset little --valid-speakers 1,3", 22, CHOSEN),
+    ("--dataset validated", 27, CHOSEN),
+    ("--dataset shd --valid-speakers 2 --no-test", 8, UNTESTED),
+    ("--dataset ssc", 21, CHOSEN),
+    ("--dataset ssc --valid-speakers c50f55b8 --no-test", 24, UNTESTED),
+]
+
+
+@pytest.mark.parametrize("words, samples, want", HEADLINES)
+def test_headline_is_of_the_epoch_that_counts(words, samples, want, tmp_path, asked, capsys):
+    write_shd(tmp_path)
+    write_ssc(tmp_path)
+    if "--no-test" in words:
+        for name in ("shd_test.h5", "ssc_test.h5.zip"):  # so nothing can open them
+            (tmp_path / name).unlink()
+    judge, epoch = ("valid", 2) if samples else ("test", 8)
+    reported = "valid" if "--no-test" in words else "test"
+    run = tmp_path / "run"
+    sizes = "--hidden 6 --layers 1 --taps 5 --epochs 8 --device cpu --data-dir"
+    train.main([*words.split(), *sizes.split(), str(tmp_path), "--out", str(run)])
+    sigmas = [delays.shrinking_sigma(e, 8, 5) for e in range(8)]
+    assert sigmas[0] > sigmas[1] > sigmas[2]
+    assert asked[:8] == [(judge, e + 1, sigmas[e]) for e in range(8)]
+    at_the_end = [(what, epoch, sigmas[epoch - 1]) for what in (reported, f"{reported}, unrounded")]
+    assert sorted(asked[8:]) == at_the_end
+    result, rows = result_of(run), log_of(run)
+    assert {key: result[key] for key in want} == want
+    for split in ("valid", "test"):
+        logged = [row[f"{split}_accuracy"] for row in rows]
+        assert logged == ([str(value) for value in MADE_UP[split]] if split == judge else [""] * 8)
+    assert json.loads((run / "config.json").read_text())["samples"].get("valid", 0) == samples
     printed = capsys.readouterr().out
-    for words in ("test accuracy 40.00% (last", "best on test 90.00%", "unrounded accuracy 50.00%"):
-        assert words in printed
-
-
-VALIDATED = {  # and the number of validation samples
-    "--dataset little --valid-speakers 1,3": 22,
-    "--dataset validated": 27,
-    "--dataset shd --valid-speakers 2 --data-dir DATA": 8,
-    "--dataset ssc --data-dir DATA": 21,
-    "--dataset ssc --data-dir DATA --valid-speakers c50f55b8": 24,
-}
-
-
-@pytest.mark.parametrize("words", VALIDATED)
-def test_validation_chooses_the_epoch_and_test_is_read_once(words, little, tmp_path, asked):
-    write_shd(tmp_path)
-    write_ssc(tmp_path)
-    sizes = "--hidden 6 --layers 1 --taps 5 --epochs 5"
-    words = f"{words} {sizes}".replace("DATA", str(tmp_path)).split()
-    result = train.train(options_of(tmp_path / "run", *words))
-    assert asked[:5] == [("valid", epoch) for epoch in (1, 2, 3, 4, 5)]
-    assert sorted(asked[5:]) == [("test", 2), ("test, unrounded", 2)]
-    assert result["test_accuracy"] == 0.45
-    assert result["valid_accuracy"] == 0.6
-    assert result["unrounded_accuracy"] == 0.55
-    assert result["rule"] == "best on validation, epoch 2"
-    assert result["best_on_test"] is None
-    rows = log_of(tmp_path / "run")
-    assert [float(row["valid_accuracy"]) for row in rows] == MADE_UP["valid"]
-    assert [row["test_accuracy"] for row in rows] == [""] * 5
-
-
-@pytest.mark.parametrize("words", list(VALIDATED)[2:])
-def test_no_test_never_opens_the_test_file(words, little, tmp_path, asked, capsys):
-    write_shd(tmp_path)
-    write_ssc(tmp_path)
-    for name in ("shd_test.h5", "ssc_test.h5.zip"):
-        (tmp_path / name).unlink()
-    sizes = "--no-test --hidden 6 --layers 1 --taps 5 --epochs 5"
-    samples = VALIDATED[words]
-    words = f"{words} {sizes}".replace("DATA", str(tmp_path)).split()
-    result = train.train(options_of(tmp_path / "run", *words))
-    assert {split for split, _ in asked} == {"valid", "valid, unrounded"}
-    assert result["test_accuracy"] is result["best_on_test"] is None
-    assert result["unrounded_accuracy"] == 0.65  # on validation, of the epoch that it chose
-    assert result["valid_accuracy"] == 0.6
-    config = json.loads((tmp_path / "run/config.json").read_text())
-    assert config["samples"].keys() == {"train", "valid"}
-    assert config["samples"]["valid"] == samples
-    capsys.readouterr()
-    train.main(["--eval", str(tmp_path / "run"), "--device", "cpu"])
-    assert capsys.readouterr().out == f"valid accuracy 60.00% ({tmp_path / 'run'})\n"
+    accuracy = f"{reported} accuracy {want[f'{reported}_accuracy']:.2%}"
+    assert printed.endswith(f"\n{accuracy} ({want['rule']})\n")
+    assert f"\nunrounded accuracy {want['unrounded_accuracy']:.2%}\n" in printed
+    assert ("best on test 90.00%" in printed) == (judge == "test")
+    train.main(["--eval", str(run), "--device", "cpu"])
+    assert capsys.readouterr().out == f"{accuracy} ({run})\n"
+    net, _ = train.load_run(run)
+    assert net.layers[0].sigma == sigmas[epoch - 1] and not net.training
 
 
 def test_speech_commands_from_files_to_the_last_line(tmp_path):
     write_ssc(tmp_path)
     sizes = "--dataset ssc --hidden 24 --layers 1 --taps 5 --dropout 0 --epochs 6 --batch-size 10"
-    words = [*sizes.split(), "--lr", 0.05, "--device", "cpu", "--data-dir", tmp_path]
-    done = program(*words, "--out", tmp_path / "run")
+    command = [sys.executable, "train.py", *sizes.split(), "--lr", "0.05", "--device", "cpu"]
+    command += ["--data-dir", str(tmp_path), "--out", str(tmp_path / "run")]
+    env, folder = os.environ | {"OMP_NUM_THREADS": "1"}, os.path.dirname(os.path.abspath(__file__))
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     result, rows = result_of(tmp_path / "run"), log_of(tmp_path / "run")
     accuracies = [float(row["valid_accuracy"]) for row in rows]
-    best = accuracies.index(max(accuracies))
     assert len(rows) == 6 and max(accuracies) > 0.3  # chance is 0.03
-    assert result["rule"] == f"best on validation, epoch {best + 1}"
-    assert result["valid_accuracy"] == max(accuracies)
-    assert result["dataset"] == "ssc" and result["epochs"] == 6
-    assert result["parameters"] == 2 * (140 * 24 + 24 * 35) + 2 * 24
+    assert result["rule"] == f"best on validation, epoch {accuracies.index(max(accuracies)) + 1}"
     assert f"test accuracy {result['test_accuracy']:.2%} ({result['rule']})" in done.stdout
-
     net, options = train.load_run(tmp_path / "run")
     assert train.evaluate(net, data.load("ssc", "test", tmp_path), 7) == result["test_accuracy"]
     config = json.loads((tmp_path / "run/config.json").read_text())
@@ -1450,14 +1188,6 @@ def test_speech_commands_from_files_to_the_last_line(tmp_path):
     assert config["md5"] == {name: data.md5(tmp_path / name) for name in names}
     assert config["torch"] == torch.__version__ and config["threads"] == 1
     assert config["options"] == vars(options)
-
-
-def test_an_accuracy_does_not_depend_on_the_batch_size(little):
-    net = train.build(parsed("--dataset", "little"))
-    before = state_of(net)
-    spikes = data.load("little", "test", "")
-    assert len({train.evaluate(net, spikes, size) for size in (1, 7, 100)}) == 1
-    assert same_bits(state_of(net), before)
 
 
 PAPER = {
@@ -1479,25 +1209,8 @@ def test_defaults_are_the_papers(dataset):
 # ------------------------------------------------------------------ runs: continued, seeded, loaded
 
 
-SHORT = "--hidden 6 --layers 1 --taps 5 --epochs 6 --batch-size 10 --lr 0.02 --device cpu"
-
-KILLED = """
-import os, signal, sys, train
-
-def kill(net, row):
-    if row["epoch"] == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-train.train(train.parse(sys.argv[1:]), on_epoch=kill)
-"""
-
-
-class Killed(BaseException):
-    """Ends a run as a kill does: no handler of errors sees it."""
-
-
 def assert_same_run(one, other):
-    """Two folders hold the same run, bit for bit, all but its seconds."""
+    """Check that two folders hold the same run, bit for bit, all but its seconds."""
     assert sorted(os.listdir(one)) == sorted(os.listdir(other))
     for name in ("last.pt", "net.pt"):
         first, second = (torch.load(run / name, weights_only=True) for run in (one, other))
@@ -1505,31 +1218,25 @@ def assert_same_run(one, other):
         assert first["epoch"] == second["epoch"] and first["sigma"] == second["sigma"]
     logs, results = [log_of(one), log_of(other)], [result_of(one), result_of(other)]
     for rows, result in zip(logs, results, strict=True):
-        assert result.pop("seconds") > 0
+        seconds = [float(row.pop("seconds")) for row in rows]
+        assert min(seconds) > 0 and result.pop("seconds") == sum(seconds)
         assert [int(row["epoch"]) for row in rows] == list(range(1, result["epochs"] + 1))
-        for row in rows:
-            assert float(row.pop("seconds")) > 0
     assert logs[0] == logs[1]
     assert results[0] == results[1]
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
-def test_resumed_equals_uninterrupted_after_sigkill(tmp_path):
-    write_shd(tmp_path)
-    words = [*SHORT.split(), "--data-dir", tmp_path]
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    train.train(options_of(whole, *words))
-    killed = program(*words, "--out", cut, code=KILLED)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert len(log_of(cut)) == 3
-    (cut / "log.csv").unlink()  # it is written anew from the checkpoint
-    for _ in range(2):  # the second time nothing is left to do
-        train.main(["--resume", str(cut)])
-        assert_same_run(cut, whole)
+def quiet_loss(net, counts, membrane, labels):
+    return train.cross_entropy(net, counts, membrane, labels) + sum(net.rates)
+
+
+def backwards(counts, labels):
+    return counts.flip(1)
 
 
 def test_a_run_may_end_before_any_of_its_files_has_its_name(little, tmp_path, monkeypatch):
-    words = ["--dataset", "validated", "--epochs", 4, "--hidden", 4, "--batch-size", 22]
+    sizes = "--dataset validated --epochs 4 --hidden 4 --batch-size 22 --device cpu"
+    words = [*sizes.split(), "--out"]
+    fork = dict(loss=quiet_loss, augment=backwards)
     rename, names = os.replace, []
 
     def evaluate(net, spikes, batch_size, rounded=True):
@@ -1539,37 +1246,26 @@ def test_a_run_may_end_before_any_of_its_files_has_its_name(little, tmp_path, mo
     def rename_some(source, target):
         names.append(os.path.basename(target))
         if len(names) > allowed:
-            raise Killed
+            raise KeyboardInterrupt  # as a kill does, it ends the run past any handler of errors
         rename(source, target)
 
     monkeypatch.setattr(train, "evaluate", evaluate)
     monkeypatch.setattr(os, "replace", rename_some)
     allowed = math.inf
     whole = tmp_path / "whole"
-    train.train(options_of(whole, *words))
+    train.main([*words, str(whole)], **fork)
     assert names.count("last.pt") == names.count("log.csv") == 4
     assert names.count("net.pt") == 2
     for end in range(1, len(names)):  # without config.json there is no run yet
         names, allowed, cut = [], end, tmp_path / f"cut{end}"
-        with pytest.raises(Killed):
-            train.train(options_of(cut, *words))
+        with pytest.raises(KeyboardInterrupt):
+            train.main([*words, str(cut)], **fork)
         allowed = math.inf
-        train.main(["--resume", str(cut)])
+        train.main(["--resume", str(cut)], **fork)
         leftovers = [name for name in os.listdir(cut) if name.endswith(".part")]
         for name in leftovers:  # of a kill between result.json's writing and its name
             (cut / name).unlink()
         assert_same_run(cut, whole)
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    def full(*args):
-        raise OSError(28, "No space left on device")
-
-    train.write(str(tmp_path), "x", "old")
-    monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(OSError, match="No space left"):
-        train.write(str(tmp_path), "x", "new")
-    assert (tmp_path / "x").read_text() == "old"
 
 
 @pytest.fixture
@@ -1578,12 +1274,8 @@ def short_run(little, tmp_path):
     return train.train(options_of(tmp_path / "run", *words.split()))
 
 
-def content_of(folder):
-    return {name: (folder / name).read_bytes() for name in os.listdir(folder)}
-
-
-def test_a_saved_run_keeps_its_options(short_run, tmp_path, capsys):
-    run, before = tmp_path / "run", content_of(tmp_path / "run")
+def test_a_saved_run_keeps_its_options(short_run, tmp_path):
+    run = tmp_path / "run"
     others = (
         "--epochs 3,--seed 1,--lr 0.001,--delay-lr 0.2,--weight-decay 0,--batch-size 9,--hidden 8,"
         "--layers 1,--taps 7,--tau 16,--tau-readout 9,--dropout 0.5,--delays fixed,--no-test,"
@@ -1591,49 +1283,13 @@ def test_a_saved_run_keeps_its_options(short_run, tmp_path, capsys):
     )
     for words in others.split(","):
         option = words.split()[0]
-        for way in ("--resume", "--eval"):
-            given = [way, str(run), *words.split()]
+        for saved in ("--resume", "--eval"):
             with pytest.raises(data.UserError, match=f"run has {option} .*: leave the option out"):
-                train.parse(given)
-    again = train.parse(["--resume", str(run), "--epochs", "2", "--data-dir", "elsewhere"])
+                parsed(saved, run, *words.split())
+    again = parsed("--resume", run, "--epochs", 2, "--data-dir", "elsewhere")
     assert (again.out, again.data_dir, again.epochs) == (str(run), "elsewhere", 2)
-    with pytest.raises(
-        SystemExit, match=f"{run} exists already: continue that run with --resume {run}, or"
-    ):
-        train.main(["--dataset", "little", "--device", "cpu", "--out", str(run)])
-    assert content_of(run) == before
-
-    capsys.readouterr()
-    train.main(["--eval", str(run), "--device", "cpu"])
-    assert f"test accuracy {short_run['test_accuracy']:.2%} ({run})" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("dataset", ["little", "validated"])
-def test_load_run_gives_the_network_of_the_headline(dataset, little, tmp_path, monkeypatch):
-    evaluate, used = train.evaluate, []
-
-    def second_is_best(net, spikes, batch_size, rounded=True):
-        """Validation, whose 27 samples tell it, is best after the second epoch."""
-        used.append({(rounded, round(layer.sigma, 9)) for layer in net.layers})
-        if len(spikes.labels) == 27:
-            return 1 / (1 + abs(net.norms[0].num_batches_tracked.item() / 6 - 2))
-        return evaluate(net, spikes, batch_size, rounded)
-
-    monkeypatch.setattr(train, "evaluate", second_is_best)
-    words = f"--dataset {dataset} --epochs 16 --lr 0.1 --delay-lr 0.3".split()
-    result = train.train(options_of(tmp_path / "run", *words))
-    validated = dataset == "validated"
-    assert result["rule"] == ("best on validation, epoch 2" if validated else "last epoch")
-
-    net, options = train.load_run(tmp_path / "run")
-    assert not net.training and options.dataset == dataset
-    test = data.load(dataset, "test", "")
-    assert train.evaluate(net, test, 13) == result["test_accuracy"]
-    sigma = 0.27 + 3 * (0.23 / 3) ** (1 / 4) if validated else 0.5
-    assert all(layer.sigma == pytest.approx(sigma, rel=1e-12) for layer in net.layers)
-    assert train.evaluate(net, test, 13, rounded=False) == result["unrounded_accuracy"]
-    in_turn = [{(True, round(sigma, 9))}, {(False, round(sigma, 9))}]
-    assert used[-4:] == in_turn + in_turn  # of the run's end, and of the network that was loaded
+    with pytest.raises(data.UserError, match=f"run exists already: continue .* --resume {run}, or"):
+        train.train(options_of(run, "--dataset", "little"))
 
 
 def test_the_seed_decides_everything(little, tmp_path, monkeypatch):
@@ -1659,23 +1315,19 @@ def test_the_seed_decides_everything(little, tmp_path, monkeypatch):
             assert not torch.equal(a[name], c[name])
 
 
-def test_training_sets_the_backend_itself(tmp_path):
-    code = """
-import sys, torch, train
-torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
-tiny = torch.full((10**6,), -95.0)
-print("before", tiny.exp().max().item() > 0)
-{call}
-print("tf32", torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
-print("denormal", tiny.exp().max().item())
-"""
-    out = tmp_path / "run"
-    small = f"--dataset toy --epochs 1 --hidden 2 --taps 2 --batch-size 1000 --out {out}"
-    for call in (f"train.train(train.parse({small.split()}))", f"train.main(['--eval', '{out}'])"):
-        done = program(code=code.format(call=call))
-        printed = done.stdout.splitlines()
-        want = ["before True", "tf32 False False", "denormal 0.0"]
-        assert [printed[0], *printed[-2:]] == want, done.stderr
+def test_training_and_evaluation_set_the_backend_themselves(short_run, tmp_path):
+    flags = torch.backends.cudnn, torch.backends.cuda.matmul
+    for words in ("--resume", "--eval"):
+        for flag in flags:
+            flag.allow_tf32 = True
+        torch.set_flush_denormal(False)
+        try:
+            assert (torch.tensor([1e-30]) * 1e-10).item() > 0
+            train.main([words, str(tmp_path / "run")])
+            assert [flag.allow_tf32 for flag in flags] == [False, False]
+            assert (torch.tensor([1e-30]) * 1e-10).item() == 0
+        finally:
+            train.set_backend()  # as any training leaves it
 
 
 def test_with_short_membranes_learned_beats_fixed_beats_none_on_the_toy_task(tmp_path):
@@ -1688,21 +1340,6 @@ def test_with_short_membranes_learned_beats_fixed_beats_none_on_the_toy_task(tmp
 
 
 # --------------------------------------------------------------------------- a network of one's own
-
-
-class Own(DelaySNN):
-    """Neurons of one's own: they have a threshold to learn, and hear their echo one axon late."""
-
-    def __init__(self, **kwargs):
-        super().__init__(LITTLE_INPUTS, [7, 7], LITTLE_CLASSES, taps=6, tau=3, **kwargs)
-        self.threshold = torch.nn.Parameter(torch.full((7,), 0.8))
-        self.mix = torch.nn.Linear(7, 7)
-        self.echo = Residual(7, 7, 6, delay_per="axon")
-
-    def neurons(self, i, current):
-        early = spike(current - self.threshold)
-        late = self.echo(early)[:, : current.shape[1]]
-        return lif(self.mix(early) + late - 0.1 * self.threshold, self.tau)
 
 
 class Residual(DelayedLinear):
@@ -1722,6 +1359,23 @@ class Residual(DelayedLinear):
         self.delay.data.clamp_(1, self.taps - 2)
 
 
+class Own(DelaySNN):
+    """Neurons of one's own: they have a threshold to learn, and hear their echo one axon late."""
+
+    layer_class = Residual
+
+    def __init__(self):
+        super().__init__(LITTLE_INPUTS, [7, 7], LITTLE_CLASSES, taps=6, tau=3)
+        self.threshold = torch.nn.Parameter(torch.full((7,), 0.8))
+        self.mix = torch.nn.Linear(7, 7)
+        self.echo = Residual(7, 7, 6, delay_per="axon")
+
+    def neurons(self, i, current):
+        early = spike(current - self.threshold)
+        late = self.echo(early)[:, : current.shape[1]]
+        return lif(self.mix(early) + late - 0.1 * self.threshold, self.tau)
+
+
 def test_every_parameter_of_a_network_is_trained_at_its_rate(little, tmp_path):
     options = options_of(tmp_path / "run", "--dataset", "little", "--epochs", 2)
     net = Own()
@@ -1732,7 +1386,8 @@ def test_every_parameter_of_a_network_is_trained_at_its_rate(little, tmp_path):
     weights, moving, others = ([names[own] for own in group["params"]] for group in groups)
     layers = ["layers.0", "layers.1", "layers.2", "echo"]
     assert sorted(weights) == sorted(f"{layer}.weight" for layer in layers)
-    assert sorted(moving) == sorted([*(f"{layer}.delay" for layer in layers), "echo.residual"])
+    delays_of = [f"{layer}.{name}" for layer in layers for name in ("delay", "residual")]
+    assert sorted(moving) == sorted(delays_of)
     assert sorted(weights + moving + others) == sorted(names.values())
 
     result = train.train(options, net)
@@ -1740,7 +1395,11 @@ def test_every_parameter_of_a_network_is_trained_at_its_rate(little, tmp_path):
         assert not torch.equal(parameter, start[name]), name
     assert all(layer.sigma == 0.5 for layer in (*net.layers, net.echo))
     assert result["parameters"] == sum(parameter.numel() for parameter in net.parameters())
-    assert train.count_parameters(Residual(6, 5, 4, connections=2)) == 3 * 2 * 5  # those there are
+    for delay_per, numbers in (("synapse", 3 * 5 * 2), ("axon", 2 * 5 * 2 + 6)):  # those there are
+        sparse = Residual(6, 5, 4, connections=2, delay_per=delay_per)
+        assert train.count_parameters(sparse) == numbers
+    sparse.weight.requires_grad_(False)
+    assert train.count_parameters(sparse) == 5 * 2 + 6  # what is trained
     last = torch.cat([layer.positions().detach().flatten() for layer in (*net.layers, net.echo)])
     moved_ms = float(log_of(tmp_path / "run")[-1]["moved_ms"])
     assert moved_ms == pytest.approx(4.0 * (last - first).abs().mean().item(), rel=1e-5, abs=0)
@@ -1755,212 +1414,130 @@ class Doubled(DelaySNN):
         return lif(2 * current, self.tau)
 
 
-def test_a_fork_has_the_whole_command_line_and_is_not_taken_for_the_papers_network(
-    little, tmp_path, capsys
-):
-    run = str(tmp_path / "run")
-    train.main(["--dataset", "little", "--epochs", "2", "--device", "cpu", "--out", run], Doubled)
-    train.main(["--resume", run], Doubled)
+def test_a_fork_has_the_command_line_and_is_not_taken_for_the_papers(little, tmp_path, capsys):
+    run, epochs = str(tmp_path / "run"), []
+    fork = dict(net_class=Doubled, loss=quiet_loss, augment=backwards)
+    words = ["--dataset", "little", "--epochs", "2", "--device", "cpu", "--out", run]
+    train.main(words, **fork, on_epoch=lambda net, row: epochs.append((type(net), row["epoch"])))
+    assert epochs == [(Doubled, 1), (Doubled, 2)]
+    result = result_of(tmp_path / "run")
+    train.main(["--resume", run], **fork)  # nothing is left to do
+    assert result_of(tmp_path / "run") == result
     capsys.readouterr()
     train.main(["--eval", run], net_class=Doubled)
-    assert (
-        f"test accuracy {result_of(tmp_path / 'run')['test_accuracy']:.2%}"
-        in capsys.readouterr().out
-    )
-    for words in (["--resume", run], ["--eval", run]):
-        with pytest.raises(SystemExit, match="has the network Doubled, not DelaySNN: use the prog"):
-            train.main(words)
+    assert f"test accuracy {result['test_accuracy']:.2%}" in capsys.readouterr().out
+
+    for words, missing, said in (
+        ("--resume", "net_class", "network Doubled, not DelaySNN: use the program that"),
+        ("--eval", "net_class", "network Doubled, not DelaySNN: use the program that"),
+        ("--resume", "loss", "loss quiet_loss, not cross_entropy: use the program that"),
+        ("--resume", "augment", "augment backwards, not NoneType: use the program that"),
+    ):
+        rest = {name: part for name, part in fork.items() if name != missing}
+        with pytest.raises(SystemExit, match=f"has the {said}"):
+            train.main([words, run], **rest)
     net = train.build(options_of(tmp_path / "other", "--dataset", "little", "--hidden", 9), Doubled)
     with pytest.raises(data.UserError, match="net.pt cannot be loaded .*size mismatch"):
         train.load_run(run, net)
+    words = ["--dataset", "little", "--device", "cpu", "--out", str(tmp_path / "mistaken")]
+    with pytest.raises(ValueError, match="invalid literal"):  # a mistake keeps its traceback
+        train.main(words, loss=lambda *given: int("a mistake of the fork"))
 
 
-def other_loss(net, counts, membrane, labels):
-    return train.cross_entropy(net, counts, membrane, labels)
+def test_a_loss_and_augmentation_of_ones_own_get_the_batch(little, tmp_path, monkeypatch):
+    lengths, losses, graphs = {True: [], False: []}, [], []
+    read = torch.Tensor.tolist
 
-
-def same_counts(counts, labels):
-    return counts
-
-
-def test_a_run_goes_on_with_its_own_loss_and_augmentation_alone(little, tmp_path):
-    run = str(tmp_path / "run")
-    own = dict(loss=other_loss, augment=same_counts)
-    result = train.train(options_of(run, "--dataset", "little", "--epochs", 2), **own)
-    options = train.parse(["--resume", run])
-    for missing, said in (("loss", "loss other_loss, not cross"), ("augment", "augment same_cou")):
-        with pytest.raises(data.UserError, match=f"last.pt has the {said}"):
-            train.train(options, **own | {missing: None})
-    again = train.train(options, **own)
-    assert again == result
-
-
-def test_samples_are_augmented_in_training_alone_with_their_labels(little, tmp_path):
-    seen = []
+    def tolist(tensor):
+        graphs.append(tensor.requires_grad)
+        return read(tensor)
 
     def stretched(counts, labels):
         assert (counts.sum(1).argmax(1) == labels).float().mean() > 0.5  # the class spikes most
-        seen.append(len(counts))
         return counts.repeat_interleave(2, 1)
 
-    lengths = []
-    net = train.build(options_of(tmp_path / "r", "--dataset", "little", "--epochs", 2))
-    net.register_forward_pre_hook(
-        lambda net, inputs: lengths.append((net.training, inputs[0].shape[1]))
-    )
-    options = options_of(tmp_path / "r", "--dataset", "little", "--epochs", 2)
-    train.train(options, net, augment=stretched)
-    assert sum(seen) == 88 and len(seen) == 12  # batches of the 44 training samples
-    assert {steps % 2 for training, steps in lengths if training} == {0}
-    assert max(steps for training, steps in lengths if training) == 2 * 14
-    assert max(steps for training, steps in lengths if not training) == 14 + 6
-
-
-def test_a_loss_of_ones_own_is_given_what_the_batch_has(little, tmp_path):
-    seen = []
-
-    def loss(net, counts, membrane, labels):
-        assert counts.dtype == torch.uint8 and membrane.shape[1] == counts.shape[1] + net.tail
-        seen.append(len(labels))
-        scores = class_scores(membrane)
-        return torch.nn.functional.cross_entropy(scores, labels) + 1000 * sum(net.rates)
+    def quiet(net, counts, membrane, labels):
+        assert counts.shape[1] % 2 == 0 and counts.dtype == torch.uint8
+        assert membrane.shape[:2] == (len(labels), counts.shape[1] + net.tail)
+        loss = train.cross_entropy(net, counts, membrane, labels) + 1000 * sum(net.rates)
+        losses.append((len(labels), loss.item()))
+        return loss
 
     words = ["--dataset", "little", "--epochs", 3, "--lr", 0.05]
-    plain = train.train(options_of(tmp_path / "plain", *words))
-    silent = train.train(options_of(tmp_path / "own", *words), loss=loss)
-    assert sum(seen) == 3 * 44
-    rates = [float(log_of(tmp_path / run)[-1]["rate_1"]) for run in ("plain", "own")]
-    assert rates[1] < 0.5 * rates[0]
-    assert float(log_of(tmp_path / "own")[0]["loss"]) > 10
-    assert plain["parameters"] == silent["parameters"]
-
-
-def test_rates_are_of_the_last_forward_pass_and_have_gradients():
-    torch.manual_seed(0)
-    net = DelaySNN(3, [4, 5], 2, taps=3, dropout=0.5)
-    for layer in net.layers:
-        layer.sigma = 0.5
-    seen = []
-    neurons = net.neurons
-    net.neurons = lambda i, current: seen.append(neurons(i, current)) or seen[-1]
-    for _ in range(2):
-        seen.clear()
-        net(3 * torch.ones(2, 6, 3))
-    weights = [layer.weight for layer in net.layers[:2]]
-    got = torch.autograd.grad(2 * net.rates[0] + 3 * net.rates[1], weights, retain_graph=True)
-    want = torch.autograd.grad(2 * seen[0].mean() + 3 * seen[1].mean(), weights)
-    for one, other in zip(got, want, strict=True):
-        assert other.abs().max() > 1e-4
-        close(one, other, rtol=1e-5, atol=1e-7)
-
-
-def test_a_network_may_name_the_class_of_its_layers():
-    class Axonal(DelayedLinear):
-        def __init__(self, *sizes, **named):
-            super().__init__(*sizes, delay_per="axon", **named)
-
-    class Network(DelaySNN):
-        layer_class = Axonal
-
-    net = Network(6, [5], 3, taps=4, connections=2)
-    assert [tuple(layer.delay.shape) for layer in net.layers] == [(1, 6), (1, 5)]
-    assert train.count_parameters(net) == 2 * 5 + 2 * 3 + 6 + 5 + 2 * 5
-    net.norms[0].weight.requires_grad_(False)
-    net.layers[0].weight.requires_grad_(False)
-    assert train.count_parameters(net) == 2 * 3 + 6 + 5 + 5  # what is trained
-    assert all(layer.mask.sum(1).eq(2).all() for layer in net.layers)
-    assert "Axonal(weight [5, 6], delay [1, 6], taps=4, learn_delays=True)" in repr(net)
+    train.train(options_of(tmp_path / "plain", *words))
+    options = options_of(tmp_path / "own", *words)
+    net = train.build(options)
+    net.register_forward_pre_hook(lambda net, x: lengths[net.training].append(x[0].shape[1]))
+    monkeypatch.setattr(torch.Tensor, "tolist", tolist)
+    train.train(options, net, quiet, stretched)
+    assert not any(graphs) and len(graphs) >= 3  # nothing that an epoch sums up has a graph
+    assert len(losses) == len(lengths[True]) == 3 * 6  # batches of the 44 training samples
+    assert max(lengths[True]) == 2 * 14 and max(lengths[False]) == 14 + 6  # not in evaluation
+    plain, own = log_of(tmp_path / "plain"), log_of(tmp_path / "own")
+    mean = sum(size * loss for size, loss in losses[:6]) / 44
+    assert float(own[0]["loss"]) == pytest.approx(mean, rel=1e-5, abs=0)
+    assert float(own[-1]["rate_1"]) < 0.5 * float(plain[-1]["rate_1"])
 
 
 # ----------------------------------------------------------------------------- mistakes of the user
-
-
-def said(capsys, *argv, net_class=DelaySNN):
-    """What train.py says as it ends with an error: one sentence."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        train.main([str(word) for word in argv], net_class)
-    if stop.value.code == 2:  # argparse's
-        return capsys.readouterr().err.splitlines()[-1]
-    assert stop.value.code.startswith("train.py: ") and "\n" not in stop.value.code
-    return stop.value.code
 
 
 @pytest.mark.parametrize(
     "argv, sentence",
     [
         ("--epochs 0", "argument --epochs: 0: expected at least 1"),
-        ("--epochs many", "argument --epochs: invalid positive value: 'many'"),
-        ("--hidden -3", "argument --hidden: -3: expected at least 1"),
-        ("--connections -1", "argument --connections: -1: expected at least 1"),
-        ("--batch-size 1.5", "argument --batch-size: invalid positive value: '1.5'"),
+        ("--epoch 1", "unrecognized arguments: --epoch 1"),  # options are not abbreviated
         ("--tau 9.9", "--tau or --tau-readout 9.9: expected at least 10 ms, a step"),
         ("--tau nan", "--tau or --tau-readout nan: expected at least 10 ms"),
         ("--tau-readout 1", "--tau or --tau-readout 1.0: expected at least 10 ms"),
-        ("--tau-readout nan", "--tau or --tau-readout nan: expected at least 10 ms"),
         ("--dropout 1", "--dropout 1.0: expected a share, 0 to below 1"),
-        ("--dataset mnist", "argument --dataset: invalid choice: 'mnist'"),
-        ("--delays some", "argument --delays: invalid choice: 'some'"),
-        ("--epoch 1", "unrecognized arguments: --epoch 1"),
-        ("--epochs", "argument --epochs: expected one argument"),
-        ("--dataset toy --valid-speakers 1", "--valid-speakers 1: expected some, not all, of"),
         ("--dataset toy --no-test", "no test and no validation set: hold out some"),
         ("--dataset toy --lr 1e30", "the loss of epoch 1 is nan: try a lower --lr"),
+        ("--device cuda", "--device cuda: torch finds no GPU here"),
         ("--resume none", "No such file or directory: 'none/config.json'"),
-        ("--eval good", "No such file or directory: 'good/config.json'"),
         ("--eval unborn", "unborn/net.pt cannot be loaded"),
         ("--resume torn", "torn/last.pt cannot be loaded"),
-        ("--dataset toy --out run", "run exists already: continue that run with --resume run, or"),
         ("--dataset toy --out file/x", "Not a directory: 'file/x'"),
         ("--data-dir cut", "cut/shd_train.h5.gz could not be read (Compressed file ended before"),
-        ("--data-dir flipped", "flipped/shd_train.h5.zip could not be read (Bad CRC-32"),
-        ("--data-dir otherzip", "otherzip/shd_train.h5.zip could not be read ("),
+        ("--data-dir bent", "bent/shd_train.h5.gz could not be read (Error -3 while decompressing"),
+        ("--data-dir nozip", "nozip/shd_train.h5.zip could not be read (File is not a zip file"),
         ("--data-dir text", "text/shd_train.h5 could not be read (Unable to"),
-        ("--data-dir empty", "shd_train.h5.gz is not in empty and could not be fetched"),
-        ("--data-dir part", "shd_test.h5.gz is not in part and could not be fetched"),
         ("--data-dir good --valid-speakers 0,x", "of ['0', '1', '2']"),
         ("--data-dir good --valid-speakers 0,1,2", "expected some, not all, of ['0', '1', '2']"),
     ],
 )
-def test_a_mistake_gets_a_sentence_and_leaves_nothing(workplace, capsys, argv, sentence):
-    before = sorted(os.listdir(workplace))
-    assert sentence in said(capsys, "--device", "cpu", *argv.split())
-    made = set(os.listdir(workplace)) - set(before)
-    assert made <= ({"runs"} if "--lr" in argv else set())
+def test_a_mistake_gets_a_line_and_leaves_no_file(workplace, monkeypatch, capsys, argv, sentence):
+    monkeypatch.chdir(workplace)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    before = set(os.listdir())
+    with pytest.raises(SystemExit) as stop:
+        train.main(["--device", "cpu", *argv.split()])
+    said = stop.value.code
+    if said == 2:  # argparse's
+        said = f"train.py: {capsys.readouterr().err.splitlines()[-1]}"
+    assert said.startswith("train.py: ") and sentence in said and "\n" not in said
+    assert set(os.listdir()) - before <= ({"runs"} if "--lr" in argv else set())
 
 
 @pytest.fixture(scope="module")
-def workplace_once(tmp_path_factory):
-    """A folder with all that can be wrong with files, and a finished run."""
+def workplace(tmp_path_factory):
+    """A folder with all that can be wrong with files."""
     place = tmp_path_factory.mktemp("workplace")
-    names = "good cut flipped otherzip text empty part unborn torn"
-    for name in names.split():
+    for name in ("good", "cut", "bent", "nozip", "text", "unborn", "torn"):
         (place / name).mkdir()
     write_shd(place / "good")
     (place / "file").write_text("")
-    (place / "cut/shd_train.h5.gz").write_bytes(gzip.compress(b"x" * 1000)[:-20])
-    with zipfile.ZipFile(place / "flipped/shd_train.h5.zip", "w") as archive:
-        archive.writestr("shd_train.h5", b"spikes" * 100)
-    body = bytearray((place / "flipped/shd_train.h5.zip").read_bytes())
-    body[100] ^= 1
-    (place / "flipped/shd_train.h5.zip").write_bytes(body)
-    with zipfile.ZipFile(place / "otherzip/shd_train.h5.zip", "w") as archive:
-        archive.writestr("readme.txt", b"spikes")
+    packed = gzip.compress(b"x" * 1000)
+    (place / "cut/shd_train.h5.gz").write_bytes(packed[:-20])
+    (place / "bent/shd_train.h5.gz").write_bytes(packed[:10] + b"x" + packed[11:])
+    (place / "nozip/shd_train.h5.zip").write_text("<html>gone</html>")
     (place / "text/shd_train.h5").write_text("<html>gone</html>")
-    (place / "part/shd_train.h5").write_bytes((place / "good/shd_train.h5").read_bytes())
     words = "--dataset toy --delays fixed --epochs 1 --seed 5 --hidden 3 --batch-size 500 --out"
     train.train(parsed(*words.split(), place / "run"))
     for name in ("unborn", "torn"):
         (place / name / "config.json").write_bytes((place / "run/config.json").read_bytes())
     (place / "torn/last.pt").write_bytes((place / "run/last.pt").read_bytes()[:-9])
     return place
-
-
-@pytest.fixture
-def workplace(workplace_once, server, monkeypatch):
-    """The folder with all that can be wrong as the current one; no server has any file."""
-    monkeypatch.chdir(workplace_once)
-    return workplace_once
 
 
 GOOD = dict(times=[[0.1, 0.2, 0.3]] * 140, units=[[3, 4, 5]] * 140, labels=[0, 1] * 70)
@@ -1977,9 +1554,7 @@ GOOD = dict(times=[[0.1, 0.2, 0.3]] * 140, units=[[3, 4, 5]] * 140, labels=[0, 1
         ("labels", 139, None, r"it has \[139, 140, 140, 140\] labels, speakers, times, units"),
     ],
 )
-def test_a_file_with_a_mistake_is_refused_with_its_place(
-    tmp_path, column, sample, values, sentence
-):
+def test_a_mistake_in_a_file_is_refused_with_its_place(tmp_path, column, sample, values, sentence):
     content = {name: list(rows) for name, rows in GOOD.items()}
     content[column][sample : sample + 1] = [] if values is None else [values]
     write_h5(tmp_path / "shd_test.h5", **content, speakers=[0] * 140)
@@ -1996,10 +1571,7 @@ def test_a_file_with_a_mistake_is_refused_with_its_place(
         (dict(channel=[1, 0, 3]), r"channel of spike 2 is 3: .*whole number, 0\.\.2"),
         (dict(labels=np.eye(3)), r"label has shape \[3, 3\]: expected a list of whole numbers"),
         (dict(step=[3, 0]), r"sample, step and channel have \[3, 2, 3\] entries"),
-        (
-            dict(sample=[0] * 256, step=[2] * 256, channel=[1] * 256),
-            "256 spikes in one step and input: expected at most 255",
-        ),
+        (dict(sample=[0] * 256, step=[2] * 256, channel=[1] * 256), "256 spikes in one step and "),
     ],
 )
 def test_events_with_a_mistake_are_refused_with_its_place(change, sentence):
@@ -2017,16 +1589,14 @@ def test_events_with_a_mistake_are_refused_with_its_place(change, sentence):
         (dict(splits=("train", "val", "test")), "little has .*'val'.*: expected train, valid and"),
     ],
 )
-def test_a_data_set_that_is_not_as_its_row_says_is_refused(
-    change, sentence, little, tmp_path, monkeypatch
-):
+def test_a_data_set_unlike_its_row_is_refused(change, sentence, little, tmp_path, monkeypatch):
     monkeypatch.setitem(data.DATASETS, "little", data.DATASETS["little"]._replace(**change))
     with pytest.raises(data.UserError, match=sentence):
         train.train(options_of(tmp_path / "run", "--dataset", "little"))
     assert not (tmp_path / "run").exists()
 
 
-def test_a_wrong_or_a_missing_row_gets_a_sentence(little, short_run, tmp_path, monkeypatch):
+def test_a_wrong_or_a_missing_row_gets_a_sentence(short_run, tmp_path, monkeypatch):
     monkeypatch.setitem(train.DEFAULTS, "little", LITTLE | {"hiden": 14})
     with pytest.raises(data.UserError, match=r"DEFAULTS\['little'\] has unknown .*'hiden'"):
         parsed("--dataset", "little")
@@ -2035,119 +1605,26 @@ def test_a_wrong_or_a_missing_row_gets_a_sentence(little, short_run, tmp_path, m
         train.load_run(tmp_path / "run")
 
 
-class Mistaken(DelaySNN):
-    def neurons(self, i, current):
-        raise ValueError("a mistake of the fork")
-
-
-def test_a_mistake_of_a_fork_keeps_its_traceback(little, tmp_path):
-    words = ["--dataset", "little", "--device", "cpu", "--out", str(tmp_path / "run")]
-    with pytest.raises(ValueError, match="a mistake of the fork"):
-        train.main(words, Mistaken)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card here")
-def test_a_card_that_is_not_there_gets_a_sentence(capsys):
-    assert "--device cuda: torch finds no GPU here" in said(capsys, "--device", "cuda")
-
-
 def test_help_shows_the_defaults_of_the_chosen_data_set(capsys):
     for dataset, taps in (("shd", 25), ("ssc", 31)):
-        with pytest.raises(SystemExit) as stop:
+        with pytest.raises(SystemExit, match="0"):
             train.main(["--dataset", dataset, "-h"])
-        assert stop.value.code == 0
         shown = " ".join(capsys.readouterr().out.split())
         assert f"--taps TAPS delays are 0 to TAPS - 1 steps (default: {taps})" in shown
-
-
-@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C cannot be sent so on Windows")
-def test_ctrl_c_ends_the_program_by_the_signal_and_the_run_goes_on(tmp_path):
-    # A script in the background ignores Ctrl-C, and hands that on to the programs that it starts.
-    code = "import signal, train; signal.signal(2, signal.default_int_handler); train.main()"
-    out = tmp_path / "a run"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, "--dataset", "toy", "--device", "cpu", "--out", str(out)],
-        env=ENV | {"PYTHONPATH": HERE},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    while not (out / "last.pt").exists() and process.poll() is None:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    printed, _ = process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGINT
-    assert f"--resume {out}" in printed
 
 
 # ------------------------------------------------------------------------- a card that is not there
 
 
-CARD = torch.device("meta")
-
-
-class Card(TorchDispatchMode):
-    """A card that is not there: tensors of torch's meta device have a shape and no numbers.
-
-    An operation on tensors of two devices raises, as on a card.  What makes a card wait is listed
-    in .waits: each look at a number, be it by item, tolist, cpu or `if`, and each copy to or from
-    the card.  (numpy and a choice of elements by a mask need no list: meta tensors refuse them.)
-    Numbers that are read are zeros.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.waits = []
-        self.convolutions = 0
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        self.convolutions += operation is torch.ops.aten.convolution.default
-        if operation is torch.ops.aten._local_scalar_dense.default and on_card(args[0]):
-            self.waits.append(place())
-            return 0
-        if operation is torch.ops.aten._to_copy.default:
-            source, target = args[0], kwargs.get("device") or args[0].device
-            if on_card(source) != (target == CARD):
-                self.waits.append(place())
-            if on_card(source) and target != CARD:
-                return torch.zeros(source.shape, dtype=source.dtype)
-            return operation(*args, **kwargs)
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if torch.is_tensor(leaf)]
-        if any(map(on_card, tensors)) and not all(map(on_card, tensors)):
-            raise AssertionError(f"{place()}: {operation} mixes devices")
-        return operation(*args, **kwargs)
-
-
-def on_card(tensor):
-    return tensor.device == CARD
-
-
-def place():
-    """The function of the project that is at work."""
-    frame = sys._getframe()
-    while frame is not None:
-        module = frame.f_globals["__name__"]
-        if module in ("delays", "data", "train"):
-            return f"{module}.{frame.f_code.co_name}"
-        frame = frame.f_back
-    return "elsewhere"
-
-
 @pytest.fixture
-def card(monkeypatch):
-    """A Card, which torch takes for one of CUDA."""
-    # The fused Adam can compute on meta, but refuses to: this is its check of the device.
-    adam = sys.modules[torch.optim.Adam.__module__]
-    monkeypatch.setattr(adam, "_device_dtype_check_for_fused", lambda parameter: None)
+def card():
     with Card() as card:
         yield card
 
 
-ON_CARD = ["shd", "shd --delays fixed", "shd --delays none", "shd --connections 30", "toy", "ssc"]
-
-
-@pytest.mark.parametrize("words", ON_CARD)
+@pytest.mark.parametrize(
+    "words", ["shd", "shd --delays none", "toy --delays fixed --connections 3"]
+)
 def test_an_epoch_and_an_evaluation_on_a_card_wait_for_one_sum(words, card, monkeypatch):
     options = parsed("--dataset", *words.split(), "--batch-size", 2)
     row = data.DATASETS[options.dataset]
@@ -2160,14 +1637,20 @@ def test_an_epoch_and_an_evaluation_on_a_card_wait_for_one_sum(words, card, monk
     train.set_schedules(optimizer, net, 0, options)
 
     card.waits.clear()
-    means = train.train_epoch(net, optimizer, spikes, 2)
+    card.calls.clear()
+    means = train.train_epoch(net, optimizer, spikes, batches)
     assert means == [0.0] * (2 + options.layers)  # what this card reads
-    assert card.waits == ["train.train_epoch"]  # once an epoch
-    assert card.convolutions == (0 if options.delays == "none" else 2 * (options.layers + 1))
+    # In each of two batches: the samples' steps, first rows and counts, and their labels; and the
+    # kernels of one tap, with their gradients.
+    one_tap = 0 if options.delays == "learned" else 2 * (options.layers + 1)
+    moved = {name: n for name, n in card.calls.items() if re.search("index|gather|scatter", name)}
+    want = {"aten.index.Tensor": 8, "aten.scatter.src": one_tap, "aten.gather.default": one_tap}
+    assert moved == {name: n for name, n in want.items() if n}
+    for rounded in (True, False):
+        assert train.evaluate(net, spikes, 2, rounded) == 0.0
+    assert card.waits == ["train.train_epoch", "train.evaluate", "train.evaluate"]
+    layers = 0 if options.delays == "none" else options.layers + 1
+    assert card.calls["aten.convolution.default"] == layers * 2 * 3  # two batches, three times
     for name, parameter in net.named_parameters():
         state = optimizer.state[parameter].values()  # its step and its two moments
-        assert [on_card(tensor) for tensor in (parameter.grad, *state)] == [True] * 4, name
-    for rounded in (True, False):
-        card.waits.clear()
-        assert train.evaluate(net, spikes, 2, rounded) == 0.0
-        assert card.waits == ["train.evaluate"]
+        assert {tensor.device for tensor in (parameter.grad, *state)} == {CARD}, name

@@ -135,13 +135,10 @@ def cross_entropy(net, counts: Tensor, membrane: Tensor, labels: Tensor) -> Tens
     return F.cross_entropy(class_scores(membrane), labels)
 
 
-def train_epoch(
-    net, optimizer, spikes: data.Spikes, batch_size: int, loss=cross_entropy, augment=None
-) -> list[float]:
-    """Train on all samples once.  Returns the means of loss, accuracy and each layer's rate."""
+def train_epoch(net, optimizer, spikes, batches, loss=cross_entropy, augment=None) -> list[float]:
+    """Train on all batches once.  Returns the means of loss, accuracy and each layer's rate."""
     net.train()
     sums = 0  # becomes a tensor on the device: every look at a number would make a GPU wait
-    batches = data.batches(spikes, batch_size)
     for number, (indices, longest) in enumerate(batches, 1):
         counts = data.padded(spikes, indices, longest)  # [B, T, inputs]
         labels = spikes.labels[indices]  # [B]
@@ -218,7 +215,7 @@ def train(options: argparse.Namespace, net=None, loss=None, augment=None, on_epo
     first_delays = [layer.positions().detach().clone() for layer in delayed_layers(net)]
     names = {"network": type(net).__name__, "loss": name_of(loss), "augment": name_of(augment)}
     rows = resume(net, optimizer, names, options) if options.resume else start(net, sets, options)
-    # With a validation set, the test set is not read until the last epoch has ended.
+    # With a validation set, the test set is not judged until the last epoch has ended.
     judge = "valid" if "valid" in sets else "test"
 
     for epoch in range(len(rows), options.epochs):
@@ -227,7 +224,8 @@ def train(options: argparse.Namespace, net=None, loss=None, augment=None, on_epo
         # the epochs of one seed apart from those of the next.
         torch.manual_seed(options.seed + 1_000_003 * (epoch + 1))
         lr = set_schedules(optimizer, net, epoch, options)
-        means = train_epoch(net, optimizer, sets["train"], options.batch_size, loss, augment)
+        batches = data.batches(sets["train"], options.batch_size)
+        means = train_epoch(net, optimizer, sets["train"], batches, loss, augment)
         if not math.isfinite(means[0]):
             raise UserError(f"the loss of epoch {epoch + 1} is {means[0]}: try a lower --lr")
 
@@ -389,12 +387,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--weight-decay", type=float, default=1e-5, help="L2 penalty of the weights")
     add("--seed", type=int, default=0, help="of weights, delays, batches and dropout")
 
-    add(
-        "--device",
-        choices=["auto", "cpu", "cuda"],
-        default="auto",
-        help="auto: a GPU if there is one",
-    )
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: a GPU if found")
     add("--out", help="folder for the results; None: runs/DATASET-DELAYS-SEED")
     add("--resume", metavar="RUN", help="continue the run in this folder")
     add("--eval", metavar="RUN", help="only print the accuracy of the run in this folder")
@@ -512,6 +505,7 @@ def load_run(folder: str, net: DelaySNN | None = None) -> tuple[DelaySNN, argpar
     """Return the network of a run, in evaluation and on the CPU, and the options of the run.
 
     The weights are those of the epoch that counts: the best on validation, or else the last.
+    Seeds torch, as build does.
     net: a network of your own to load them into, built like the one that was trained.
     """
     options = argparse.Namespace(**read_options(folder))

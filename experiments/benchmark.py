@@ -1,13 +1,13 @@
-"""The same network here and of the authors' libraries: equality, time, memory, operations.
+"""The network here and the authors': equality, time, memory, operations.
 
     python -m experiments.benchmark                    # made-up spikes of SHD's size and lengths
     python -m experiments.benchmark --data-dir DIR     # SHD's files
-    python -m experiments.benchmark --operations       # how many operations a step calls
+    python -m experiments.benchmark --operations       # what a step of training asks of a card
 
-The authors' network, "peer", is built of dcls and spikingjelly (from PyPI, with torchvision).  Each
-contestant runs in a process of its own, with the same settings of the processor.  They take turns,
-step by step, and medians are printed.  A step is one of training on a batch; an epoch is training
-and test evaluation, once.  Memory is the peak of the process, on CUDA of its tensors.
+The authors' network, "peer", is built of dcls and spikingjelly (from PyPI).  Each contestant runs
+in its own process, with the same settings of the processor.  They take turns, step by step, and the
+medians are printed.  A step is one of training on a batch of 256; an epoch is training and test
+evaluation, once.  Memory is the peak of the process, or on CUDA of its tensors.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from itertools import pairwise
 
 import numpy as np
@@ -26,6 +27,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import data
 import train
@@ -81,18 +83,15 @@ class Peer(nn.Module):
         return self.lif[2].v_seq.softmax(2).sum(0)
 
     def whole_steps(self):
-        """One tap a synapse, for evaluation."""
+        """Use one tap per synapse, for evaluation."""
         for conv in self.conv:
             conv.P.data.round_()
             conv.SIG.data.zero_()
             conv.DCK.version = "max"
 
 
-# ---------------------------------------------------------------------------------------- equality
-
-
 def copied(net: DelaySNN) -> Peer:
-    """The peer with the weights, delays and sigma of a network; both without dropout."""
+    """Return the peer with the weights, delays and sigma of a network, both without dropout."""
     peer = Peer(len(net.norms[0].weight), dropout=0.0).to(net.layers[0].weight.dtype)
     for conv, layer in zip(peer.conv, net.layers, strict=True):
         conv.weight.data = layer.weight.detach().clone().unsqueeze(2)
@@ -102,9 +101,9 @@ def copied(net: DelaySNN) -> Peer:
 
 
 def compare(hidden: int = 64) -> dict[str, float]:
-    """The largest differences of scores and gradients, in float64, relative to the largest value.
+    """Return the largest differences of the two networks, relative to the largest value.
 
-    All steps of the batch count, as the authors train.
+    Scores and gradients in float64, in training and on a padded batch; then scores in whole steps.
     """
     torch.manual_seed(0)
     net = DelaySNN(data.INPUTS, [hidden, hidden], 20, dropout=0.0).double()
@@ -113,10 +112,9 @@ def compare(hidden: int = 64) -> dict[str, float]:
     peer = copied(net)
     counts = (torch.rand(8, 50, data.INPUTS) < ACTIVE).double()
     counts[::2, 40:] = 0  # the padding of shorter samples
-    labels = torch.arange(8)
     ours, theirs = class_scores(net(counts)), peer(counts)
     for scores in (ours, theirs):
-        F.cross_entropy(scores, labels).backward()
+        F.cross_entropy(scores, torch.arange(8)).backward()
     pairs = {"scores": (ours, theirs)}
     for i, (layer, conv) in enumerate(zip(net.layers, peer.conv, strict=True)):
         pairs[f"gradient of weights {i}"] = layer.weight.grad, conv.weight.grad.squeeze(2)
@@ -169,21 +167,19 @@ def our_tasks(options: argparse.Namespace, variant: str) -> dict:
     net = train.build(settings).to(options.device)
     optimizer = train.make_optimizer(net, settings)
     train.set_schedules(optimizer, net, 0, settings)
-    return tasks_of(
-        options,
-        lambda spikes: train.train_epoch(net, optimizer, spikes, 256),
-        lambda spikes: train.evaluate(net, spikes, 256),
-    )
+
+    def train_epoch(spikes):
+        train.train_epoch(net, optimizer, spikes, data.batches(spikes, 256))
+
+    return tasks_of(options, train_epoch, lambda spikes: train.evaluate(net, spikes))
 
 
 def tasks_of(options: argparse.Namespace, train_epoch, evaluate) -> dict:
-    """What a contestant can be asked for: a step of training, and an epoch with its evaluation."""
-    sets = {}
-    for split, samples in SAMPLES.items():
-        if options.data_dir:
-            sets[split] = data.load("shd", split, options.data_dir).to(options.device)
-        else:
-            sets[split] = made_up(samples).to(options.device)
+    """Return what a contestant is asked for: a step of training, and an epoch with evaluation."""
+    sets = {split: made_up(samples) for split, samples in SAMPLES.items()}
+    if options.data_dir:
+        sets = {split: data.load("shd", split, options.data_dir) for split in SAMPLES}
+    sets = {split: spikes.to(options.device) for split, spikes in sets.items()}
     batch = sets["train"].select(np.arange(SAMPLES["train"]) < 256)
 
     def epoch():
@@ -197,27 +193,80 @@ def made_up(samples: int) -> data.Spikes:
     rng = np.random.default_rng(0)
     steps = rng.normal(MEAN_STEPS, 15, samples).clip(24, LONGEST).astype(int)
     counts = [rng.random((n, data.INPUTS)) < ACTIVE for n in steps]
-    return data.join([own.astype(np.uint8) for own in counts], np.arange(samples) % 20)
+    return data.join([sample.astype(np.uint8) for sample in counts], np.arange(samples) % 20)
 
 
-class Counter(TorchDispatchMode):
-    """Counts the operations that torch is asked for while it is active, and the views of them."""
+# ------------------------------------------------------------------------- a card that is not there
+
+CARD = torch.device("meta")
+
+
+class Card(TorchDispatchMode):
+    """Counts what a program asks of a card, with tensors that have a shape and no numbers.
+
+    They lie on torch's meta device.  Operations on tensors of two devices raise, as on a card.
+    .calls: how often each operation was called, by name.
+    .waits: in which function of the project the card was waited for, by a look at a number (item,
+        tolist, cpu, `if`) or a copy to or from the card.  Numbers that are read are zeros.
+    """
 
     def __init__(self):
         super().__init__()
-        self.total = self.views = 0
+        self.calls = Counter()
+        self.waits = []
+        # The fused Adam can compute on meta, but refuses to: this is its check of the device.
+        sys.modules[torch.optim.Adam.__module__]._device_dtype_check_for_fused = lambda _: None
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.total += 1
-        self.views += func.is_view
-        return func(*args, **(kwargs or {}))
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        self.calls[str(operation)] += 1
+        if operation is torch.ops.aten._local_scalar_dense.default and args[0].device == CARD:
+            self.waits.append(place())
+            return 0
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if torch.is_tensor(leaf)]
+        devices = {tensor.device for tensor in tensors}
+        if operation is torch.ops.aten._to_copy.default:
+            target = kwargs.get("device") or args[0].device
+            if devices != {target}:
+                self.waits.append(place())
+            if devices == {CARD} and target != CARD:
+                return torch.zeros(args[0].shape, dtype=args[0].dtype)
+        elif CARD in devices and len(devices) > 1:
+            raise AssertionError(f"{place()}: {operation} mixes devices")
+        return operation(*args, **kwargs)
+
+
+def place() -> str:
+    """Return the function of delays.py, data.py or train.py that is running."""
+    frame = sys._getframe()
+    while frame is not None:
+        module = frame.f_globals["__name__"]
+        if module in ("delays", "data", "train"):
+            return f"{module}.{frame.f_code.co_name}"
+        frame = frame.f_back
+    return "elsewhere"
+
+
+def count_operations() -> Card:
+    """Return the card after a step of training on a made-up batch of SHD's size."""
+    settings = train.parse(["--device", "cpu"])
+    spikes = made_up(256).to(CARD)
+    batches = [(torch.arange(256, device=CARD), LONGEST)]
+    with Card() as card:
+        net = train.build(settings).to(CARD)
+        optimizer = train.make_optimizer(net, settings)
+        train.set_schedules(optimizer, net, 0, settings)
+        for _ in range(2):  # the first step also sets up Adam
+            card.calls.clear()
+            train.train_epoch(net, optimizer, spikes, batches)
+    return card
 
 
 # ----------------------------------------------------------------------------------- the processes
 
 
 def serve(options: argparse.Namespace) -> None:
-    """The side of a child process: answers the name of a task with its time and the peak."""
+    """Answer the name of a task with its time and the peak of memory, as a child process."""
     tasks = peer_tasks(options) if options.worker == "peer" else our_tasks(options, options.worker)
     for line in sys.stdin:
         begun = time.perf_counter()
@@ -230,22 +279,21 @@ def serve(options: argparse.Namespace) -> None:
 
 
 def take_turns(workers: dict, task: str, rounds: int) -> dict[str, dict]:
-    """Median of the seconds, and the peak at the end, by name."""
+    """Return the median of the seconds, and the peak at the end, by name."""
     answers = {name: [] for name in workers}
     for _ in range(rounds):
         for name, worker in workers.items():
             print(task, file=worker.stdin, flush=True)
             answers[name].append(json.loads(worker.stdout.readline()))
     return {
-        name: {"seconds": statistics.median(a["seconds"] for a in own), "gib": own[-1]["gib"]}
-        for name, own in answers.items()
+        name: {"seconds": statistics.median(a["seconds"] for a in given), "gib": given[-1]["gib"]}
+        for name, given in answers.items()
     }
 
 
 def contest(options: argparse.Namespace) -> None:
-    names = ["learned", "fixed", "none", "peer"]
     workers = {}
-    for name in names:
+    for name in ("learned", "fixed", "none", "peer"):
         command = [sys.executable, "-m", "experiments.benchmark", *sys.argv[1:], "--worker", name]
         pipe = subprocess.PIPE
         workers[name] = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
@@ -257,7 +305,7 @@ def contest(options: argparse.Namespace) -> None:
         worker.stdin.close()
 
     print(f"{'':<10}", *(f"{task:>11}{'to learned':>12}{'GiB':>7}" for task in tables), sep="")
-    for name in names:
+    for name in workers:
         cells = ""
         for results in tables.values():
             seconds = results[name]["seconds"]
@@ -267,9 +315,8 @@ def contest(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False
-    )
+    lines = argparse.RawTextHelpFormatter  # keeps the lines of the docstring
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=lines)
     add = parser.add_argument
     add("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
     add("--data-dir", help="SHD's files; default: made-up spikes")
@@ -281,19 +328,14 @@ def main() -> None:
     logging.disable(logging.WARNING)  # spikingjelly's, of a missing Triton, which is not needed
     if options.worker:
         serve(options)
-        return
-    if options.operations:
-        step = our_tasks(options, "learned")["step"]
-        step()  # the first one also sets up Adam
-        with Counter() as counter:
-            step()
-        print(f"{counter.total:,} operations, {counter.views:,} of them views")
-        return
-
-    print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    for name, difference in compare().items():
-        print(f"{name:<24} differs by {difference:.1e}")
-    contest(options)
+    elif options.operations:
+        card = count_operations()
+        print(f"{card.calls.total():,} operations, of which {card.calls.most_common(9)}")
+    else:
+        print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+        for name, difference in compare().items():
+            print(f"{name:<24} differs by {difference:.1e}")
+        contest(options)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""Takes a trained network out of torch: plain arrays, which any simulator can read.
+"""Take a trained network out of torch: plain arrays that any simulator can read.
 
     python -m experiments.export RUN --out net.npz
     python -m experiments.export RUN --brian2 --samples 20
 
 RUN is the folder of a run.  The first command writes the arrays, simulates them on all test samples
-and prints their accuracy beside the run's.  The second one runs the hidden layers in the simulator
-Brian2 (pip install brian2; version 2.9.0 needs numpy<2.4), and compares every spike with those of
-the trained network in torch.
+and prints their accuracy next to the run's.  The second runs the hidden layers in the simulator
+Brian2 (pip install brian2) and compares every spike with those of the trained network in torch.
 
-Networks with `neurons`, `kernel` or `forward` of their own are refused.  Others, such as Axonal in
-ideas.py, are exported from Python: train.load_run(RUN, net), arrays_of, numpy.savez.
+Networks that override `neurons` or `forward`, and layers that override `kernel` or `forward`, are
+refused.  Other networks of your own are exported from Python: train.load_run(RUN, net), arrays_of,
+numpy.savez.
 
 The file is read with numpy.load and holds no pickle.  For the whole network:
 
@@ -30,24 +30,20 @@ and for layer i = 0, 1, ..., of which the readout is the last:
     delay_i             int32 [synapses], whole steps
     current_i           float32 [neurons], flows into each neuron in each step
 
-Batch norm is in weight and current: it does nothing else in evaluation.
+Batch norm is part of weight and current.  A spike of the recording that comes `time` ms after the
+first is in step floor(time / step_ms) and input floor(channel / channels_per_input).  x[t, input]
+counts the spikes there.  The sample's own steps end with its last spike, and x is 0 after it.
 
-A sample is binned thus: a spike comes `time` ms after the sample's first one.  It is in step
-floor(time / step_ms) and in input floor(channel / channels_per_input), and x[t, input] counts the
-spikes there, which may be more than one.  The sample's own steps end with its last spike.  (The toy
-task and data of one's own come in steps, and have one channel an input.)
-
-Every layer runs for the sample's own steps and tail_steps more, with v = 0 and no spikes before.
-tail_steps is the sum of taps // 2 of all layers.  A delay of 0 acts within the same step, so the
-layers are computed one after the other:
+Every layer runs for these steps and tail_steps more, with v = 0 and no spikes before.  A delay of 0
+acts within the same step, so the layers are computed one after the other:
 
     I[t, o] = current[o] + sum over synapses onto o of weight * x[t - delay, pre]
     h[t] = (1 - 1 / tau_steps) v[t-1] + I[t]
     s[t] = 1 if h[t] >= threshold, else 0;   v[t] = h[t] (1 - s[t])
 
-s is the x of the next layer.  The readout has a neuron for each class, which neither spikes nor
-resets: v[t] = h[t], with the time constant tau_readout_steps.  The answer is the class with the
-largest sum of softmax(v[t]), over all these steps.
+s is the x of the next layer.  The readout has one neuron per class that neither spikes nor resets:
+v[t] = h[t], with tau_readout_steps.  The answer is the class with the largest sum of softmax(v[t])
+over all these steps.
 """
 
 import argparse
@@ -72,10 +68,9 @@ THRESHOLD = 1.0  # lif's default, which DelaySNN uses
 
 
 def arrays_of(net: DelaySNN, options: argparse.Namespace) -> dict[str, np.ndarray]:
-    """What the file holds, from what train.load_run returns."""
+    """Return what the file holds, from what train.load_run returns."""
     refuse_unfit(net)
     dataset = data.DATASETS[options.dataset]
-    taps = [layer.taps for layer in net.layers]
     arrays = {
         "dataset": np.array(options.dataset),
         "inputs": np.int32(dataset.inputs),
@@ -84,7 +79,7 @@ def arrays_of(net: DelaySNN, options: argparse.Namespace) -> dict[str, np.ndarra
         "tau_steps": np.float64(net.tau),
         "tau_readout_steps": np.float64(net.tau_readout),
         "threshold": np.float64(THRESHOLD),
-        "taps": np.int32(max(taps)),
+        "taps": np.int32(max(layer.taps for layer in net.layers)),
         "tail_steps": np.int32(net.tail),
     }
     for i, (layer, norm) in enumerate(zip_longest(net.layers, net.norms)):
@@ -97,18 +92,18 @@ def arrays_of(net: DelaySNN, options: argparse.Namespace) -> dict[str, np.ndarra
         weight = layer.weight.detach() * factor[:, None]  # [out, in] or [count, out, in]
         weight = weight.reshape(-1, *layer.mask.shape)  # [count, out, in]
         delay = layer.positions().detach().round().expand_as(weight)
-        there = layer.mask.expand_as(weight)
-        _, post, pre = there.nonzero(as_tuple=True)
+        connected = layer.mask.expand_as(weight)
+        _, post, pre = connected.nonzero(as_tuple=True)
         arrays[f"pre_{i}"] = pre.int().numpy()
         arrays[f"post_{i}"] = post.int().numpy()
-        arrays[f"weight_{i}"] = weight[there].float().numpy()
-        arrays[f"delay_{i}"] = delay[there].int().numpy()
+        arrays[f"weight_{i}"] = weight[connected].float().numpy()
+        arrays[f"delay_{i}"] = delay[connected].int().numpy()
         arrays[f"current_{i}"] = current.float().numpy()
     return arrays
 
 
 def refuse_unfit(net: DelaySNN) -> None:
-    """A UserError unless the arrays can say all of what the network does."""
+    """Raise a UserError unless the arrays can hold all of what the network does."""
     kind = type(net)
     if (kind.neurons, kind.forward) != (DelaySNN.neurons, DelaySNN.forward):
         found = f"{kind.__name__} has neurons or a forward of its own"
@@ -123,13 +118,14 @@ def refuse_unfit(net: DelaySNN) -> None:
 # ---------------------------------------------------------------------------- the arrays in torch
 
 
-def simulate(arrays: dict, counts: Tensor) -> Tensor:
-    """The membrane of the readout, [B, T + tail_steps, classes].
+def layers_of(arrays: dict) -> range:
+    return range(sum(name.startswith("pre_") for name in arrays))
 
-    counts: [B, T, inputs].
-    """
-    x = F.pad(counts, (0, 0, 0, int(arrays["tail_steps"])))  # [B, T + tail_steps, inputs]
-    for i in range(layers_of(arrays)):
+
+def simulate(arrays: dict, counts: Tensor) -> Tensor:
+    """Return the membrane of the readout, [B, T + tail_steps, classes], from counts [B, T, in]."""
+    x = F.pad(counts, (0, 0, 0, int(arrays["tail_steps"])))  # [B, T + tail_steps, in]
+    for i in layers_of(arrays):
         constant = torch.from_numpy(arrays[f"current_{i}"])
         kernel = np.zeros((len(constant), x.shape[2], arrays["taps"]), np.float32)
         where = tuple(arrays[f"{name}_{i}"] for name in ("post", "pre", "delay"))
@@ -139,17 +135,13 @@ def simulate(arrays: dict, counts: Tensor) -> Tensor:
     return leaky_integrator(current, float(arrays["tau_readout_steps"]))  # of the last layer
 
 
-def layers_of(arrays: dict) -> int:
-    return sum(name.startswith("pre_") for name in arrays)
-
-
 def accuracy_of(arrays: dict, samples: data.Spikes, batch_size: int = 256) -> float:
-    """Correct / total of the arrays."""
+    """Return correct / total of the arrays."""
     hits = 0
     for indices, longest in data.batches(samples, batch_size, shuffle=False):
-        steps = samples.steps[indices]
+        steps = samples.steps[indices] + int(arrays["tail_steps"])
         membrane = simulate(arrays, data.padded(samples, indices, longest))
-        guess = class_scores(membrane, steps + int(arrays["tail_steps"])).argmax(1)
+        guess = class_scores(membrane, steps).argmax(1)
         hits += int((guess == samples.labels[indices]).sum())
     return hits / len(samples.labels)
 
@@ -158,12 +150,12 @@ def accuracy_of(arrays: dict, samples: data.Spikes, batch_size: int = 256) -> fl
 
 
 def simulate_brian2(arrays: dict, counts: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The hidden layers in Brian2: the spikes (bool) and h of each, [T + tail_steps, N].
+    """Return the spikes (bool) and h of the hidden layers in Brian2, each [T + tail_steps, N].
 
     counts: [T, inputs] of one sample.
-    By default Brian2 updates all neurons, then all spikes, then all synapses, so that a layer would
-    act on the next one a step late.  Here all parts are in one slot of the schedule, in an order of
-    their own: layer after layer, and within each synapses, neurons, spikes.
+    By default Brian2 updates all neurons, then all spikes, then all synapses, so a layer would act
+    on the next one a step late.  Here all parts share one slot of the schedule, in this order:
+    layer after layer, and within each layer synapses, neurons, spikes.
     """
     import brian2
 
@@ -171,20 +163,19 @@ def simulate_brian2(arrays: dict, counts: np.ndarray) -> list[tuple[np.ndarray, 
     step = float(arrays["step_ms"]) * brian2.ms
     brian2.defaultclock.dt = step
 
-    # A cell emits at most one spike a step.  So there are as many groups of inputs as the largest
+    # A cell emits at most one spike per step.  So there are as many groups of inputs as the largest
     # count, and a count of 3 is a spike in each of the first three.
-    inputs = counts.shape[1]
     sources = []
     for k in range(counts.max()):
         t, cell = np.nonzero(counts > k)
-        source = brian2.SpikeGeneratorGroup(inputs, cell, t * step, when="groups", order=-1)
-        sources.append(source)
+        group = brian2.SpikeGeneratorGroup(counts.shape[1], cell, t * step, when="groups", order=-1)
+        sources.append(group)
     network = brian2.Network(sources)
 
     decay = 1 - 1 / float(arrays["tau_steps"])
     constants = {"decay": decay, "threshold": float(arrays["threshold"])}
     monitors = []
-    for i in range(layers_of(arrays) - 1):
+    for i in layers_of(arrays)[:-1]:
         layer = brian2.NeuronGroup(
             len(arrays[f"current_{i}"]),
             "v : 1\n h : 1\n s : 1\n arriving : 1\n current : 1",
@@ -220,34 +211,33 @@ def simulate_brian2(arrays: dict, counts: np.ndarray) -> list[tuple[np.ndarray, 
 
 
 def compare_brian2(net: DelaySNN, arrays: dict, samples: data.Spikes, number: int) -> None:
-    """Prints how many hidden spikes of the first samples differ between torch and Brian2.
+    """Print how many hidden spikes of the first samples differ between torch and Brian2.
 
-    Rounding may move a spike if its h is within 1e-5 of the threshold, and with it later ones.
+    Rounding may move a spike if its h is within 1e-5 of the threshold, and later ones with it.
     """
-    zeros = net.tail - net.layers[0].taps // 2  # as train.predict appends them
-    ours = []  # spikes of the hidden layers: what the next one gets, [at least T + tail_steps, N]
+    reached = []  # the spikes of each hidden layer, as the next layer gets them
     for layer in net.layers[1:]:
-        layer.register_forward_pre_hook(lambda _, x: ours.append(x[0][0].bool().numpy()))
+        layer.register_forward_pre_hook(lambda _, x: reached.append(x[0][0].bool().numpy()))
 
     total, unequal = 0, 0
-    own_steps = samples.steps[:number].tolist()
-    for b, steps in enumerate(own_steps):
-        data.progress(f"sample {b + 1} of {len(own_steps)}")
-        counts = data.padded(samples, torch.tensor([b]), steps)  # [1, T, inputs]
-        ours.clear()
-        net(F.pad(counts, (0, 0, 0, zeros)))
+    number = min(number, len(samples.labels))
+    for b in range(number):
+        data.progress(f"sample {b + 1} of {number}")
+        sample = samples.select(np.arange(len(samples.labels)) == b)
+        reached.clear()
+        train.predict(net, sample)
         differing = []
-        for i, (s, h) in enumerate(simulate_brian2(arrays, counts[0].numpy())):
-            spikes = ours[i][: len(s)]
-            total += spikes.sum()
-            differing += [(t, i, n, h[t, n]) for t, n in np.argwhere(spikes != s)]
+        for i, (s, h) in enumerate(simulate_brian2(arrays, sample.counts.numpy())):
+            ours = reached[i][: len(s)]
+            total += ours.sum()
+            differing += [(t, i, n, h[t, n]) for t, n in np.argwhere(ours != s)]
         unequal += len(differing)
         if differing:
             t, i, n, potential = min(differing)
             where = f"sample {b}, step {t}, hidden layer {i + 1}, neuron {n}"
             print(f"{where}: the first spike that differs, at h = {potential:.9f}")
     words = f"{total:,} hidden spikes in torch, {unequal} that only one of the two has"
-    print(f"{len(own_steps)} samples, {words}")
+    print(f"{number} samples, {words}")
 
 
 # ------------------------------------------------------------------------------------ the program
@@ -259,7 +249,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("export.py", description=__doc__, formatter_class=kind)
     add = parser.add_argument
     task = parser.add_mutually_exclusive_group(required=True)
-    add("run", metavar="RUN", help="folder of a run that has ended")
+    add("run", metavar="RUN", help="folder of a finished run")
     task.add_argument("--out", metavar="NPZ", help="write the arrays to this file")
     task.add_argument("--brian2", action="store_true", help="compare hidden spikes with Brian2")
     add("--samples", type=train.positive, default=20, help="compared with Brian2; default: 20")
@@ -277,17 +267,15 @@ def perform(options: argparse.Namespace) -> None:
     arrays = arrays_of(net, of_run)
     if options.out:
         np.savez(options.out, **arrays)
-        with open(os.path.join(options.run, "result.json")) as file:
-            accuracy = json.load(file)["test_accuracy"]
-        if accuracy is None:
-            raise UserError(f"{options.out} is written; the run left the test set alone")
-
     samples = data.load(of_run.dataset, "test", options.data_dir or of_run.data_dir)
     if options.brian2:
         compare_brian2(net, arrays, samples, options.samples)
-    else:
-        ours = accuracy_of(arrays, samples)
-        print(f"test accuracy of the arrays {ours:.2%}, of the run {accuracy:.2%}")
+        return
+    with open(os.path.join(options.run, "result.json")) as file:
+        result = json.load(file)
+    print(f"test accuracy of the arrays {accuracy_of(arrays, samples):.2%}")
+    if result["test_accuracy"] is not None:  # the run may have left the test set alone
+        print(f"test accuracy of the run {result['test_accuracy']:.2%}")
 
 
 if __name__ == "__main__":

@@ -1,39 +1,29 @@
-"""Draws the README's pictures, and a look into any run (needs matplotlib).
+"""Draw the pictures of the README, and any run of train.py (needs matplotlib and pandas).
 
-    python -m experiments.figures --record    # trains the toy task, a minute at most; then as below
-    python -m experiments.figures             # all but run.png; kernel.png of the run of --record
-    python -m experiments.figures --run RUN   # run.png: curves, delays and a sample of any run
+    python -m experiments.figures             # learning.gif, why.png, network.png, variants.png
+    python -m experiments.figures --record    # also kernel.png, for which it trains the toy task
+    python -m experiments.figures --run RUN   # run.png in RUN, a folder of train.py
 
-RUN is a folder of train.py, and the run may be still training.  First come the pictures, then what
-reads a run, and last the looks and the options.
+A run that is still training is drawn as it was after its last epoch.
 """
 
 import argparse
 import os
 import sys
+import tempfile
 from statistics import mean
 
 import numpy as np
 import torch
+from matplotlib.animation import PillowWriter
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import data
 import train
 from data import UserError
-from delays import (
-    DelayedLinear,
-    DelaySNN,
-    class_scores,
-    delay_conv,
-    gaussian_kernel,
-    integer_kernel,
-    leaky_integrator,
-    lif,
-    shrinking_sigma,
-)
+from delays import DelayedLinear, class_scores, leaky_integrator, lif, shrinking_sigma
 from experiments import results
 
 INK = "#222222"
@@ -42,92 +32,16 @@ PALE = "#dcdcdc"
 BLUE = "#2166ac"
 RED = "#d6604d"
 
-# ------------------------------------------------------------------------- kernel.png: one synapse
+# ---------------------------------------------------- learning.gif and why.png: a training by hand
 
 
-def record(folder: str) -> None:
-    """Trains the toy task, and keeps the first layer's delays of every epoch in history.pt.
+def by_hand(sigmas: list[float]) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Train the network of tour.ipynb: each of four neurons has to fire at a pattern of its own.
 
-    They are [1 + epochs, out, in], the first ones of the untrained network.
-    """
-    if os.path.exists(folder):
-        raise UserError(f"{folder} is there already: remove it to record anew")
-    options = train.parse(["--dataset", "toy", "--device", "cpu", "--out", folder])
-    net = train.build(options)
-    history = [net.layers[0].delay.detach().clone()]
-
-    def keep(net, row):
-        history.append(net.layers[0].delay.detach().clone())
-
-    train.train(options, net=net, on_epoch=keep)
-    torch.save(torch.stack(history), os.path.join(folder, "history.pt"))
-
-
-def kernel_figure(folder: str) -> Figure:
-    """One synapse of the run of record: its kernel in all epochs, and some of these as curves."""
-    net, options = train.load_run(folder)
-    history = torch.load(os.path.join(folder, "history.pt"), weights_only=True)
-    # A strong synapse that moved far, to a whole step amid the range.
-    end = history[-1]
-    moved = (end - history[0]).abs().clamp(max=8)
-    whole = (end - end.round()).abs() < 0.2
-    amid = (end - options.taps / 2).abs() < options.taps / 4
-    merit = net.layers[0].weight.detach().abs() * moved * whole * amid
-    neuron, i = divmod(int(merit.argmax()), merit.shape[1])
-
-    track = history[:, neuron, i]  # [1 + epochs]: at the start of each epoch, and at the end
-    shades = kernels(track, options.taps)
-    epochs, taps = shades.shape
-
-    figure = Figure(figsize=(7.2, 2.5))
-    left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
-    left.pcolormesh(range(1, epochs + 1), range(taps), shades.T, cmap="Blues", vmax=1.25)
-    left.plot(range(1, epochs + 2), track, color=RED, linewidth=1.8)
-    left.text(epochs + 1.3, track[-1], " its delay", color=RED, fontsize=8, va="center")
-    left.set_xlim(0.5, epochs + 4)
-    title = "toy task: a kernel, each epoch scaled to its peak"
-    style(left, title, "epoch", "delay (steps of 10 ms)")
-    draw_kernels(right, track.tolist(), shades, epochs=[0, 1, 3, epochs - 1])
-    return figure
-
-
-def kernels(track: Tensor, taps: int) -> Tensor:
-    """The kernel of a synapse at the start of each epoch, as a share of its peak: [epochs, taps].
-
-    track: its delay there, and at the end: [1 + epochs].
-    """
-    epochs = len(track) - 1
-    sigma = torch.tensor([shrinking_sigma(epoch, epochs, taps) for epoch in range(epochs)])
-    # As if these were so many synapses of one neuron.
-    kernel = gaussian_kernel(torch.ones(1, epochs), track[None, :-1], sigma, taps)[0]
-    return kernel / kernel.amax(1, keepdim=True)
-
-
-def draw_kernels(axis, track: list[float], shades: Tensor, epochs: list[int]) -> None:
-    """The kernel at the start of some epochs, one above the other; on top that of evaluation."""
-    taps = shades.shape[1]
-    for level, epoch in enumerate(epochs):
-        curve = level + 0.85 * shades[epoch]
-        axis.fill_between(range(taps), level, curve, color=BLUE, alpha=0.35, linewidth=0)
-        axis.plot(range(taps), curve, color=BLUE, linewidth=1)
-        axis.vlines(track[epoch], level, level + 0.85, color=RED, linewidth=1.2)
-        axis.text(taps - 0.2, level + 0.25, f"epoch {epoch + 1}", color=INK, fontsize=8)
-    top = len(epochs)
-    axis.vlines(round(track[-1]), top, top + 0.85, color=INK, linewidth=2)
-    axis.text(taps - 0.2, top + 0.25, "evaluation", color=INK, fontsize=8)
-    axis.set_yticks([])
-    style(axis, "from wide to one tap, each scaled to its peak", "delay (steps of 10 ms)")
-    axis.spines["left"].set_visible(False)
-
-
-# --------------------------------------------------------------------------- why.png: one neuron
-
-
-def lined_up() -> tuple[Tensor, DelayedLinear, Tensor]:
-    """The training of tour.ipynb: each of four neurons learns to fire at a pattern of its own.
-
-    Returns the steps in which inputs spike, [patterns, inputs], the layer, and what arrives at its
-    neurons, [patterns, steps, neurons].
+    sigmas: the width of the kernels in each step of training.
+    Returns the steps in which inputs spike, [patterns, inputs]; the hidden delays at the start and
+    after each step of training, [1 + len(sigmas), neurons, inputs]; and in evaluation, what reaches
+    the neurons, [patterns, steps, neurons], and how many patterns make only their own neuron fire.
     """
     torch.manual_seed(9)
     times = torch.randint(15, (4, 6))
@@ -136,114 +50,190 @@ def lined_up() -> tuple[Tensor, DelayedLinear, Tensor]:
     hidden.weight.data.fill_(0.3)
     readout.weight.data = 3 * torch.eye(4)
     optimizer = torch.optim.Adam([hidden.delay, readout.delay], lr=0.3)
-    for step in range(200):
-        hidden.sigma = readout.sigma = shrinking_sigma(step, 200, taps=15)
-        membrane = leaky_integrator(readout(lif(hidden(patterns), tau=1.005)), tau=5.0)
+
+    delays = [hidden.delay.detach().clone()]
+    for sigma in sigmas:
+        hidden.sigma = readout.sigma = sigma
+        fired = lif(hidden(patterns), tau=1.005)
+        scores = class_scores(leaky_integrator(readout(fired), tau=5.0))
         optimizer.zero_grad()
-        F.cross_entropy(class_scores(membrane), torch.arange(4)).backward()
+        F.cross_entropy(scores, torch.arange(4)).backward()
         optimizer.step()
         hidden.clamp_delays()
         readout.clamp_delays()
-    return times, hidden, hidden.eval()(patterns).detach()
+        delays.append(hidden.delay.detach().clone())
+    current = hidden.eval()(patterns).detach()
+    fired = lif(current, tau=1.005).any(1)  # [patterns, neurons]
+    right = (fired == torch.eye(4)).all(1).sum()
+    return times, torch.stack(delays), current, int(right)
+
+
+def shrinking() -> list[float]:
+    """Return the sigmas of the tour, which are those of a run of 200 epochs."""
+    return [shrinking_sigma(step, 200, taps=15) for step in range(200)]
+
+
+def learning_gif(path: str) -> None:
+    """Write the training by hand as a moving picture: sigma shrinks, and sigma is always 0.5."""
+    figure = Figure(figsize=(7.2, 4.2))
+    figure.subplots_adjust(left=0.1, right=0.98, top=0.75, bottom=0.13, wspace=0.08)
+    words = "Each of four neurons learns delays that line up its own pattern"
+    figure.text(0.1, 0.94, words, fontsize=13, fontweight="bold", color=INK)
+    for c in range(4):
+        figure.text(0.015, 0.66 - 0.155 * c, f"neuron {c}", fontsize=9, color=INK)
+    settings = {"sigma shrinks": shrinking(), "sigma is constant": [0.5] * 200}
+    sides = []
+    for axis, (name, sigmas) in zip(figure.subplots(1, 2), settings.items(), strict=True):
+        sides.append((axis, name, sigmas, *by_hand(sigmas)))
+    shown = [*range(30), *range(30, 60, 2), *range(60, 200, 10)]  # most happens at the beginning
+
+    writer = PillowWriter(fps=8)
+    with writer.saving(figure, path, dpi=100):
+        for step in shown:
+            for axis, name, sigmas, times, delays, _, _ in sides:
+                title = f"{name}: {sigmas[step]:.1f}"
+                draw_arrivals(axis, title, times + delays[step], sigmas[step])
+            writer.grab_frame()
+        for axis, name, _, times, delays, _, right in sides:
+            draw_arrivals(axis, name, times + delays[-1].round())
+            words, color = f"{right} of 4 patterns right", BLUE if right == 4 else RED
+            axis.text(0, -0.6, words, fontsize=13, fontweight="bold", color=color)
+        for _ in range(32):  # four seconds
+            writer.grab_frame()
+    print(path)
+
+
+def draw_arrivals(axis, title: str, arrivals: Tensor, sigma: float = 0.0) -> None:
+    """Draw the arrivals of each neuron's pattern, [neurons, inputs], and Gaussians around them."""
+    axis.clear()
+    steps = np.linspace(0, 28, 281)
+    if sigma:
+        rows = np.zeros((4, 8, len(steps)))  # six for each neuron, and an empty one on either side
+        rows[:, 1:7] = np.exp(-(((steps - arrivals[:, :, None].numpy()) / sigma) ** 2) / 2)
+        shades = np.round(6 * rows.reshape(32, -1, 1)) / 6  # few colors, which make a small file
+        colors = 1 - shades * (0.45, 0.25, 0.1)  # [32, steps, 3]: from white to blue
+        box = (-0.05, 28.05, 3.5, -0.5)
+        axis.imshow(colors, extent=box, aspect="auto", interpolation="nearest")
+    heights = torch.arange(4)[:, None] + (torch.arange(6) - 2.5) / 8
+    axis.plot(arrivals.flatten(), heights.flatten(), "o", color=BLUE, markersize=4.5)
+    axis.hlines([0.5, 1.5, 2.5], 0, 28, color=PALE, linewidth=0.8)
+    style(axis, "", "step of arrival")
+    axis.set_title(title, fontsize=12, loc="left", pad=24, color=INK)
+    axis.tick_params(labelsize=9)
+    axis.xaxis.label.set_size(10)
+    axis.set(xlim=(0, 28), ylim=(3.5, -0.5), yticks=[])
 
 
 def why_figure() -> Figure:
-    """A neuron, its own pattern and another one: spikes that leave, that arrive, and h."""
-    times, layer, current = lined_up()
+    """Draw what one trained neuron gets from its own pattern, and what from another one."""
+    times, delays, current, _ = by_hand(shrinking())
     own, other = 0, 2
-    arrivals = times + layer.delay[own].detach().round()  # at the neuron of the pattern `own`
+    arrivals = times + delays[-1, own].round()  # at the neuron of the pattern `own`
 
-    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    heading(figure, "One of four trained neurons")
     axes = figure.subplots(3, 2, sharex=True, sharey="row")
-    titles = ["spikes of the pattern that a neuron has learned", "spikes of another pattern"]
-    for column, pattern, title in zip(axes.T, (own, other), titles, strict=True):
-        for axis, steps in ((column[0], times[pattern]), (column[1], arrivals[pattern])):
-            axis.eventplot(steps[:, None], linelengths=0.8, linewidths=3, color=BLUE)
-        potential, v = [], 0.0
-        for step, now in enumerate(current[pattern, :, own].tolist()):  # as lif computes it
-            h = (1 - 1 / 1.005) * v + now
-            potential.append(h)
-            v = 0.0 if h >= 1 else h
-            if h >= 1:
-                column[1].axvspan(step - 0.5, step + 0.5, color=PALE, zorder=0)
-                column[2].axvspan(step - 0.5, step + 0.5, color=PALE, zorder=0)
-        column[2].bar(range(len(potential)), potential, color=INK)
-        column[2].axhline(1, color=RED, linewidth=0.8, linestyle="--")
-        column[2].text(len(potential) - 1, 1.1, "threshold", color=RED, fontsize=8, ha="right")
-        style(column[0], title)
-        style(column[1], "as they reach the neuron, each after its delay")
-        style(column[2], "its potential; grey: it spikes", "time (steps)")
-    for axis in axes[:2, 0]:
-        axis.set_ylabel("input", fontsize=8, color=INK)
-        axis.set_yticks(range(0, 6, 2))
+    titles = ["its own pattern, as sent", "another pattern, as sent"]
+    for (sent, arrived, summed), pattern, title in zip(axes.T, (own, other), titles, strict=True):
+        sent.eventplot(times[pattern][:, None], linelengths=0.8, linewidths=3, color=BLUE)
+        arrived.eventplot(arrivals[pattern][:, None], linelengths=0.8, linewidths=3, color=BLUE)
+        summed.bar(range(current.shape[1]), current[pattern, :, own].tolist(), color=INK)
+        summed.axhline(1, color=RED, linewidth=0.8, linestyle="--")
+        summed.text(current.shape[1] - 1, 1.1, "threshold", color=RED, fontsize=8, ha="right")
+        for step in lif(current, tau=1.005)[pattern, :, own].nonzero().flatten().tolist():
+            arrived.axvspan(step - 0.5, step + 0.5, color=PALE, zorder=0)
+            summed.axvspan(step - 0.5, step + 0.5, color=PALE, zorder=0)
+        style(sent, title, y="input")
+        style(arrived, "as it arrives, each spike after its delay", y="input")
+        style(summed, "the weighted sum (grey: the neuron fires)", "time (steps)")
+    words = "Seed 9: the one of seeds 0 to 11 in which all four neurons line up all six spikes."
+    figure.supxlabel(words, x=0.01, ha="left", fontsize=8, color=INK)
     return figure
 
 
-# ------------------------------------------------------- network.png: a synapse, and the network
+# --------------------------------------------------------------------------------- other pictures
 
 
 def network_figure() -> Figure:
-    """Two synapses as a kernel each, and the parts of the network in their order."""
-    figure = Figure(figsize=(7.2, 3.0), layout="constrained")
-    upper, lower = figure.subfigures(2, height_ratios=(1.4, 1))
-    spikes = torch.zeros(1, 24, 2)
-    spikes[0, [2, 7], 0] = spikes[0, [10, 19], 1] = 1
-    kernel = integer_kernel(torch.tensor([[1.0, 0.7]]), torch.tensor([[9.0, 1.0]]), taps=12)
-    arrived = delay_conv(spikes, kernel, method="direct")[0, :, 0]
-
-    axes = upper.subplots(2, 3, sharey=True)
-    for i, (sent, synapse) in enumerate(axes[:, :2]):
-        sent.bar(range(24), spikes[0, :, i], color=BLUE)
-        style(sent, f"spikes of input {i}", "time (steps)" if i else "")
-        synapse.bar(range(12), kernel[0, i], color=RED)
-        delay = int(kernel[0, i].argmax())
-        weight = float(kernel[0, i].max())
-        title = f"its synapse: delay {delay}, weight {weight:.1f}"
-        style(synapse, title, "tap (delay in steps)" if i else "")
-    axes[0, 2].remove()
-    axes[1, 2].bar(range(24), arrived, color=INK)
-    style(axes[1, 2], "the delayed sum of both", "time (steps)")
-
-    axis = lower.subplots()
-    axis.axis("off")
+    """Draw the parts of the network for SHD, and the shape of what each of them returns."""
+    figure = Figure(figsize=(7.2, 1.7), layout="constrained")
+    axis = figure.subplots()
+    axis.set_axis_off()
     hidden = "delayed sum\nbatch norm\nneurons: spikes\ndropout"
-    words = ["spike counts", hidden, hidden, "delayed sum\nleaky integrator"]
-    words.append("softmax at each step,\nsummed over time")
-    names = ["", "hidden layer 1", "hidden layer 2", "readout", "class scores"]
-    looks = {"boxstyle": "round", "facecolor": "white", "edgecolor": GREY}
-    for x, (text, name) in enumerate(zip(words, names, strict=True)):
-        axis.text(x, 0, text, bbox=looks, ha="center", va="center", fontsize=7.5, color=INK)
-        axis.text(x, 1, name, ha="center", va="center", fontsize=8, color=BLUE)
+    parts = [
+        ("input", "spike counts", "[B, T, 140]"),
+        ("hidden layer 1", hidden, "[B, T + 12, 256]"),
+        ("hidden layer 2", hidden, "[B, T + 24, 256]"),
+        ("readout", "delayed sum\nleaky integrator", "[B, T + 36, 20]"),
+        ("class scores", "softmax at each step,\nsummed over time", "[B, 20]"),
+    ]
+    box = {"boxstyle": "round", "facecolor": "white", "edgecolor": GREY}
+    centred = {"ha": "center", "va": "center", "color": INK}
+    for x, (name, words, shape) in enumerate(parts):
+        axis.text(x, 1.15, name, fontsize=9, fontweight="bold", **centred)
+        axis.text(x, 0, words, fontsize=8, bbox=box, **centred)
+        axis.text(x, -1.15, shape, fontsize=8.5, **centred | {"color": BLUE})
         if x:
-            axis.annotate("", (x - 0.45, 0), (x - 0.62, 0), arrowprops={"arrowstyle": "->"})
-    axis.set_xlim(-0.5, 4.5)
-    axis.set_ylim(-0.9, 1.2)
+            axis.annotate("", (x - 0.45, 0), (x - 0.6, 0), arrowprops={"arrowstyle": "->"})
+    axis.set(xlim=(-0.4, 4.5), ylim=(-1.4, 1.4))
     return figure
 
 
-# ------------------------------------------------------------------- variants.png: a dot a seed
+def kernel_figure() -> Figure:
+    """Train the toy task, and draw the kernel of one synapse after some epochs."""
+    kernels, delays = [], []  # after each epoch, [out, in, taps] and [out, in]
+
+    def keep(net, row):
+        layer = net.layers[0]
+        kernels.append(layer.soft_kernel(torch.ones_like(layer.weight)).detach())
+        delays.append(layer.delay.detach().clone())
+
+    with tempfile.TemporaryDirectory() as folder:
+        run = os.path.join(folder, "run")
+        options = train.parse(["--dataset", "toy", "--device", "cpu", "--out", run])
+        net = train.build(options)
+        train.train(options, net=net, on_epoch=keep)
+    # A strong synapse whose delay has moved far, and not to an end of the range.
+    weight, last = net.layers[0].weight.detach(), delays[-1]
+    far = (last - delays[0]).abs() > 5
+    middle = (last - options.taps / 2).abs() < options.taps / 4
+    o, i = divmod(int((weight.abs() * far * middle).argmax()), weight.shape[1])
+
+    rows = [(f"epoch {e + 1}", kernels[e], delays[e]) for e in (0, 1, 3, options.epochs - 1)]
+    rows.append(("evaluation", net.layers[0].kernel(torch.ones_like(weight)), last.round()))
+    figure = Figure(figsize=(7.2, 2.8), layout="constrained")
+    axis = figure.subplots()
+    for level, (name, kernel, delay) in enumerate(rows):
+        heights = 0.85 * kernel[o, i] / kernel[o, i].max()
+        axis.bar(range(options.taps), heights.tolist(), bottom=level, color="#92b9dd")
+        axis.vlines(delay[o, i], level, level + 0.85, color=RED, linewidth=1.5)
+        axis.text(options.taps, level + 0.3, f"{name}: delay {delay[o, i]:.1f}", fontsize=8)
+    style(axis, "toy task: the kernel of a synapse, scaled to its peak", "tap (steps of 10 ms)")
+    axis.set_yticks([])
+    axis.spines["left"].set_visible(False)
+    return figure
 
 
 def variants_figure() -> Figure:
-    """Test accuracies in runs.csv on SHD (regenerated) after 30 epochs; no delays stand apart."""
-    words = {
-        ("learned", ""): "learned delays",
-        ("fixed", ""): "fixed random delays",
-        ("fixed-wide", ""): "fixed, as many parameters",
-        ("none", ""): "no delays",
-        ("none", "--tau 100.0 --tau-readout 10.05"): "no delays, membranes of 100 ms",
+    """Draw the test accuracies in runs.csv on SHD (regenerated), trained with padding."""
+    names = {
         ("authors", ""): "learned, the authors' libraries",
+        ("learned", ""): "learned delays",
+        ("learned", "--hidden 165"): "learned, as many parameters as fixed",
+        ("fixed", ""): "fixed random delays",
+        ("none", ""): "no delays",
     }
     groups = {}
     for row in results.all_rows()[0]:
-        kind = [row[column] for column in ("data", "epochs", "connections", "change")]
-        variant = row["variant"], row["options"]
-        if kind == ["SHD (regenerated)", "30", "", ""] and variant in words:
-            how = "padded" if row["padding"] == "yes" else "without padding"
-            name = f"{words[variant]}, {how}"
+        kind = [row[column] for column in ("data", "epochs", "padding", "connections", "change")]
+        name = names.get((row["variant"], row["options"]))
+        if row["variant"] == "none" and row["options"].startswith("--tau "):
+            name = f"no delays, membranes of {float(row['options'].split()[1]):g} ms"
+        if kind == ["SHD (regenerated)", "30", "yes", "", ""] and name:
             groups.setdefault(name, []).append(100 * float(row["accuracy"]))
     groups = sorted(groups.items(), key=lambda item: mean(item[1]))
-    figure = Figure(figsize=(7.2, 0.4 * len(groups) + 0.6), layout="constrained")
+
+    figure = Figure(figsize=(7.2, 0.4 * len(groups) + 0.8), layout="constrained")
     low, high = figure.subplots(1, 2, sharey=True, width_ratios=(1, 1.5))
     for y, (_, values) in enumerate(groups):
         for axis in (low, high):
@@ -254,179 +244,59 @@ def variants_figure() -> Figure:
     high.set_xlim(86, 96)
     style(low, "")
     style(high, "", "test accuracy, last epoch (%)")
-    heading(figure, "SHD (regenerated), 30 epochs: a dot a seed, a line their mean")
+    heading(figure, "SHD (regenerated), 30 epochs: a dot per seed, a line at their mean")
     return figure
 
 
-# ------------------------------------------------------------------------ run.png: look into a run
+# ------------------------------------------------------------------------- run.png: look into a run
 
 
 def run_figure(folder: str, data_dir: str | None = None, index: int = 0) -> Figure:
-    """What there is to see of a run of train.py after its last epoch so far.
+    """Draw the curves of a run, its delays, and how a sample passes through its network.
 
-    folder: of the run.  data_dir: the data files; None is where the run had them.
-    index: of the sample to follow, in the test set, or with --no-test in the validation set.
+    data_dir: the folder of the data files; None: where the run had them.
+    index: of the sample, in the test set, or with --no-test in the validation set.
     Prints a sentence if the delays or the sample cannot be shown, and leaves them out.
     """
     options = argparse.Namespace(**train.read_options(folder))
     options.data_dir = data_dir or options.data_dir
+    options.device = "cpu"
     step_ms = data.DATASETS[options.dataset].step_ms
 
-    # For each panel its height in inches, what draws it, and of what.
-    parts = [(1.8, draw_log, [read_log(folder, step_ms), options])]
+    # What draws each panel, and of what.
+    parts = [(draw_log, [read_log(folder, step_ms), options])]
     try:
         net = train.build(options)
         first = delays_ms(net, step_ms)
         epoch = train.load_checkpoint(folder, "net.pt", net)["epoch"]
         if options.delays != "none":
-            parts.append((2.9, draw_delays, [first, delays_ms(net, step_ms), epoch, step_ms]))
-        parts.append((3.6, draw_sample, [net.eval(), *read_sample(options, index), step_ms]))
+            parts.append((draw_delays, [first, delays_ms(net, step_ms), epoch, step_ms]))
+        sets = train.load_sets(options)
+        split = "test" if "test" in sets else "valid"
+        name = f"sample {index} of the {split} set"
+        parts.append((draw_sample, [net.eval(), sets[split], index, name, step_ms]))
     except (UserError, OSError) as problem:
         print(f"figures.py: a part is left out: {problem}", file=sys.stderr)
 
-    heights = [height for height, _, _ in parts]
-    figure = Figure(figsize=(9.2, sum(heights) + 0.2), layout="constrained")
-    panels = figure.subfigures(len(parts), height_ratios=heights, squeeze=False)[:, 0]
-    for panel, (_, draw, values) in zip(panels, parts, strict=True):
+    figure = Figure(figsize=(9.2, 1.9 * len(parts)), layout="constrained")
+    panels = figure.subfigures(len(parts), 1, squeeze=False)[:, 0]
+    for panel, (draw, values) in zip(panels, parts, strict=True):
         draw(panel, *values)
     return figure
 
 
-def draw_log(panel, curves: dict[str, np.ndarray], options: argparse.Namespace) -> None:
-    """Loss, accuracies, sigma with the delays' way, and firing rates, by epoch."""
-    delays = "no" if options.delays == "none" else options.delays
-    kind = f"{options.dataset}, {delays} delays, seed {options.seed}"
-    heading(panel, f"{kind}: epoch {len(curves['loss'])} of {options.epochs}")
-    accuracies = dict(train_accuracy="training", valid_accuracy="validation", test_accuracy="test")
-    rates = [name for name in curves if name.startswith("rate_")]
-    names = {
-        "loss": {"loss": "training"},
-        "accuracy (%)": accuracies,
-        "delays (ms)": {"sigma": "sigma", "moved_ms": "moved by, mean"},
-        "firing rate (Hz)": {name: f"hidden layer {name[5:]}" for name in rates},
-    }
-    for axis, (title, words) in zip(panel.subplots(1, 4), names.items(), strict=True):
-        draw_curves(axis, curves, words)
-        style(axis, title, "epoch")
-
-
-def draw_curves(axis, curves: dict[str, np.ndarray], names: dict[str, str]) -> None:
-    """The curves that there are, under these names; a dot where there is but one epoch."""
-    axis.set_prop_cycle(color=[BLUE, RED, INK])  # of the lines that are given no color
-    for name, words in names.items():
-        if name not in curves:
-            continue
-        values = curves[name]
-        looks = {"color": GREY} if name == "train_accuracy" else {}
-        looks["marker"] = "." if len(values) == 1 else ""
-        looks["label"] = f"{words}: {values[-1]:.3g}"
-        axis.plot(range(1, len(values) + 1), values, linewidth=1.3, **looks)
-    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
-    if "train_accuracy" in names:
-        axis.set_ylim(0, 105)
-        legend(axis, "best")
-    else:
-        room = 1.1 + 0.3 * len(axis.lines)  # for the legend
-        axis.set_ylim(0, room * axis.get_ylim()[1])
-        legend(axis, "upper right")
-
-
-def draw_delays(panel, first: list, last: list, epoch: int, step_ms: float) -> None:
-    """Above each layer's delays before and after, as whole steps; below how far they moved."""
-    heading(panel, "delays of each layer")
-    longest = max(layer.max() for layer in first + last)
-    steps = np.arange(round(longest / step_ms) + 2)
-    bins = (steps - 0.5) * step_ms  # in the middle of each a whole step
-    names = [*(f"hidden layer {i}" for i in range(1, len(first))), "readout"]
-    axes = panel.subplots(2, len(first), squeeze=False, sharey="row")
-    for (above, below), before, after, name in zip(axes.T, first, last, names, strict=True):
-        share = np.full(len(after), 100 / len(after))  # of one delay, in %
-        looks = {"histtype": "step", "color": BLUE, "label": f"after epoch {epoch}"}
-        above.hist(before, bins, weights=share, color=GREY, label="first ones")
-        above.hist(after, bins, weights=share, **looks)
-        style(above, f"{name}: {len(after):,} delays", "delay (ms)")
-
-        moved = np.abs(after - before)
-        below.hist(moved, bins, weights=share, color=BLUE, alpha=0.5)
-        below.axvline(moved.mean(), color=RED, linewidth=1)
-        style(below, f"moved by {moved.mean():.1f} ms (mean)", "moved by (ms)")
-    for axis in axes[:, 0]:
-        axis.set_ylabel("% of them", fontsize=8, color=INK)
-    axes[0, 0].set_ylim(0, 1.3 * axes[0, 0].get_ylim()[1])
-    legend(axes[0, 0], "upper right", columns=2)
-
-
-def draw_sample(panel, net: DelaySNN, words: str, counts, own: int, step_ms: float) -> None:
-    """Input and hidden spikes, the classes' shares at each step, and their sums so far.
-
-    words: what to call the sample.  counts: [1, T, inputs].  own: its class.
-    """
-    spikes, readout = walk(net, counts)
-    share = readout[0].softmax(1)  # [T + net.tail, classes]
-    score = share.cumsum(0)
-    guess = int(score[-1].argmax())
-    heading(panel, f"{words}, of class {own}")
-    upper, lower = panel.subfigures(2)
-    names = ["input", *(f"hidden layer {i}" for i in range(1, len(spikes) + 1))]
-    rasters = upper.subplots(1, len(names), squeeze=False)[0]
-    for axis, raster, name in zip(rasters, [counts, *spikes], names, strict=True):
-        neurons = raster.shape[2]
-        step, neuron = raster[0].nonzero().T
-        size = min(max(60 / neurons, 0.9), 2.2)  # of a spike, in points
-        axis.scatter(step * step_ms, neuron, size**2, INK, linewidths=0, antialiased=False)
-        axis.set_xlim(0, len(share) * step_ms)
-        axis.set_ylim(-0.5, neurons - 0.5)
-        style(axis, f"{name}: {int(raster.sum()):,} spikes", "time (ms)")
-    rasters[0].set_ylabel("neuron", fontsize=8, color=INK)
-
-    shares, sums = lower.subplots(1, 2)
-    time = np.arange(len(share)) * step_ms
-    for axis, values in ((shares, share), (sums, score)):
-        axis.plot(time, values, color=GREY, linewidth=0.7)
-        if guess != own:
-            wrong = f"class {guess}, wrong"
-            axis.plot(time, values[:, guess], color=RED, linewidth=1.6, label=wrong)
-        axis.plot(time, values[:, own], color=BLUE, linewidth=1.6, label=f"class {own}, its own")
-        axis.set_xlim(0, len(share) * step_ms)
-        axis.set_ylim(bottom=0)
-    style(shares, "share of each class at each step", "time (ms)", "softmax")
-    style(sums, f"score, the sum so far: class {guess} wins", "time (ms)", "score")
-    legend(sums, "upper left")
-
-
-# ---------------------------------------------------------------------------------- reading a run
-
-
-@torch.no_grad()
-def walk(net: DelaySNN, counts: Tensor) -> tuple[list[Tensor], Tensor]:
-    """What DelaySNN.forward computes on its way, in evaluation, of samples that all last T steps.
-
-    counts: [B, T, inputs].  Returns the spikes of each hidden layer, [B, T + net.tail, N], and the
-    membrane of the readout, [B, T + net.tail, classes].
-    """
-    steps = counts.shape[1] + net.tail
-    spikes = []  # of the hidden layers: what the next one gets
-    hooks = []
-    for layer in net.layers[1:]:
-        hooks.append(layer.register_forward_pre_hook(lambda _, inputs: spikes.append(inputs[0])))
-    membrane = net(F.pad(counts, (0, 0, 0, net.tail - net.layers[0].taps // 2)))
-    for hook in hooks:
-        hook.remove()
-    return [layer[:, :steps] for layer in spikes], membrane[:, :steps]
-
-
 def read_log(folder: str, step_ms: float) -> dict[str, np.ndarray]:
-    """The columns of log.csv that have values: accuracies in %, times in ms and rates in Hz."""
-    log = np.genfromtxt(os.path.join(folder, "log.csv"), delimiter=",", names=True)
-    log = np.atleast_1d(log)  # a row for each epoch, in which nan is no value
-    factors = {"sigma": step_ms, "train_accuracy": 100, "valid_accuracy": 100, "test_accuracy": 100}
-    factors |= {name: 1000 / step_ms for name in log.dtype.names if name.startswith("rate_")}
+    """Return the columns of log.csv that have values: accuracies in %, times in ms, rates in Hz."""
+    log = np.genfromtxt(os.path.join(folder, "log.csv"), delimiter=",", names=True, ndmin=1)
     there = [name for name in log.dtype.names if not np.isnan(log[name]).any()]
+    factors = {name: 100 for name in there if name.endswith("_accuracy")}
+    factors |= {name: 1000 / step_ms for name in there if name.startswith("rate_")}
+    factors["sigma"] = step_ms
     return {name: factors.get(name, 1) * log[name] for name in there}
 
 
-def delays_ms(net: DelaySNN, step_ms: float) -> list[np.ndarray]:
-    """The delays of each layer, [n], without those of connections that it lacks."""
+def delays_ms(net: nn.Module, step_ms: float) -> list[np.ndarray]:
+    """Return the delays of each layer, [n], without those of missing connections."""
     delays = []
     for layer in net.layers:
         there = layer.mask.expand_as(layer.weight)
@@ -434,30 +304,78 @@ def delays_ms(net: DelaySNN, step_ms: float) -> list[np.ndarray]:
     return delays
 
 
-def read_sample(options: argparse.Namespace, index: int) -> tuple[str, Tensor, int]:
-    """A sample of the split that a run is judged by: its name, counts [1, T, inputs] and class.
+def draw_log(panel, curves: dict[str, np.ndarray], options: argparse.Namespace) -> None:
+    """Draw loss, accuracies, sigma and the mean way of the delays, and firing rates, by epoch."""
+    delays = "no" if options.delays == "none" else options.delays
+    kind = f"{options.dataset}, {delays} delays, seed {options.seed}"
+    heading(panel, f"{kind}: epoch {len(curves['loss'])} of {options.epochs}")
+    accuracies = dict(train_accuracy="training", valid_accuracy="validation", test_accuracy="test")
+    rates = [name for name in curves if name.startswith("rate_")]
+    panels = {
+        "loss": {"loss": "training"},
+        "accuracy (%)": accuracies,
+        "delays (ms)": {"sigma": "sigma", "moved_ms": "moved by, mean"},
+        "firing rate (Hz)": {name: f"hidden layer {name[5:]}" for name in rates},
+    }
+    for axis, (title, names) in zip(panel.subplots(1, 4), panels.items(), strict=True):
+        axis.set_prop_cycle(color=[BLUE, RED, INK])
+        for name in [name for name in names if name in curves]:
+            values = curves[name]
+            label = f"{names[name]}: {values[-1]:.3g}"
+            axis.plot(range(1, len(values) + 1), values, ".-", label=label, markersize=2)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.set_ylim(0, 1.15 * axis.get_ylim()[1])
+        style(axis, title, "epoch")
+        legend(axis, "best")
 
-    For the sake of a picture no file is fetched.
-    """
-    name = "valid" if options.no_test else "test"
-    held_out = options.no_test and options.valid_speakers
-    split = "train" if held_out else name  # where the samples lie
-    published = any(file.startswith(f"{options.dataset}_{split}.") for file in data.MD5)
-    if published and data.find(options.dataset, split, options.data_dir) is None:
-        found = f"{options.dataset} {split} is not in {options.data_dir}"
-        raise UserError(f"{found}: name the folder of its file by --data-dir")
-    spikes = data.load(options.dataset, split, options.data_dir)
-    if held_out:
-        speakers = options.valid_speakers.split(",")
-        spikes = spikes.select(np.isin(spikes.speakers.astype(str), speakers))
-    if not 0 <= index < len(spikes.labels):
-        rule = f"expected 0..{len(spikes.labels) - 1}"
-        raise UserError(f"--sample {index} is not in the {name} set: {rule}")
-    counts = data.padded(spikes, torch.tensor([index]), int(spikes.steps[index]))
-    return f"sample {index} of the {name} set", counts, int(spikes.labels[index])
+
+def draw_delays(panel, first: list, last: list, epoch: int, step_ms: float) -> None:
+    """Draw which part of each layer's delays is at each whole step, before and after training."""
+    heading(panel, "delays of each layer")
+    longest = max(layer.max() for layer in first + last)
+    bins = (np.arange(round(longest / step_ms) + 2) - 0.5) * step_ms  # each around a whole step
+    names = [*(f"hidden layer {i}" for i in range(1, len(first))), "readout"]
+    axes = panel.subplots(1, len(first), squeeze=False, sharey=True)[0]
+    for axis, before, after, name in zip(axes, first, last, names, strict=True):
+        share = np.full(len(after), 100 / len(after))  # of one delay, in %
+        looks = {"histtype": "step", "color": BLUE, "label": f"after epoch {epoch}"}
+        axis.hist(before, bins, weights=share, color=GREY, label="before training")
+        axis.hist(after, bins, weights=share, **looks)
+        moved = np.abs(after - before).mean()
+        style(axis, f"{name}: {len(after):,}, moved by {moved:.1f} ms", "delay (ms)", "%")
+    axes[0].set_ylim(0, 1.4 * axes[0].get_ylim()[1])
+    legend(axes[0], "upper right", columns=2)
 
 
-# --------------------------------------------------------------------------- looks and options
+@torch.no_grad()
+def draw_sample(panel, net, spikes: data.Spikes, index: int, name: str, step_ms: float) -> None:
+    """Draw the spikes of a sample in each layer, and the scores of the classes as they sum up."""
+    reached = []  # what comes into each layer, [1, T, neurons]
+    for layer in net.layers:
+        layer.register_forward_pre_hook(lambda _, inputs: reached.append(inputs[0]))
+    steps = int(spikes.steps[index]) + net.tail  # that count
+    counts = data.padded(spikes, torch.tensor([index]), steps - net.layers[0].taps // 2)
+    score = net(counts)[0, :steps].softmax(1).cumsum(0)  # [steps, classes]
+    guess, own = int(score[-1].argmax()), int(spikes.labels[index])
+
+    heading(panel, f"{name}, class {own}")
+    *axes, sums = panel.subplots(1, len(reached) + 1)
+    names = ["input", *(f"hidden layer {i}" for i in range(1, len(reached)))]
+    for axis, raster, layer_name in zip(axes, reached, names, strict=True):
+        step, neuron = raster[0, :steps].nonzero().T
+        size = min(max(60 / raster.shape[2], 0.9), 2.2)  # of a spike, in points
+        axis.scatter(step * step_ms, neuron, size**2, INK, linewidths=0, antialiased=False)
+        axis.set(xlim=(0, steps * step_ms), ylim=(-0.5, raster.shape[2] - 0.5))
+        style(axis, f"{layer_name}: {int(raster[0, :steps].sum()):,} spikes", "time (ms)", "neuron")
+    time = np.arange(steps) * step_ms
+    sums.plot(time, score, color=GREY, linewidth=0.7)
+    sums.plot(time, score[:, guess], color=RED, linewidth=1.6)  # covered if it is correct
+    sums.plot(time, score[:, own], color=BLUE, linewidth=1.6, label=f"class {own}, correct")
+    style(sums, f"scores so far: class {guess} wins", "time (ms)")
+    legend(sums, "upper left")
+
+
+# ------------------------------------------------------------------------------- looks and options
 
 
 def style(axis, title: str, x: str = "", y: str = "") -> None:
@@ -478,37 +396,31 @@ def legend(axis, where: str, columns: int = 1) -> None:
 
 
 def save(figure: Figure, folder: str, name: str) -> None:
-    os.makedirs(folder, exist_ok=True)
     path = os.path.join(folder, name)
     figure.savefig(path, dpi=130, facecolor="white", bbox_inches="tight")
     print(path)
 
 
 def main(argv: list[str] | None = None) -> None:
-    lines = argparse.RawTextHelpFormatter  # keeps the lines of the docstring
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=lines)
+    form = argparse.RawTextHelpFormatter  # keeps the lines of the docstring
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     add = parser.add_argument
-    add("--record", action="store_true", help="train the toy task first")
-    add("--recorded", default="runs/recorded", help="folder of --record, default: runs/recorded")
+    add("--record", action="store_true", help="draw kernel.png too, after training the toy task")
     add("--run", help="draw this run, a folder of train.py, instead")
-    add("--sample", type=int, default=0, help="with --run, the sample to follow, default: 0")
-    add("--data-dir", help="with --run, folder of the data files, default: the run's own")
-    add("--out", help="folder of the pictures, default: experiments/figures, or RUN with --run")
+    add("--sample", type=int, default=0, help="with --run: the sample to follow, default: 0")
+    add("--data-dir", help="with --run: folder of the data files, default: the run's own")
     options = parser.parse_args(argv)
+    folder = os.path.join("experiments", "figures")
     try:
         if options.run:
-            figure = run_figure(options.run, options.data_dir, options.sample)
-            save(figure, options.out or options.run, "run.png")
+            save(run_figure(options.run, options.data_dir, options.sample), options.run, "run.png")
             return
+        learning_gif(os.path.join(folder, "learning.gif"))
+        save(why_figure(), folder, "why.png")
+        save(network_figure(), folder, "network.png")
+        save(variants_figure(), folder, "variants.png")
         if options.record:
-            record(options.recorded)
-        if not os.path.exists(os.path.join(options.recorded, "history.pt")):
-            raise UserError(f"{options.recorded} holds no run of --record: record one first")
-        out = options.out or os.path.join("experiments", "figures")
-        save(kernel_figure(options.recorded), out, "kernel.png")
-        save(why_figure(), out, "why.png")
-        save(network_figure(), out, "network.png")
-        save(variants_figure(), out, "variants.png")
+            save(kernel_figure(), folder, "kernel.png")
     except (UserError, OSError) as problem:
         sys.exit(f"figures.py: {problem}")
 

@@ -1,16 +1,20 @@
 """Ideas from the literature, each a short piece of code on the seams of delays.py, to copy.
 
     python -m experiments.ideas recurrent --dataset toy
-    python -m experiments.ideas shift --dataset shd --data-dir DIR --epochs 30 --seed 1
+    python -m experiments.ideas base --dataset shd-opened --data-dir DIR --epochs 30 --seed 1
 
 The first word names the idea, and all options of train.py may follow:
 
-    base       the network of delays.py, one delay per synapse
-    axonal     one delay per input of a layer
-    dendritic  one delay per neuron
-    recurrent  the spikes of a hidden layer come back to it after a learned delay
-    adaptive   neurons that adapt to their own activity, with learned time constants
-    shift      training samples are shifted along the inputs by a random amount
+    base          the network of delays.py, one delay per synapse
+    axonal        one delay per input of a layer
+    dendritic     one delay per neuron
+    recurrent     the spikes of a hidden layer come back to it after a learned delay
+    adaptive      neurons that adapt to their own activity, with learned time constants
+    whole-steps   in the last fifth of the epochs, weights learn with rounded delays
+    shift         training samples are shifted along the inputs by a random amount
+    shift-smooth  the same, with labels smoothed by 0.1
+
+--dataset shd-opened is SHD in the steps of time of the paper's experiments (see open_steps).
 
 Results go to runs/DATASET-IDEA-DELAYS-SEED unless --out names another folder.  From Python, to
 train and to load a run again:
@@ -22,12 +26,14 @@ train and to load a run again:
 
 import sys
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+import data
 import train
-from delays import DelayedLinear, DelaySNN, spike
+from delays import DelayedLinear, DelaySNN, class_scores, integer_kernel, spike
 
 # ---------------------------------------------------------------------- axonal and dendritic delays
 
@@ -76,7 +82,7 @@ class Echo(DelayedLinear):
 
 
 class Recurrent(DelaySNN):
-    """The spikes of a hidden layer come back to it, each axon's after a delay that is learned.
+    """The spikes of a hidden layer come back to it, each axon's after a learned delay.
 
         r[t,o] = sum_n w[o,n] sum_d g[d,n] s[t-1-d,n]
         h[t] = (1 - 1/tau) v[t-1] + I[t] + r[t]
@@ -84,18 +90,16 @@ class Recurrent(DelaySNN):
     From "DelRec: learning delays in recurrent spiking neural networks" (Queant, Rançon, Cottereau,
     Masquelier, 2025, arXiv 2509.24852).
 
-    As there, in its code for SHD: a delay for each axon, of at least one step; weights between all
-    pairs (with --connections, between some); what comes back is added behind the batch norm; whole
-    steps in evaluation.
+    As in its code for SHD, each axon has a delay of at least one step, weights connect all pairs
+    (or some, with --connections), and what comes back is added after the batch norm.
 
-    Not as there: g is the Gaussian of delays.py, with its sigma, in place of a triangle that
-    shrinks over all epochs; delays end at `taps` steps; the weights are drawn uniformly, not
-    orthogonal; no dropout on what comes back; and the synapses between the layers keep their
-    delays, which its program for SHD leaves out.
+    Unlike there, g is the Gaussian of delays.py and not a triangle that shrinks over all epochs,
+    delays end at `taps` steps, weights are drawn uniformly, nothing is dropped from what comes
+    back, and the synapses between the layers keep their delays.
 
-    With a delay for each synapse, which DelRec has too, the product would be `taps` times as large.
+    With one delay per synapse, which DelRec has too, the product would be `taps` times as large.
     --delays none is the usual recurrent network: all spikes come back after one step.
-    --kernel-count does not reach the echoes, which have one delay in any case.
+    --kernel-count does not apply to the echoes.
     """
 
     def __init__(
@@ -104,7 +108,7 @@ class Recurrent(DelaySNN):
         hidden = list(hidden)
         named = dict(taps=taps, learn_delays=learn_delays, connections=connections)
         super().__init__(in_features, hidden, classes, **named, **others)
-        # Drawn last, so that a seed gives the layers the weights that they have in the base.
+        # Drawn last, so that a seed gives the layers the same weights as in the base.
         self.echoes = nn.ModuleList(Echo(size, size, delay_per="axon", **named) for size in hidden)
 
     def neurons(self, i, current):
@@ -116,13 +120,13 @@ class Recurrent(DelaySNN):
         nothing = v[None]
         coming = nothing.repeat(echo.taps, 1, 1)  # what each axon delivers d steps from now
         spikes = []
-        for now in current.unbind(1):
+        for current_now in current.unbind(1):
             arrived, coming = coming.split([1, echo.taps - 1])
-            h = (1 - 1 / self.tau) * v + now + F.linear(arrived[0], weight)
+            h = (1 - 1 / self.tau) * v + current_now + F.linear(arrived[0], weight)
             s = spike(h - 1)
             v = h * (1 - s.detach())  # as in lif_loop, no gradient flows through the reset
             spikes.append(s)
-            # A step passes: what came is gone, and a place for the longest delay is free.
+            # A step passes: what has arrived goes, and the longest delay gets an empty place.
             coming = torch.addcmul(torch.cat([coming, nothing]), spread, s)
         return torch.stack(spikes, 1)
 
@@ -131,18 +135,18 @@ class Recurrent(DelaySNN):
 
 
 class AdaptiveNeurons(nn.Module):
-    """Leaky neurons that a second variable w inhibits, which grows with their own activity (adLIF).
+    """Leaky neurons inhibited by a second variable w that grows with their own activity (adLIF).
 
         h[t] = m v[t-1] + I[t] - w[t-1],   s[t] = 1 if h[t] >= 1 else 0,   v[t] = h[t] (1 - s[t])
         w[t] = k w[t-1] + a v[t] + b s[t]
 
-    m, k, a and b are learned, one of each for each neuron, by way of a sigmoid.  So all lie in
-    0..1, where v and w die away without input.
+    Each neuron learns its own m, k, a and b.  A sigmoid keeps them within 0..1, where v and w decay
+    without input.
     """
 
     def __init__(self, size):
         super().__init__()
-        # Drawn for steps of 10 ms.  A potential is gone after some steps, and w stays longer.
+        # For steps of 10 ms: a potential decays within a few steps, and w lasts longer.
         self.m = nn.Parameter(torch.empty(size).uniform_(0.01, 0.5).logit())
         self.k = nn.Parameter(torch.empty(size).uniform_(0.5, 0.99).logit())
         self.a = nn.Parameter(torch.empty(size).uniform_(0.01, 0.1).logit())
@@ -154,8 +158,8 @@ class AdaptiveNeurons(nn.Module):
         v = torch.zeros_like(current[:, 0])  # [B, N]
         w = torch.zeros_like(v)
         spikes = []
-        for now in current.unbind(1):
-            h = m * v + now - w
+        for current_now in current.unbind(1):
+            h = m * v + current_now - w
             s = spike(h - 1)
             v = h * (1 - s.detach())  # as in lif_loop, no gradient flows through the reset
             w = k * w + a * v + b * s
@@ -164,33 +168,65 @@ class AdaptiveNeurons(nn.Module):
 
 
 class Adaptive(DelaySNN):
-    """Neurons with a memory of their own, beside that of the delays.
+    """Neurons that have a memory besides that of the delays.
 
-    From "A surrogate gradient spiking baseline for speech command recognition" (Bittar, Garner,
-    Frontiers in Neuroscience 2022): w, which the potential and the spikes feed, and constants of
-    each neuron, which are learned.  From "Advancing spatio-temporal processing through adaptation
-    in spiking neural networks" (Baronig, Ferrand, Sabathiel, Legenstein, Nature Communications
-    2025), whose neuron is SE-adLIF: the order within a step, where w takes up the new potential
-    after a reset to 0; and that a is not negative.
+    w, and constants that each neuron learns, are from "A surrogate gradient spiking baseline for
+    speech command recognition" (Bittar, Garner, Frontiers in Neuroscience 2022).  The order within
+    a step, and an a that is not negative, are from SE-adLIF: "Advancing spatio-temporal processing
+    through adaptation in spiking neural networks" (Baronig, Ferrand, Sabathiel, Legenstein, Nature
+    Communications 2025).
 
-    Not as in either: I and w are not multiplied by 1 - m, just as lif does not; a sigmoid keeps the
-    constants within bounds, in place of clamping, and the bounds and first values are others; and
-    there are delays in front of the neurons.
+    Unlike in either, I and w are not multiplied by 1 - m, a sigmoid replaces clamping, the bounds
+    and first values are others, and there are delays before the neurons.
 
-    tau is that of the readout alone.
+    tau applies to the readout only.
     """
 
     def __init__(self, in_features, hidden, classes, **others):
         hidden = list(hidden)
         super().__init__(in_features, hidden, classes, **others)
-        # Drawn last, so that a seed gives the layers the weights that they have in the base.
+        # Drawn last, so that a seed gives the layers the same weights as in the base.
         self.adaptive = nn.ModuleList(AdaptiveNeurons(size) for size in hidden)
 
     def neurons(self, i, current):
         return self.adaptive[i](current)
 
 
-# ------------------------------------------------------------------------------------ augmentation
+# ------------------------------------------------------------------------- whole steps at the end
+
+
+class LateSteps(DelayedLinear):
+    """A layer whose delays can be frozen at whole steps while the weights go on learning."""
+
+    frozen = False
+
+    def soft_kernel(self, weight):
+        if self.frozen:
+            return integer_kernel(weight, self.positions(), self.taps)
+        return super().soft_kernel(weight)
+
+
+class WholeSteps(DelaySNN):
+    """In the last fifth of the epochs, weights learn with the kernels of evaluation.
+
+    Rounding then costs no accuracy, which matters where timing has to be exact.  Do not resume a
+    run within that fifth: its first epoch would have Gaussians again.
+    """
+
+    layer_class = LateSteps
+
+
+def freeze_late(epochs: int):
+    """Return the on_epoch of WholeSteps for a run of so many epochs."""
+
+    def on_epoch(net, row):
+        for layer in net.layers:
+            layer.frozen = row["epoch"] >= 0.8 * epochs
+
+    return on_epoch
+
+
+# --------------------------------------------------------------------- augmentation, data, a loss
 
 
 def shift(counts, labels):
@@ -208,6 +244,38 @@ def shift(counts, labels):
     return counts.gather(2, source) * inside
 
 
+def smoothed(net, counts, membrane, labels):
+    """Return the loss of train.cross_entropy, with labels smoothed by 0.1."""
+    return F.cross_entropy(class_scores(membrane), labels, label_smoothing=0.1)
+
+
+def open_steps(times, units, name="the sample"):
+    """Count spikes as SpikingJelly did before 2024, when the paper was written.
+
+    A step of 10 ms opens at the first spike after the end of the last step, so the silence between
+    them is dropped.  The arguments and the result are those of data.bin_sample.
+    """
+    order = np.argsort(times, kind="stable")
+    ms = times[order].astype(np.float32) * 1000
+    step = np.zeros(len(ms), np.int64)
+    first, number = 0, 0
+    while first < len(ms):
+        after = np.searchsorted(ms, ms[first] + data.STEP_MS, side="right")
+        step[first:after] = number
+        first, number = after, number + 1
+    return data.count_spikes(step, units[order] // data.GROUP, data.INPUTS)
+
+
+def add_datasets() -> None:
+    """Add the row of shd-opened to the tables of data sets."""
+
+    def read(split, data_dir):
+        return data.read_published("shd", split, data_dir, open_steps)
+
+    data.DATASETS["shd-opened"] = data.DATASETS["shd"]._replace(read=read)
+    train.DEFAULTS["shd-opened"] = train.DEFAULTS["shd"]
+
+
 # ------------------------------------------------------------------------------------ command line
 
 IDEAS = {  # what train.main gets
@@ -216,7 +284,9 @@ IDEAS = {  # what train.main gets
     "dendritic": dict(net_class=Dendritic),
     "recurrent": dict(net_class=Recurrent),
     "adaptive": dict(net_class=Adaptive),
+    "whole-steps": dict(net_class=WholeSteps),
     "shift": dict(augment=shift),
+    "shift-smooth": dict(augment=shift, loss=smoothed),
 }
 
 
@@ -225,11 +295,18 @@ def main(argv: list[str]) -> None:
     idea, *words = argv or ["none"]
     if idea not in IDEAS:
         sys.exit(f"the first word is {idea}: expected one of {', '.join(IDEAS)}")
-    if not any(word.split("=")[0] in ("--out", "--resume", "--eval") for word in words):
+    add_datasets()
+    try:
         options = train.parse(words)
+    except (data.UserError, OSError) as problem:
+        sys.exit(f"ideas.py: {problem}")
+    seams = dict(IDEAS[idea])
+    if idea == "whole-steps":
+        seams["on_epoch"] = freeze_late(options.epochs)
+    if not any(word.split("=")[0] in ("--out", "--resume", "--eval") for word in words):
         out = f"runs/{options.dataset}-{idea}-{options.delays}-{options.seed}"
         words = [*words, "--out", out]
-    train.main(words, **IDEAS[idea])
+    train.main(words, **seams)
 
 
 if __name__ == "__main__":
