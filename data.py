@@ -2,8 +2,8 @@
 
 SHD and SSC (Cramer et al. 2020) are recordings of spoken words that a model of the cochlea turned
 into spikes on 700 channels.  A split of a data set is one tensor of counts, sample after sample.
-The samples, the table of data sets and the batches come first, then reading files.  Fetching them
-comes last.
+The samples, the table of data sets, the toy task and the batches come first, then reading files and
+your own events.  Fetching files comes last.
 """
 
 import gzip
@@ -167,7 +167,9 @@ def bin_sample(times: np.ndarray, units: np.ndarray, name: str = "the sample") -
     """
     units = whole_numbers(f"{name}: unit", units, CHANNELS)
     if len(times) != len(units):
-        raise UserError(f"{name} has {len(times)} times, {len(units)} units: expected as many")
+        raise UserError(
+            f"{name} has {len(times)} times, {len(units)} units: expected equal numbers"
+        )
     ms = times.astype(np.float32) * 1000  # float16 would move late spikes to other steps
     ms -= ms.min(initial=np.inf)  # initial: for a sample without spikes
     longest = ms.max(initial=0)
@@ -213,7 +215,7 @@ def read_published(dataset: str, split: str, data_dir: str, binning=bin_sample) 
         raise UserError(f"{path} could not be read ({problem}): {rule}") from problem
 
 
-# What gzip, zipfile and h5py raise for a broken file, and the readers for one with a mistake.
+# What gzip, zipfile and h5py raise for a broken file, and read_h5 for one with invalid contents.
 BROKEN = (OSError, EOFError, KeyError, RuntimeError, UserError)
 BROKEN += (zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 
@@ -282,12 +284,12 @@ def from_events(sample, step, channel, labels, inputs: int, speakers=None) -> Sp
     channel = whole_numbers("channel of spike", channel, inputs)
     sizes = [len(sample), len(step), len(channel)]
     if len(set(sizes)) > 1:
-        raise UserError(f"sample, step and channel have {sizes} entries: expected as many each")
+        raise UserError(f"sample, step and channel have {sizes} entries: expected equal numbers")
     order = np.argsort(sample, kind="stable")  # the spikes of sample 0, then of sample 1, ...
     ends = np.bincount(sample, minlength=len(labels)).cumsum()  # where each sample's spikes end
     counts = []
-    for spikes in np.split(order, ends[:-1]):
-        counts.append(count_spikes(step[spikes], channel[spikes], inputs))
+    for indices in np.split(order, ends[:-1]):
+        counts.append(count_spikes(step[indices], channel[indices], inputs))
     return join(counts, labels, speakers)
 
 

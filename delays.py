@@ -12,9 +12,9 @@ Evaluation uses a single tap, at round(delay).
 
 Signals are tensors [B, T, N]: batch, time, neurons.  Delays, sigma and tau are in steps of time.
 
-In the authors' code taps is called max_delay, and delay is taps // 2 - P.  Sigma is |SIG| + 0.27,
-and the tail is right_padding.  The kernel versions "gauss" and "max" are soft_kernel and
-integer_kernel, and the configuration snn_delays_lr0 has fixed delays.
+For readers of the authors' code: taps is their max_delay, delay is taps // 2 - P, sigma is |SIG| +
+0.27, and a layer's tail is right_padding.  Their versions "gauss" and "max" are gaussian_kernel and
+integer_kernel, and their snn_delays_lr0 has fixed delays.
 """
 
 import math
@@ -34,14 +34,13 @@ def gaussian_kernel(weight: Tensor, delay: Tensor, sigma: float | Tensor, taps: 
         k[o,i,d] = w[o,i] g[d] / (sum_d' g[d'] + 1e-7)
         g[d] = exp(-((d - delay[o,i]) / sigma)^2 / 2)
 
-    The division makes the taps of each synapse add up to its weight.  The 1e-7 is from DCLS.  It
-    matters only where every g[d] is almost 0.
+    The division makes the taps of each synapse add up to its weight.  The 1e-7 is from DCLS.
 
     weight: [out, in], or [count, out, in] for `count` synapses between each pair of neurons, whose
         kernels are added.
     delay: in steps.  It has the shape of the weights or one that broadcasts to it: [1, in] is one
-        delay per axon, which all synapses of an input share, and [out, 1] is one per dendrite.  If
-        it lies outside 0..taps-1, the division moves nearly all of the weight to the nearest tap.
+        delay per axon, which all synapses of an input share, and [out, 1] is one per dendrite.  It
+        should lie in 0..taps-1: just outside, the division moves the weight to the nearest tap.
     sigma: the width of the Gaussian in steps, above 0.  A number or a tensor that broadcasts.
     taps: the length of the kernel, for delays of 0..taps-1 steps.
     Returns [out, in, taps], with gradients for weight, delay and sigma.
@@ -49,7 +48,7 @@ def gaussian_kernel(weight: Tensor, delay: Tensor, sigma: float | Tensor, taps: 
     weight = weight.reshape(-1, *weight.shape[-2:])  # [count, out, in]
     delay = delay.expand_as(weight)
     d = torch.arange(taps, dtype=delay.dtype, device=delay.device)
-    d = d.view(-1, 1, 1, 1)  # taps first, so that a sigma of the weights' shape broadcasts too
+    d = d.view(-1, 1, 1, 1)  # taps come first, so that [count, out, in] broadcasts behind them
     g = torch.exp(-((d - delay) / sigma).square() / 2)  # [taps, count, out, in]
     kernel = g * (weight / (g.sum(0) + 1e-7))  # [taps, count, out, in]
     return kernel.sum(1).permute(1, 2, 0)  # [out, in, taps]
@@ -69,18 +68,21 @@ def integer_kernel(weight: Tensor, delay: Tensor, taps: int) -> Tensor:
     return kernel.sum(1).permute(1, 2, 0)  # [out, in, taps]
 
 
-def shrinking_sigma(epoch: int, epochs: int, taps: int, offset=0.27, last_part=0.23) -> float:
+def shrinking_sigma(epoch: int, epochs: int, taps: int, offset=0.27, last=0.23) -> float:
     """Return sigma, the width of the Gaussian in steps, for an epoch counted from 0.
 
-    Over the first quarter of the epochs, the authors' sigma falls exponentially from taps // 2,
-    half the range of delays, to `last_part`, and stays there.  DCLS adds `offset`.  With 25 taps
-    the sum goes from 12.27 to 0.5 steps.
+    Over the first quarter of the epochs, the authors' width falls exponentially from taps // 2,
+    half the range of delays, to `last`, and stays there.  DCLS adds `offset` to it, so with 25 taps
+    sigma goes from 12.27 to 0.5 steps.
+
+    Where delays alone learn, training needs this: with 0.5 from the start, none of twelve small
+    networks learned its task (experiments/tour.ipynb).  Where weights learn too, 0.5 may do.
     """
     quarter = epochs // 4
-    first_part = max(taps // 2, last_part)  # taps // 2 is 0 for a single tap, where sigma is 0.5
+    first = max(taps // 2, last)  # taps // 2 is 0 for a single tap, where sigma is 0.5
     if epoch >= quarter:  # always true for a run of fewer than four epochs
-        return offset + last_part
-    return offset + first_part * (last_part / first_part) ** (epoch / quarter)
+        return offset + last
+    return offset + first * (last / first) ** (epoch / quarter)
 
 
 # --------------------------------------------------------------------------------- the delayed sum
@@ -95,10 +97,9 @@ def delay_conv(spikes: Tensor, kernel: Tensor, tail: int = 0, method: str = "aut
     tail: the number of steps by which the output is longer than the input, for late arrivals.
     method: "direct" is torch's convolution.  "fourier" uses the convolution theorem and gives the
         same numbers up to rounding.  "auto" is fourier on a CPU and direct elsewhere.  For samples
-        of many hundred steps, direct is faster on a CPU too.
-    Returns [B, T + tail, out].  On a GPU, torch may use TF32, which is less exact.  Two settings
-    turn that off (see train.set_backend).  Under torch.autocast the sums are less exact too.
-    Raises a ValueError if the shapes do not match or the method is unknown.
+        of many hundreds of steps, direct is faster on a CPU too: name it there.
+    Returns [B, T + tail, out].  Raises a ValueError if the shapes do not match or the method is
+    unknown.  On a GPU, TF32 makes the sums less exact; train.set_backend turns it off.
     """
     if spikes.dim() != 3 or kernel.dim() != 3 or spikes.shape[2] != kernel.shape[1]:
         found = f"spikes {list(spikes.shape)}, kernel {list(kernel.shape)}"
@@ -124,9 +125,9 @@ def spike(x: Tensor, alpha: float = 5.0) -> Tensor:
     """Return 1 where x >= 0 and 0 elsewhere, with a surrogate gradient.
 
     The slope of a step function is 0 except at the jump, so nothing would learn.  The backward pass
-    uses the slope of the smooth step arctan(pi/2 alpha x) / pi instead (SpikingJelly's ATan):
+    uses the slope of the smooth step arctan((pi/2) alpha x) / pi instead (SpikingJelly's ATan):
 
-        slope(x) = (alpha/2) / (1 + (pi/2 alpha x)^2)
+        slope(x) = (alpha/2) / (1 + ((pi/2) alpha x)^2)
 
     x: membrane potential minus threshold, of any shape.
     alpha: steepness of the smooth step.  5 is the authors' value for SHD and SSC.
@@ -144,7 +145,7 @@ def lif_loop(current: Tensor, tau: float, threshold: float = 1.0, alpha: float =
 
     current: I, [B, T, N].
     tau: time constant of the membrane in steps, at least 1.
-    threshold: the potential at which a neuron spikes.  It is 0 at rest and after a spike.
+    threshold: the potential at which a neuron spikes.  At rest and after a spike it is 0.
     alpha: steepness of the surrogate gradient (see spike).
     Networks use `lif`, which computes the same thing faster.  Read this one, and copy it to build
     other neurons.
@@ -169,18 +170,19 @@ def leaky_integrator(current: Tensor, tau: float) -> Tensor:
     product of a [T, T] matrix with I, which is faster than a loop over time.
     """
     t = torch.arange(current.shape[1], dtype=torch.float64, device=current.device)
-    # t - u, [T, T]: a row for each t, a column for each u.  A negative power would overflow.
+    # t - u, [T, T]: a row for each t, a column for each u.  Where u is later than t, tril puts 0;
+    # clamp keeps the powers there from overflowing.
     elapsed = (t[:, None] - t).clamp(min=0)
-    memory = (decay_of(tau) ** elapsed).tril()  # 0 where u is later than t
+    memory = (decay_of(tau) ** elapsed).tril()
     return memory.to(current.dtype) @ current
 
 
 def decay_of(tau: float) -> float:
     """Return the share of its potential that a membrane keeps from one step to the next, 1 - 1/tau.
 
-    Raises a ValueError if tau is below 1 step.
+    Raises a ValueError if a tau is below 1 step.
     """
-    if not tau >= 1:  # and not <, which would let nan pass
+    if not torch.as_tensor(tau >= 1).all():  # tau < 1 would let nan pass
         raise ValueError(f"tau is {tau}: expected a number of steps, at least 1.")
     return 1 - 1 / tau
 
@@ -189,7 +191,8 @@ def class_scores(membrane: Tensor, steps: Tensor | None = None) -> Tensor:
     """Return the score of each class, [B, classes]: softmax over classes, summed over time.
 
     membrane: potentials of the readout, [B, T, classes].
-    steps: [B], how many steps of each sample count: its own and net.tail.  None: all.
+    steps: [B], the number of steps to include of each sample: its own length plus the tail of the
+        network.  None includes all.
     Training takes the cross-entropy of these scores, which is a second softmax, as in the original.
     """
     share = membrane.softmax(2)
@@ -210,8 +213,8 @@ class DelayedLinear(nn.Module):
     count: synapses between each pair of neurons.
     learn_delays: False rounds the random delays to whole steps and does not train them.
     connections: inputs of each neuron, chosen at random.  0 connects all.
-    delay_per: "synapse"; "axon" for one delay per input, "dendrite" for one per neuron, or one per
-        copy of it if count > 1.  Another word raises a ValueError.
+    delay_per: "synapse", "axon" for one delay per input, or "dendrite" for one per neuron.  With
+        count > 1, each of the count copies has its own.  Another word raises a ValueError.
 
     .weight: [out, in], or [count, out, in] if count > 1.
     .delay: in steps.  A parameter if it is learned, otherwise a buffer.
@@ -286,7 +289,8 @@ class DelayedLinear(nn.Module):
         """Return the kernel in use, [out, in, taps]: soft_kernel if delays are being trained.
 
         In evaluation, and with fixed delays, each synapse has one tap.
-        weight: used as it is, in place of the layer's own masked weights.
+        weight: used as it is, instead of the layer's masked weights.  Ones give the share of a
+        spike that arrives after each delay.
         """
         if weight is None:
             weight = self.weight * self.mask  # so missing synapses get no gradient
@@ -378,8 +382,8 @@ class DelaySNN(nn.Module):
 def lif(current: Tensor, tau: float, threshold: float = 1.0, alpha: float = 5.0) -> Tensor:
     """Return what lif_loop returns, with the backward pass written out.
 
-    This saves a fifth of a step of training.  tau and threshold are numbers (lif_loop takes tensors
-    too, which may be learned), and there is no second derivative.
+    Training is a fifth faster with it.  tau and threshold are numbers (lif_loop takes tensors too,
+    which may be learned), and there is no second derivative.
     """
     return LIF.apply(current, decay_of(tau), float(threshold), alpha)
 
@@ -407,7 +411,7 @@ class LIF(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_spikes):
-        """h[t] acts through the spike s[t] and, by way of v[t], through h[t+1]; I[t] through h[t].
+        """The loss L depends on h[t] through the spike s[t] and, by way of v[t], through h[t+1].
 
             dL/dh[t] = slope(h[t] - threshold) dL/ds[t] + decay (1 - s[t]) dL/dh[t+1]
             dL/dI[t] = dL/dh[t]
@@ -443,8 +447,8 @@ def conv_fourier(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
     turns = torch.outer(f, t) % period  # whole turns left out, so that angles stay small
     angle = turns.double() * (2 * math.pi / period)
     basis = torch.cat([angle.cos(), -angle.sin()]).to(spikes)  # exp(-i angle), [2 F, period]
-    # Each frequency stands for its conjugate above period / 2 too, which is not computed; but 0
-    # and period / 2 have none.
+    # Each frequency f also stands for its mirror image period - f, so it counts twice.  0 and
+    # period / 2 have no mirror image.
     twice = (f > 0) & (2 * f < period)
     share = (1 + twice.int()).to(spikes) / period  # [F]
 

@@ -91,8 +91,8 @@ def one_cycle(epoch: int, epochs: int, peak: float) -> tuple[float, float]:
 
     The rate rises along half a cosine from peak / 25 to the peak, at 30 % of the epochs, and falls
     along half a cosine to peak / 250,000.  beta1 goes from 0.95 to 0.85 and back.  For runs of at
-    least four epochs, these are the values of torch's OneCycleLR.  A function of the epoch has no
-    state to save.
+    least four epochs, these are the values of torch's OneCycleLR.  Being a function of the epoch,
+    it has no state to save.
     """
     # The epoch of the peak, counted from 0 as in OneCycleLR.  It need not be a whole number.
     top = max(0.3 * epochs - 1, 0)
@@ -138,7 +138,7 @@ def cross_entropy(net, counts: Tensor, membrane: Tensor, labels: Tensor) -> Tens
 def train_epoch(net, optimizer, spikes, batches, loss=cross_entropy, augment=None) -> list[float]:
     """Train on all batches once.  Returns the means of loss, accuracy and each layer's rate."""
     net.train()
-    sums = 0  # becomes a tensor on the device: every look at a number would make a GPU wait
+    sums = 0  # becomes a tensor on the device: reading a number makes the program wait for a GPU
     for number, (indices, longest) in enumerate(batches, 1):
         counts = data.padded(spikes, indices, longest)  # [B, T, inputs]
         labels = spikes.labels[indices]  # [B]
@@ -164,16 +164,17 @@ def train_epoch(net, optimizer, spikes, batches, loss=cross_entropy, augment=Non
 def predict(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=True) -> Tensor:
     """Return the class scores of all samples, [samples, classes], in the order of the samples.
 
-    The network is in evaluation, and afterwards in the mode that it was in.  A sample's scores sum
-    up its own steps and the tail, so they do not depend on the other samples of its batch.
+    Runs the network in evaluation mode and restores its mode afterwards.  A sample's scores sum up
+    its own steps and the tail, so they do not depend on the other samples of its batch.
     rounded: False uses the kernels of training instead of whole steps.
     """
     was_training = net.training
     net.eval()
     for layer in delayed_layers(net):
-        layer.train(not rounded)
-    # A neuron may spike without input, so every layer has to run until the tail of the last one
-    # ends.  The first layer adds its own tail.
+        layer.train(not rounded)  # its mode decides the kernel
+    # A sample's scores include net.tail steps after its own.  All layers have to run for as long,
+    # since batch norm can make neurons spike in silence.  The first layer adds its own tail, and
+    # zeros after the input give the rest.
     zeros = net.tail - net.layers[0].taps // 2
     order, scores = [], []
     for indices, longest in data.batches(spikes, batch_size, shuffle=False):
@@ -211,11 +212,11 @@ def train(options: argparse.Namespace, net=None, loss=None, augment=None, on_epo
     net = (build(options) if net is None else net).to(options.device)
     loss = loss or cross_entropy
     optimizer = make_optimizer(net, options)
-    # The delays as the seed draws them.  To resume a run is to load later ones after this.
+    # The delays as the seed draws them.  A resumed run loads its later delays only after this line.
     first_delays = [layer.positions().detach().clone() for layer in delayed_layers(net)]
     names = {"network": type(net).__name__, "loss": name_of(loss), "augment": name_of(augment)}
     rows = resume(net, optimizer, names, options) if options.resume else start(net, sets, options)
-    # With a validation set, the test set is not judged until the last epoch has ended.
+    # With a validation set, the test set is not evaluated until the last epoch has ended.
     judge = "valid" if "valid" in sets else "test"
 
     for epoch in range(len(rows), options.epochs):
@@ -291,7 +292,7 @@ def load_sets(options: argparse.Namespace) -> dict[str, data.Spikes]:
         everyone = sets["train"]
         names = everyone.speakers.astype(str).tolist()
         wanted = options.valid_speakers.split(",")
-        if not set(wanted) < set(names):
+        if not set(wanted) < set(names):  # a proper subset
             rule = f"expected some, not all, of {sorted(set(names))[:20]}"
             raise UserError(f"--valid-speakers {options.valid_speakers}: {rule}")
         held_out = np.isin(names, wanted)
@@ -404,7 +405,7 @@ def positive(text: str) -> int:
 def set_backend() -> None:
     """Set full precision on a GPU, and two settings that make a CPU fast.
 
-    Call it before torch computes on several threads: threads that are running keep their settings.
+    Call it before any large computation: threads that are running keep their settings.
     """
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -472,7 +473,8 @@ def name_of(function) -> str:
 def load_checkpoint(folder: str, name: str, net: nn.Module, names: dict | None = None) -> dict:
     """Load the weights and sigma of a checkpoint into a network.  Returns all that it holds.
 
-    names: what the checkpoint has to name; None: the class of the network.
+    names: of the network's class, loss and augmentation, which have to be those of the checkpoint.
+        None compares the class only.
     Raises a UserError if the file cannot be read or does not fit.
     """
     path = os.path.join(folder, name)
@@ -515,7 +517,7 @@ def load_run(folder: str, net: DelaySNN | None = None) -> tuple[DelaySNN, argpar
 
 
 def write(folder: str, name: str, content: dict | str) -> None:
-    """Write a file, by torch.save if it is a dict, that is there completely or not at all."""
+    """Write a file atomically, with torch.save if the content is a dict."""
     path = os.path.join(folder, name)
     with open(path + ".part", "wb") as file:
         if isinstance(content, dict):
