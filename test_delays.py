@@ -1287,7 +1287,7 @@ def test_a_saved_run_keeps_its_options(short_run, tmp_path):
         for saved in ("--resume", "--eval"):
             with pytest.raises(data.UserError, match=f"run has {option} .*: leave the option out"):
                 parsed(saved, run, *words.split())
-    again = parsed("--resume", run, "--epochs", 2, "--data-dir", "elsewhere")
+    again = parsed("--resume", run, "--epochs", 2, "--data-dir", "elsewhere", "--device", "auto")
     assert (again.out, again.data_dir, again.epochs) == (str(run), "elsewhere", 2)
     with pytest.raises(data.UserError, match=f"run exists already: continue .* --resume {run}, or"):
         train.train(options_of(run, "--dataset", "little"))
