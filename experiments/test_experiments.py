@@ -228,7 +228,8 @@ def test_numpy_gets_the_scores_of_the_network_from_its_arrays_and_so_does_torch(
     arrays = export.arrays_of(net, TOY)
     assert arrays["tail_steps"] == 2 + 4 + 4 and len(arrays["delay_0"]) == 6 * 3 * 2
     want = train.predict(net, samples)
-    close([simulated(arrays, x)[1] for x in each(samples)], want, rtol=0, atol=1e-4)
+    got = np.stack([simulated(arrays, x)[1] for x in each(samples)])
+    close(got, want, rtol=0, atol=1e-4)
     labelled = samples._replace(labels=want.argmax(1))
     assert export.accuracy_of(arrays, labelled, batch_size=3) == 1
     for s in simulated(arrays, np.zeros((30, 8)))[0]:  # the ends matter: silence has spikes
