@@ -172,8 +172,11 @@ def all_tables() -> dict[str, str]:
     sparse = pandas.concat([ours, earlier]).query("connections != ''")
     tau = held_out.query("epochs == '30' and options in @MEMBRANES")
     tau = tau.query("variant == 'none' or options == ''").sort_values(["variant", "options"])
-    # Rows with padding replace those without: "yes" is the greater word.
-    tau = tau[tau["padding"] == tau.groupby(["variant", "options"])["padding"].transform("max")]
+    # Rows with padding replace those without once there are as many: "yes" is the greater word.
+    size = tau.groupby(["variant", "options", "padding"])["run"].transform("size")
+    tau = tau.assign(size=size)
+    for column in ("size", "padding"):
+        tau = tau[tau[column] == tau.groupby(["variant", "options"])[column].transform("max")]
 
     shd = ["variant", "parameters", "epochs", *SHARES, "n", "processor"]
     toy = [head for head in shd if head not in ("epochs", "best on test")]
