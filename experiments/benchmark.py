@@ -1,26 +1,22 @@
-"""The network here and the authors': equality, time, memory, operations.
+"""The network here and the authors': equality, time, operations.
 
     python -m experiments.benchmark                    # made-up spikes of SHD's size and lengths
     python -m experiments.benchmark --data-dir DIR     # SHD's files
     python -m experiments.benchmark --operations       # what a step of training asks of a card
 
-The authors' network, "peer", is built of dcls and spikingjelly (from PyPI).  Each contestant runs
-in its own process, with the same settings of the processor.  They take turns, step by step, and the
-medians are printed.  A step is one of training on a batch of 256; an epoch is training and test
-evaluation, once.  Memory is the peak of the process, or on CUDA of its tensors.
+The authors' network, "peer", is built of dcls and spikingjelly (from PyPI).  The networks take
+turns, step by step, and the medians are printed.  A step is one of training on a batch of 256; an
+epoch is training and test evaluation, once.
 """
 
 import argparse
-import json
 import logging
 import platform
-import resource
-import statistics
-import subprocess
 import sys
 import time
 from collections import Counter
 from itertools import pairwise
+from statistics import median
 
 import numpy as np
 import torch
@@ -55,18 +51,10 @@ class Peer(nn.Module):
             nn.init.constant_(conv.SIG, 12.0).requires_grad_(False)
         self.norm = nn.ModuleList(layer.BatchNorm1d(hidden, step_mode="m") for _ in range(2))
         self.dropout = nn.ModuleList(layer.Dropout(dropout, step_mode="m") for _ in range(2))
-        self.lif = nn.ModuleList(
-            neuron.LIFNode(
-                tau=tau,
-                decay_input=False,
-                v_threshold=threshold,
-                surrogate_function=surrogate.ATan(alpha=5.0),
-                detach_reset=True,
-                step_mode="m",
-                store_v_seq=True,
-            )
-            for threshold in (1.0, 1.0, 1e9)  # the readout never spikes
-        )
+        shared = dict(decay_input=False, detach_reset=True, step_mode="m", store_v_seq=True)
+        shared |= dict(tau=tau, surrogate_function=surrogate.ATan(alpha=5.0))
+        thresholds = (1.0, 1.0, 1e9)  # the readout never spikes
+        self.lif = nn.ModuleList(neuron.LIFNode(v_threshold=at, **shared) for at in thresholds)
 
     def forward(self, x):
         from spikingjelly.activation_based import functional
@@ -90,16 +78,6 @@ class Peer(nn.Module):
             conv.DCK.version = "max"
 
 
-def copied(net: DelaySNN) -> Peer:
-    """Return the peer with the weights, delays and sigma of a network, both without dropout."""
-    peer = Peer(len(net.norms[0].weight), dropout=0.0).to(net.layers[0].weight.dtype)
-    for conv, layer in zip(peer.conv, net.layers, strict=True):
-        conv.weight.data = layer.weight.detach().clone().unsqueeze(2)
-        conv.P.data = (layer.taps // 2 - layer.delay.detach())[None, :, :, None]
-        conv.SIG.data.fill_(layer.sigma - 0.27)
-    return peer
-
-
 def compare(hidden: int = 64) -> dict[str, float]:
     """Return the largest differences of the two networks, relative to the largest value.
 
@@ -107,9 +85,12 @@ def compare(hidden: int = 64) -> dict[str, float]:
     """
     torch.manual_seed(0)
     net = DelaySNN(data.INPUTS, [hidden, hidden], 20, dropout=0.0).double()
-    for layer in net.layers:
+    peer = Peer(hidden, dropout=0.0).double()
+    for layer, conv in zip(net.layers, peer.conv, strict=True):
         layer.sigma = 2.0
-    peer = copied(net)
+        conv.SIG.data.fill_(2.0 - 0.27)
+        conv.weight.data = layer.weight.detach().clone().unsqueeze(2)
+        conv.P.data = (layer.taps // 2 - layer.delay.detach())[None, :, :, None]
     counts = (torch.rand(8, 50, data.INPUTS) < ACTIVE).double()
     counts[::2, 40:] = 0  # the padding of shorter samples
     ours, theirs = class_scores(net(counts)), peer(counts)
@@ -132,12 +113,12 @@ def compare(hidden: int = 64) -> dict[str, float]:
         return {name: float((a - b).abs().max() / b.abs().max()) for name, (a, b) in pairs.items()}
 
 
-# --------------------------------------------------------------------------------- the contestants
+# ------------------------------------------------------------------------------------- the contest
 
 
-def peer_tasks(options: argparse.Namespace) -> dict:
-    train.set_backend()
-    net = Peer().to(options.device)
+def peer_tasks(device: str) -> tuple:
+    """Return what trains the authors' network on spikes for an epoch, and what evaluates it."""
+    net = Peer().to(device)
     adam = torch.optim.Adam(net.parameters(), lr=1e-3)
 
     def train_epoch(spikes):
@@ -158,35 +139,20 @@ def peer_tasks(options: argparse.Namespace) -> dict:
         for indices, longest in data.batches(spikes, 256, shuffle=False):
             net(data.padded(spikes, indices, longest).float()).argmax(1)
 
-    return tasks_of(options, train_epoch, evaluate)
+    return train_epoch, evaluate
 
 
-def our_tasks(options: argparse.Namespace, variant: str) -> dict:
-    train.set_backend()
-    settings = train.parse(["--delays", variant, "--device", options.device])
-    net = train.build(settings).to(options.device)
+def our_tasks(device: str, delays: str) -> tuple:
+    """Return the same of ours."""
+    settings = train.parse(["--delays", delays, "--device", device])
+    net = train.build(settings).to(device)
     optimizer = train.make_optimizer(net, settings)
     train.set_schedules(optimizer, net, 0, settings)
 
     def train_epoch(spikes):
         train.train_epoch(net, optimizer, spikes, data.batches(spikes, 256))
 
-    return tasks_of(options, train_epoch, lambda spikes: train.evaluate(net, spikes))
-
-
-def tasks_of(options: argparse.Namespace, train_epoch, evaluate) -> dict:
-    """Return what a contestant is asked for: a step of training, and an epoch with evaluation."""
-    sets = {split: made_up(samples) for split, samples in SAMPLES.items()}
-    if options.data_dir:
-        sets = {split: data.load("shd", split, options.data_dir) for split in SAMPLES}
-    sets = {split: spikes.to(options.device) for split, spikes in sets.items()}
-    batch = sets["train"].select(np.arange(SAMPLES["train"]) < 256)
-
-    def epoch():
-        train_epoch(sets["train"])
-        evaluate(sets["test"])
-
-    return {"step": lambda: train_epoch(batch), "epoch": epoch}
+    return train_epoch, lambda spikes: train.evaluate(net, spikes)
 
 
 def made_up(samples: int) -> data.Spikes:
@@ -194,6 +160,39 @@ def made_up(samples: int) -> data.Spikes:
     steps = rng.normal(MEAN_STEPS, 15, samples).clip(24, LONGEST).astype(int)
     counts = [rng.random((n, data.INPUTS)) < ACTIVE for n in steps]
     return data.join([sample.astype(np.uint8) for sample in counts], np.arange(samples) % 20)
+
+
+def contest(options: argparse.Namespace) -> None:
+    """Let the networks take turns, and print how long they take."""
+    train.set_backend()
+    sets = {split: made_up(samples) for split, samples in SAMPLES.items()}
+    if options.data_dir:
+        sets = {split: data.load("shd", split, options.data_dir) for split in SAMPLES}
+    sets = {split: spikes.to(options.device) for split, spikes in sets.items()}
+    batch = sets["train"].select(np.arange(SAMPLES["train"]) < 256)
+    nets = {name: our_tasks(options.device, name) for name in ("learned", "fixed", "none")}
+    nets["peer"] = peer_tasks(options.device)
+    seconds = {(name, task): [] for name in nets for task in ("step", "epoch")}
+
+    for turn in range(options.rounds + 2):  # the first does not count, the last is the epoch
+        for name, (train_epoch, evaluate) in nets.items():
+            whole = turn > options.rounds
+            begun = time.perf_counter()
+            train_epoch(sets["train"] if whole else batch)
+            if whole:
+                evaluate(sets["test"])
+            if options.device == "cuda":
+                torch.cuda.synchronize()
+            if turn:
+                seconds[name, "epoch" if whole else "step"].append(time.perf_counter() - begun)
+
+    print(f"{'':<10}", *(f"{task:>11}{'to learned':>12}" for task in ("step", "epoch")), sep="")
+    for name in nets:
+        row = f"{name:<10}"
+        for task in ("step", "epoch"):
+            own, base = median(seconds[name, task]), median(seconds["learned", task])
+            row += f"{own:>9.3f} s{own / base:>12.2f}"
+        print(row)
 
 
 # ------------------------------------------------------------------------- a card that is not there
@@ -247,8 +246,8 @@ def place() -> str:
     return "elsewhere"
 
 
-def count_operations() -> Card:
-    """Return the card after a step of training on a made-up batch of SHD's size."""
+def count_operations() -> Counter:
+    """Return what a step of training on a made-up batch of SHD's size asks of a card."""
     settings = train.parse(["--device", "cpu"])
     spikes = made_up(256).to(CARD)
     batches = [(torch.arange(256, device=CARD), LONGEST)]
@@ -259,59 +258,7 @@ def count_operations() -> Card:
         for _ in range(2):  # the first step also sets up Adam
             card.calls.clear()
             train.train_epoch(net, optimizer, spikes, batches)
-    return card
-
-
-# ----------------------------------------------------------------------------------- the processes
-
-
-def serve(options: argparse.Namespace) -> None:
-    """Answer the name of a task with its time and the peak of memory, as a child process."""
-    tasks = peer_tasks(options) if options.worker == "peer" else our_tasks(options, options.worker)
-    for line in sys.stdin:
-        begun = time.perf_counter()
-        tasks[line.strip()]()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
-        if options.device == "cuda":
-            torch.cuda.synchronize()
-            peak = torch.cuda.max_memory_allocated() / 2**30
-        print(json.dumps({"seconds": time.perf_counter() - begun, "gib": peak}), flush=True)
-
-
-def take_turns(workers: dict, task: str, rounds: int) -> dict[str, dict]:
-    """Return the median of the seconds, and the peak at the end, by name."""
-    answers = {name: [] for name in workers}
-    for _ in range(rounds):
-        for name, worker in workers.items():
-            print(task, file=worker.stdin, flush=True)
-            answers[name].append(json.loads(worker.stdout.readline()))
-    return {
-        name: {"seconds": statistics.median(a["seconds"] for a in given), "gib": given[-1]["gib"]}
-        for name, given in answers.items()
-    }
-
-
-def contest(options: argparse.Namespace) -> None:
-    workers = {}
-    for name in ("learned", "fixed", "none", "peer"):
-        command = [sys.executable, "-m", "experiments.benchmark", *sys.argv[1:], "--worker", name]
-        pipe = subprocess.PIPE
-        workers[name] = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
-    take_turns(workers, "step", 1)  # a first round does not count
-    tables = {"step": take_turns(workers, "step", options.rounds)}
-    if not options.skip_epoch:
-        tables["epoch"] = take_turns(workers, "epoch", 1)
-    for worker in workers.values():
-        worker.stdin.close()
-
-    print(f"{'':<10}", *(f"{task:>11}{'to learned':>12}{'GiB':>7}" for task in tables), sep="")
-    for name in workers:
-        cells = ""
-        for results in tables.values():
-            seconds = results[name]["seconds"]
-            ratio = seconds / results["learned"]["seconds"]
-            cells += f"{seconds:>9.3f} s{ratio:>12.2f}{results[name]['gib']:>7.2f}"
-        print(f"{name:<10}{cells}")
+    return card.calls
 
 
 def main() -> None:
@@ -321,21 +268,17 @@ def main() -> None:
     add("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
     add("--data-dir", help="SHD's files; default: made-up spikes")
     add("--rounds", type=train.positive, default=5, help="steps each, after a first one; 5")
-    add("--skip-epoch", action="store_true", help="only the steps")
     add("--operations", action="store_true", help="only count the operations of a learned step")
-    add("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     logging.disable(logging.WARNING)  # spikingjelly's, of a missing Triton, which is not needed
-    if options.worker:
-        serve(options)
-    elif options.operations:
-        card = count_operations()
-        print(f"{card.calls.total():,} operations, of which {card.calls.most_common(9)}")
-    else:
-        print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-        for name, difference in compare().items():
-            print(f"{name:<24} differs by {difference:.1e}")
-        contest(options)
+    if options.operations:
+        calls = count_operations()
+        print(f"{calls.total():,} operations, of which {calls.most_common(9)}")
+        return
+    print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    for name, difference in compare().items():
+        print(f"{name:<24} differs by {difference:.1e}")
+    contest(options)
 
 
 if __name__ == "__main__":

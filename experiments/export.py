@@ -7,10 +7,6 @@ RUN is the folder of a run.  The first command writes the arrays, simulates them
 and prints their accuracy next to the run's.  The second runs the hidden layers in the simulator
 Brian2 (pip install brian2) and compares every spike with those of the trained network in torch.
 
-Networks that override `neurons` or `forward`, and layers that override `kernel` or `forward`, are
-refused.  Other networks of your own are exported from Python: train.load_run(RUN, net), arrays_of,
-numpy.savez.
-
 The file is read with numpy.load and holds no pickle.  For the whole network:
 
     dataset             name of the data set in data.py
@@ -104,15 +100,12 @@ def arrays_of(net: DelaySNN, options: argparse.Namespace) -> dict[str, np.ndarra
 
 def refuse_unfit(net: DelaySNN) -> None:
     """Raise a UserError unless the arrays can hold all of what the network does."""
-    kind = type(net)
-    if (kind.neurons, kind.forward) != (DelaySNN.neurons, DelaySNN.forward):
-        found = f"{kind.__name__} has neurons or a forward of its own"
-        raise UserError(f"{found}: the arrays hold layers of LIF neurons")
-    for layer in net.layers:
-        kind = type(layer)
-        if (kind.kernel, kind.forward) != (DelayedLinear.kernel, DelayedLinear.forward):
-            found = f"{kind.__name__} has a kernel or a forward of its own"
-            raise UserError(f"{found}: the arrays hold a weight and a delay of each synapse")
+    for part, base in ((net, DelaySNN), *((layer, DelayedLinear) for layer in net.layers)):
+        for name in ("forward", "neurons", "kernel"):
+            own = getattr(type(part), name, None)
+            if own is not getattr(base, name, None):
+                rule = "the arrays hold LIF neurons, and a weight and a delay of each synapse"
+                raise UserError(f"{type(part).__name__} overrides {name}: {rule}")
 
 
 # ---------------------------------------------------------------------------- the arrays in torch
@@ -153,9 +146,8 @@ def simulate_brian2(arrays: dict, counts: np.ndarray) -> list[tuple[np.ndarray, 
     """Return the spikes (bool) and h of the hidden layers in Brian2, each [T + tail_steps, N].
 
     counts: [T, inputs] of one sample.
-    By default Brian2 updates all neurons, then all spikes, then all synapses, so a layer would act
-    on the next one a step late.  Here all parts share one slot of the schedule, in this order:
-    layer after layer, and within each layer synapses, neurons, spikes.
+    By default, a layer acts on the next one a step late in Brian2.  Here all parts share one slot
+    of its schedule: layer after layer, and within each layer synapses, neurons, spikes.
     """
     import brian2
 
@@ -176,20 +168,12 @@ def simulate_brian2(arrays: dict, counts: np.ndarray) -> list[tuple[np.ndarray, 
     constants = {"decay": decay, "threshold": float(arrays["threshold"])}
     monitors = []
     for i in layers_of(arrays)[:-1]:
-        layer = brian2.NeuronGroup(
-            len(arrays[f"current_{i}"]),
-            "v : 1\n h : 1\n s : 1\n arriving : 1\n current : 1",
-            threshold="s > 0",
-            reset="",  # in the formula of v
-            namespace=constants,
-        )
+        size = len(arrays[f"current_{i}"])
+        variables = "v : 1\n h : 1\n s : 1\n arriving : 1\n current : 1"
+        layer = brian2.NeuronGroup(size, variables, threshold="s > 0", namespace=constants)
         layer.current = arrays[f"current_{i}"]
-        update = """
-            h = decay * v + current + arriving
-            s = int(h >= threshold)
-            v = h * (1 - s)
-            arriving = 0
-            """
+        update = "h = decay * v + current + arriving\n s = int(h >= threshold)\n"
+        update += "v = h * (1 - s)\n arriving = 0"
         layer.run_regularly(update, when="groups", order=3 * i + 1)
         layer.thresholder["spike"].when = "groups"
         layer.thresholder["spike"].order = 3 * i + 2
@@ -222,7 +206,6 @@ def compare_brian2(net: DelaySNN, arrays: dict, samples: data.Spikes, number: in
     total, unequal = 0, 0
     number = min(number, len(samples.labels))
     for b in range(number):
-        data.progress(f"sample {b + 1} of {number}")
         sample = samples.select(np.arange(len(samples.labels)) == b)
         reached.clear()
         train.predict(net, sample)

@@ -1,6 +1,6 @@
-"""Draw the pictures of the README, and any run of train.py (needs matplotlib and pandas).
+"""Draw the pictures of the README, and any run of train.py (needs matplotlib).
 
-    python -m experiments.figures             # learning.gif, why.png, network.png, variants.png
+    python -m experiments.figures             # learning.gif, why.png and network.png
     python -m experiments.figures --record    # also kernel.png, for which it trains the toy task
     python -m experiments.figures --run RUN   # run.png in RUN, a folder of train.py
 
@@ -11,7 +11,6 @@ import argparse
 import os
 import sys
 import tempfile
-from statistics import mean
 
 import numpy as np
 import torch
@@ -24,7 +23,6 @@ import data
 import train
 from data import UserError
 from delays import DelayedLinear, class_scores, leaky_integrator, lif, shrinking_sigma
-from experiments import results
 
 INK = "#222222"
 GREY = "#b8b8b8"
@@ -214,40 +212,6 @@ def kernel_figure() -> Figure:
     return figure
 
 
-def variants_figure() -> Figure:
-    """Draw the test accuracies in runs.csv on SHD (regenerated), trained with padding."""
-    names = {
-        ("authors", ""): "learned, the authors' libraries",
-        ("learned", ""): "learned delays",
-        ("learned", "--hidden 165"): "learned, as many parameters as fixed",
-        ("fixed", ""): "fixed random delays",
-        ("none", ""): "no delays",
-    }
-    groups = {}
-    for row in results.all_rows()[0]:
-        kind = [row[column] for column in ("data", "epochs", "padding", "connections", "change")]
-        name = names.get((row["variant"], row["options"]))
-        if row["variant"] == "none" and row["options"].startswith("--tau "):
-            name = f"no delays, membranes of {float(row['options'].split()[1]):g} ms"
-        if kind == ["SHD (regenerated)", "30", "yes", "", ""] and name:
-            groups.setdefault(name, []).append(100 * float(row["accuracy"]))
-    groups = sorted(groups.items(), key=lambda item: mean(item[1]))
-
-    figure = Figure(figsize=(7.2, 0.4 * len(groups) + 0.8), layout="constrained")
-    low, high = figure.subplots(1, 2, sharey=True, width_ratios=(1, 1.5))
-    for y, (_, values) in enumerate(groups):
-        for axis in (low, high):
-            axis.plot(values, [y] * len(values), "o", color=BLUE, alpha=0.6, markersize=4)
-            axis.plot(mean(values), y, "|", color=INK, markersize=14)
-    low.set_yticks(range(len(groups)), [f"{name} (n = {len(values)})" for name, values in groups])
-    low.set_xlim(55, 80)
-    high.set_xlim(86, 96)
-    style(low, "")
-    style(high, "", "test accuracy, last epoch (%)")
-    heading(figure, "SHD (regenerated), 30 epochs: a dot per seed, a line at their mean")
-    return figure
-
-
 # ------------------------------------------------------------------------- run.png: look into a run
 
 
@@ -418,7 +382,6 @@ def main(argv: list[str] | None = None) -> None:
         learning_gif(os.path.join(folder, "learning.gif"))
         save(why_figure(), folder, "why.png")
         save(network_figure(), folder, "network.png")
-        save(variants_figure(), folder, "variants.png")
         if options.record:
             save(kernel_figure(), folder, "kernel.png")
     except (UserError, OSError) as problem:

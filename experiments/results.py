@@ -3,7 +3,6 @@
     python -m experiments.results train --dataset toy --variants learned,fixed,none --seeds 0,1,2
     python -m experiments.results add runs/toy-20-learned-0
     python -m experiments.results tables claims
-    python -m experiments.results speakers runs/shd-30-learned-0
 
 `train` hands other options on to train.py.  It skips finished runs and resumes stopped ones.
 `add` records the processor it runs on, so call it on the machine that trained the network.
@@ -120,8 +119,7 @@ COMMON = ["data", "epochs", "padding", "variant", "options", "change"]  # of the
 SHARES = {"last epoch": "accuracy", "unrounded": "unrounded", "best on test": "best_on_test"}
 PAIRS = ["1,8", "2,10", "3,6", "0,9", "7,11"]  # speakers of SHD that are held out together
 MEMBRANES = ["", *(f"--tau {tau}.0 --tau-readout 10.05" for tau in (50, 100, 200, 400))]
-# Ideas whose classes were rewritten after their runs, and those found to have the same bits still.
-REWRITTEN, VERIFIED = {"axonal", "dendritic", "recurrent", "adaptive"}, set()
+REWRITTEN = {"axonal", "dendritic", "recurrent", "adaptive"}  # ideas, after their runs
 
 
 def all_rows() -> tuple[list[dict], list[dict]]:
@@ -166,17 +164,16 @@ def table(rows: pandas.DataFrame, columns: list[str]) -> pandas.DataFrame:
 def all_tables() -> dict[str, str]:
     """Return every table by its name, in Markdown."""
     tested, held_out = [pandas.DataFrame(rows).query("change == ''") for rows in all_rows()]
-    today = tested[(tested["padding"] == "yes") & ~tested["variant"].isin(REWRITTEN - VERIFIED)]
+    today = tested[(tested["padding"] == "yes") & ~tested["variant"].isin(REWRITTEN)]
     earlier = tested.query("data == @SHD and padding == 'no'")
     ours = today.query("data == @SHD and variant != 'authors'")
     sparse = pandas.concat([ours, earlier]).query("connections != ''")
     tau = held_out.query("epochs == '30' and options in @MEMBRANES")
-    tau = tau.query("variant == 'none' or options == ''").sort_values(["variant", "options"])
-    # Rows with padding replace those without once there are as many: "yes" is the greater word.
-    size = tau.groupby(["variant", "options", "padding"])["run"].transform("size")
-    tau = tau.assign(size=size)
-    for column in ("size", "padding"):
-        tau = tau[tau[column] == tau.groupby(["variant", "options"])[column].transform("max")]
+    tau = tau.query("variant == 'none' or options == ''")
+    # A run with padding replaces one without.
+    same = ["variant", "options", "speakers"]
+    tau = tau.sort_values("padding", kind="stable").drop_duplicates(same, keep="last")
+    tau = tau.sort_values(["variant", "options"], kind="stable")
 
     shd = ["variant", "parameters", "epochs", *SHARES, "n", "processor"]
     toy = [head for head in shd if head not in ("epochs", "best on test")]
@@ -292,20 +289,10 @@ def train_all(variants: list[str], seeds: list[str], others: list[str]) -> None:
                 train.print_result(train.train(train.parse([*words, "--seed", seed, *place])))
 
 
-def print_speakers(words: list[str]) -> None:
-    """Print the accuracy of a run on the test set, for each of its speakers."""
-    options = train.parse(["--eval", *words])
-    net, _ = train.load_run(options.eval)
-    test = data.load(options.dataset, "test", options.data_dir)
-    right = pandas.Series((train.predict(net, test).argmax(1) == test.labels).numpy())
-    by_speaker = right.groupby(test.speakers.astype(str))
-    print(by_speaker.agg(samples="size", accuracy="mean").round(4))
-
-
 def main(argv: list[str] | None = None) -> None:
     kind = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=kind, allow_abbrev=False)
-    parser.add_argument("command", choices=["train", "add", "tables", "speakers"])
+    parser.add_argument("command", choices=["train", "add", "tables"])
     parser.add_argument("--variants", default="learned", help="to train, as in learned,fixed-wide")
     parser.add_argument("--seeds", default="0", help="to train, as in 0,1,2")
     parser.add_argument("--variant", help="to add: the name of a network of your own")
@@ -315,8 +302,6 @@ def main(argv: list[str] | None = None) -> None:
             train_all(arguments.variants.split(","), arguments.seeds.split(","), words)
         elif arguments.command == "add":
             add(words, arguments.variant)
-        elif arguments.command == "speakers":
-            print_speakers(words)
         else:
             tables = all_tables()
             for name in words or tables:
