@@ -80,8 +80,8 @@ STEP_MS = 10
 
 PAIR, TRIPLE = ("train", "test"), ("train", "valid", "test")
 
-# To add a data set, add a row here and one in train.DEFAULTS.  The functions that read are further
-# down, so the lambdas look them up when they are called.
+# To add a data set, add a row here and one in train.DEFAULTS.  A row has reader, splits, inputs,
+# classes and step_ms.  The readers are further down, so the lambdas look them up when called.
 DATASETS = {
     "shd": Dataset(lambda *args: read_published("shd", *args), PAIR, INPUTS, 20, STEP_MS),
     "ssc": Dataset(lambda *args: read_published("ssc", *args), TRIPLE, INPUTS, 35, STEP_MS),

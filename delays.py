@@ -5,10 +5,11 @@ Learnable Spacings" (Hammouamri, Khalfaoui-Hassani, Masquelier, ICLR 2024, arXiv
 is the authors' library.
 
 Time is discrete.  A synapse passes each spike on after its delay, multiplied by its weight.  This
-is a convolution over time whose kernel has exactly one nonzero tap: the weight, at the position of
-the delay.  A position is an integer, so no gradient reaches it.  In training, the tap is therefore
-a Gaussian centred on the delay, and its width sigma shrinks over the first quarter of the epochs.
-Evaluation uses a single tap, at round(delay).
+is a convolution over time.  Its kernel has an entry, or tap, for each possible delay, and exactly
+one tap is nonzero: the weight, at the position of the delay.  A position is an integer, so no
+gradient reaches it.  In training, a Gaussian centred on the delay therefore spreads the weight over
+the taps, and its width sigma shrinks over the first quarter of the epochs.  In evaluation the
+weight is at the tap round(delay).
 
 Signals are tensors [B, T, N]: batch, time, neurons.  Delays, sigma and tau are in steps of time.
 
@@ -40,7 +41,7 @@ def gaussian_kernel(weight: Tensor, delay: Tensor, sigma: float | Tensor, taps: 
         kernels are added.
     delay: in steps.  It has the shape of the weights or one that broadcasts to it: [1, in] is one
         delay per axon, which all synapses of an input share, and [out, 1] is one per dendrite.  It
-        should lie in 0..taps-1: just outside, the division moves the weight to the nearest tap.
+        should lie in 0..taps-1, as it does after DelayedLinear.clamp_delays.
     sigma: the width of the Gaussian in steps, above 0.  A number or a tensor that broadcasts.
     taps: the length of the kernel, for delays of 0..taps-1 steps.
     Returns [out, in, taps], with gradients for weight, delay and sigma.
@@ -79,7 +80,7 @@ def shrinking_sigma(epoch: int, epochs: int, taps: int, offset=0.27, last=0.23) 
     networks learned its task (experiments/tour.ipynb).  Where weights learn too, 0.5 may do.
     """
     quarter = epochs // 4
-    first = max(taps // 2, last)  # taps // 2 is 0 for a single tap, where sigma is 0.5
+    first = max(taps // 2, last)  # `last` if there is a single tap: then sigma is always 0.5
     if epoch >= quarter:  # always true for a run of fewer than four epochs
         return offset + last
     return offset + first * (last / first) ** (epoch / quarter)
@@ -97,7 +98,7 @@ def delay_conv(spikes: Tensor, kernel: Tensor, tail: int = 0, method: str = "aut
     tail: the number of steps by which the output is longer than the input, for late arrivals.
     method: "direct" is torch's convolution.  "fourier" uses the convolution theorem and gives the
         same numbers up to rounding.  "auto" is fourier on a CPU and direct elsewhere.  For samples
-        of many hundreds of steps, direct is faster on a CPU too: name it there.
+        of many hundreds of steps, direct is faster on a CPU too: set .conv of your layers to it.
     Returns [B, T + tail, out].  Raises a ValueError if the shapes do not match or the method is
     unknown.  On a GPU, TF32 makes the sums less exact; train.set_backend turns it off.
     """
@@ -136,7 +137,7 @@ def spike(x: Tensor, alpha: float = 5.0) -> Tensor:
     return (x >= 0).to(x.dtype) + (smooth - smooth.detach())  # the bracket is 0 and has the slope
 
 
-def lif_loop(current: Tensor, tau: float, threshold: float = 1.0, alpha: float = 5.0) -> Tensor:
+def lif_loop(current: Tensor, tau, threshold=1.0, alpha: float = 5.0) -> Tensor:
     """Return the spikes of leaky integrate-and-fire neurons, [B, T, N].
 
         h[t] = (1 - 1/tau) v[t-1] + I[t]
@@ -182,7 +183,7 @@ def decay_of(tau: float) -> float:
 
     Raises a ValueError if a tau is below 1 step.
     """
-    if not torch.as_tensor(tau >= 1).all():  # tau < 1 would let nan pass
+    if not torch.as_tensor(tau >= 1).all():  # true for nan too
         raise ValueError(f"tau is {tau}: expected a number of steps, at least 1.")
     return 1 - 1 / tau
 
@@ -209,7 +210,7 @@ class DelayedLinear(nn.Module):
     """A linear layer whose synapses have delays, without bias: [B, T, in] -> [B, T + taps//2, out].
 
     taps: delays are 0..taps-1 steps.  The output is taps // 2 steps longer than the input, as in
-        the authors' code, so that most late spikes still arrive.
+        the authors' code.  A spike whose delay ends later than that is lost.
     count: synapses between each pair of neurons.
     learn_delays: False rounds the random delays to whole steps and does not train them.
     connections: inputs of each neuron, chosen at random.  0 connects all.
@@ -289,8 +290,7 @@ class DelayedLinear(nn.Module):
         """Return the kernel in use, [out, in, taps]: soft_kernel if delays are being trained.
 
         In evaluation, and with fixed delays, each synapse has one tap.
-        weight: used as it is, instead of the layer's masked weights.  Ones give the share of a
-        spike that arrives after each delay.
+        weight: what to use instead of the layer's masked weights, such as ones.
         """
         if weight is None:
             weight = self.weight * self.mask  # so missing synapses get no gradient
@@ -320,7 +320,8 @@ class DelaySNN(nn.Module):
         LIF neurons, and dropout that silences a neuron for the whole of a sample.  The readout is a
         delayed sum into leaky integrators.
     taps: delays are 0..taps-1 steps.
-    tau: time constant of the hidden neurons, in steps.  tau_readout: of the readout.  None: tau.
+    tau, tau_readout: time constants of the hidden neurons and of the readout, in steps.  If
+        tau_readout is None, it is the same as tau.
     dropout: share of the neurons that are silenced in training.
     of_layer: count, learn_delays, connections and delay_per of DelayedLinear.
     taps=1, learn_delays=False gives the network without delays.
@@ -400,7 +401,7 @@ class LIF(torch.autograd.Function):
         spikes = torch.empty_like(current)
         v = torch.zeros_like(current[:, 0])
         inputs, h, s = current.unbind(1), potential.unbind(1), spikes.unbind(1)
-        for t in range(len(h)):  # out=h[t] writes into potential; alpha is torch.add's factor
+        for t in range(len(h)):  # out=h[t] writes into potential; torch.add calls a factor alpha
             torch.add(inputs[t], v, alpha=decay, out=h[t])  # h = I + decay v
             torch.ge(h[t], threshold, out=s[t])  # s = 1 if h >= threshold
             torch.addcmul(h[t], h[t], s[t], value=-1, out=v)  # v = h - h s
@@ -444,8 +445,8 @@ def conv_fourier(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
     period = steps + max(taps - 1, tail)
     f = torch.arange(period // 2 + 1, device=spikes.device)  # F frequencies
     t = torch.arange(period, device=spikes.device)
-    turns = torch.outer(f, t) % period  # whole turns left out, so that angles stay small
-    angle = turns.double() * (2 * math.pi / period)
+    part_of_turn = torch.outer(f, t) % period  # without whole turns, so that angles stay small
+    angle = part_of_turn.double() * (2 * math.pi / period)
     basis = torch.cat([angle.cos(), -angle.sin()]).to(spikes)  # exp(-i angle), [2 F, period]
     # Each frequency f also stands for its mirror image period - f, so it counts twice.  0 and
     # period / 2 have no mirror image.

@@ -43,7 +43,7 @@ def build(options: argparse.Namespace, kind: type[DelaySNN] = DelaySNN) -> Delay
     dataset = data.DATASETS[options.dataset]
     tau_readout = options.tau if options.tau_readout is None else options.tau_readout
     for tau in (options.tau, tau_readout):
-        if not tau >= dataset.step_ms:  # and not <, which would let nan pass
+        if not tau >= dataset.step_ms:  # true for nan too
             rule = f"expected at least {dataset.step_ms} ms, a step"
             raise UserError(f"--tau or --tau-readout {tau}: {rule}")
     if not 0 <= options.dropout < 1:
@@ -138,7 +138,7 @@ def cross_entropy(net, counts: Tensor, membrane: Tensor, labels: Tensor) -> Tens
 def train_epoch(net, optimizer, spikes, batches, loss=cross_entropy, augment=None) -> list[float]:
     """Train on all batches once.  Returns the means of loss, accuracy and each layer's rate."""
     net.train()
-    sums = 0  # becomes a tensor on the device: reading a number makes the program wait for a GPU
+    sums = 0  # becomes a tensor, read once at the end: the program waits for a GPU to read it
     for number, (indices, longest) in enumerate(batches, 1):
         counts = data.padded(spikes, indices, longest)  # [B, T, inputs]
         labels = spikes.labels[indices]  # [B]
@@ -172,9 +172,9 @@ def predict(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=T
     net.eval()
     for layer in delayed_layers(net):
         layer.train(not rounded)  # its mode decides the kernel
-    # A sample's scores include net.tail steps after its own.  All layers have to run for as long,
-    # since batch norm can make neurons spike in silence.  The first layer adds its own tail, and
-    # zeros after the input give the rest.
+    # A sample's scores include net.tail steps after its own, so every layer has to run until then:
+    # batch norm can make neurons spike even if nothing arrives.  The first layer adds its own tail,
+    # and zeros after the longest sample give the rest.
     zeros = net.tail - net.layers[0].taps // 2
     order, scores = [], []
     for indices, longest in data.batches(spikes, batch_size, shuffle=False):
@@ -212,7 +212,7 @@ def train(options: argparse.Namespace, net=None, loss=None, augment=None, on_epo
     net = (build(options) if net is None else net).to(options.device)
     loss = loss or cross_entropy
     optimizer = make_optimizer(net, options)
-    # The delays as the seed draws them.  A resumed run loads its later delays only after this line.
+    # The delays as the seed draws them: a resumed run has not loaded its own yet.
     first_delays = [layer.positions().detach().clone() for layer in delayed_layers(net)]
     names = {"network": type(net).__name__, "loss": name_of(loss), "augment": name_of(augment)}
     rows = resume(net, optimizer, names, options) if options.resume else start(net, sets, options)
@@ -255,7 +255,7 @@ def train(options: argparse.Namespace, net=None, loss=None, augment=None, on_epo
 
 
 def epoch_that_counts(rows: list[dict]) -> int:
-    """Return the epoch of the headline: the first of the best on validation, or else the last."""
+    """Return the epoch that is reported: the first of the best on validation, or else the last."""
     accuracy = [row["valid_accuracy"] for row in rows]
     return len(rows) if None in accuracy else accuracy.index(max(accuracy)) + 1
 
@@ -288,7 +288,7 @@ def load_sets(options: argparse.Namespace) -> dict[str, data.Spikes]:
     if options.no_test:
         splits = [split for split in splits if split != "test"]
     sets = {split: data.load(options.dataset, split, options.data_dir) for split in splits}
-    if options.valid_speakers:  # they replace a validation set
+    if options.valid_speakers:  # they replace the data set's own validation set
         everyone = sets["train"]
         names = everyone.speakers.astype(str).tolist()
         wanted = options.valid_speakers.split(",")
@@ -335,7 +335,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     first, _ = parser.parse_known_args([word for word in argv if word not in ("-h", "--help")])
     run = first.resume or first.eval
     saved = read_options(run) if run else {}
-    # A row of your own may leave options out: they are those of SHD.
+    # A row of DEFAULTS may leave options out, which then are as for SHD.
     defaults = saved or DEFAULTS["shd"] | DEFAULTS[first.dataset]
     unknown = sorted(defaults.keys() - vars(first).keys())
     if unknown:
@@ -366,7 +366,7 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     sets, variants = list(data.DATASETS), ["learned", "constant-sigma", "fixed", "none"]
 
-    add("--dataset", choices=sets, default="shd", help="this help shows its defaults")
+    add("--dataset", choices=sets, default="shd", help="-h shows the defaults of this one")
     add("--data-dir", default=data.DATA_DIR, help="folder of the files; missing ones are fetched")
     add("--valid-speakers", default="", help="speakers to hold out for validation, such as 3,6")
     add("--no-test", action="store_true", help="do not read the test set; needs validation")
