@@ -1,8 +1,7 @@
 """The network here and the authors': equality, time, operations.
 
-    python -m experiments.benchmark                    # made-up spikes of SHD's size and lengths
-    python -m experiments.benchmark --data-dir DIR     # SHD's files
-    python -m experiments.benchmark --operations       # what a step of training asks of a card
+    python -m experiments.benchmark --data-dir DIR    # SHD's files, fetched if they are missing
+    python -m experiments.benchmark --operations      # what a step of training asks of a card
 
 The authors' network, "peer", is built of dcls and spikingjelly (from PyPI).  The networks take
 turns, step by step, and the medians are printed.  A step is one of training on a batch of 256; an
@@ -14,8 +13,10 @@ import logging
 import platform
 import sys
 import time
+import traceback
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -29,9 +30,7 @@ import data
 import train
 from delays import DelaySNN, class_scores
 
-SAMPLES = {"train": 8156, "test": 2264}  # of SHD
-MEAN_STEPS, LONGEST = 72, 137  # of its training samples
-ACTIVE = 0.08  # share of its inputs that spike in a step
+LONGEST = 137  # steps of SHD's longest training sample
 
 
 class Peer(nn.Module):
@@ -91,7 +90,7 @@ def compare(hidden: int = 64) -> dict[str, float]:
         conv.SIG.data.fill_(2.0 - 0.27)
         conv.weight.data = layer.weight.detach().clone().unsqueeze(2)
         conv.P.data = (layer.taps // 2 - layer.delay.detach())[None, :, :, None]
-    counts = (torch.rand(8, 50, data.INPUTS) < ACTIVE).double()
+    counts = (torch.rand(8, 50, data.INPUTS) < 0.08).double()  # about as many as in SHD
     counts[::2, 40:] = 0  # the padding of shorter samples
     ours, theirs = class_scores(net(counts)), peer(counts)
     for scores in (ours, theirs):
@@ -155,21 +154,13 @@ def our_tasks(device: str, delays: str) -> tuple:
     return train_epoch, lambda spikes: train.evaluate(net, spikes)
 
 
-def made_up(samples: int) -> data.Spikes:
-    rng = np.random.default_rng(0)
-    steps = rng.normal(MEAN_STEPS, 15, samples).clip(24, LONGEST).astype(int)
-    counts = [rng.random((n, data.INPUTS)) < ACTIVE for n in steps]
-    return data.join([sample.astype(np.uint8) for sample in counts], np.arange(samples) % 20)
-
-
 def contest(options: argparse.Namespace) -> None:
     """Let the networks take turns, and print how long they take."""
     train.set_backend()
-    sets = {split: made_up(samples) for split, samples in SAMPLES.items()}
-    if options.data_dir:
-        sets = {split: data.load("shd", split, options.data_dir) for split in SAMPLES}
-    sets = {split: spikes.to(options.device) for split, spikes in sets.items()}
-    batch = sets["train"].select(np.arange(SAMPLES["train"]) < 256)
+    everything, test = [
+        data.load("shd", split, options.data_dir).to(options.device) for split in ("train", "test")
+    ]
+    batch = everything.select(np.arange(len(everything.labels)) < 256)
     nets = {name: our_tasks(options.device, name) for name in ("learned", "fixed", "none")}
     nets["peer"] = peer_tasks(options.device)
     seconds = {(name, task): [] for name in nets for task in ("step", "epoch")}
@@ -178,9 +169,9 @@ def contest(options: argparse.Namespace) -> None:
         for name, (train_epoch, evaluate) in nets.items():
             whole = turn > options.rounds
             begun = time.perf_counter()
-            train_epoch(sets["train"] if whole else batch)
+            train_epoch(everything if whole else batch)
             if whole:
-                evaluate(sets["test"])
+                evaluate(test)
             if options.device == "cuda":
                 torch.cuda.synchronize()
             if turn:
@@ -237,19 +228,17 @@ class Card(TorchDispatchMode):
 
 def place() -> str:
     """Return the function of delays.py, data.py or train.py that is running."""
-    frame = sys._getframe()
-    while frame is not None:
-        module = frame.f_globals["__name__"]
-        if module in ("delays", "data", "train"):
-            return f"{module}.{frame.f_code.co_name}"
-        frame = frame.f_back
+    for frame in reversed(traceback.extract_stack()):
+        if Path(frame.filename).stem in ("delays", "data", "train"):
+            return f"{Path(frame.filename).stem}.{frame.name}"
     return "elsewhere"
 
 
 def count_operations() -> Counter:
-    """Return what a step of training on a made-up batch of SHD's size asks of a card."""
+    """Return what a step of training on a batch of SHD's size asks of a card."""
     settings = train.parse(["--device", "cpu"])
-    spikes = made_up(256).to(CARD)
+    counts = [np.ones((LONGEST, data.INPUTS), np.uint8)] * 256
+    spikes = data.join(counts, np.arange(256) % 20).to(CARD)
     batches = [(torch.arange(256, device=CARD), LONGEST)]
     with Card() as card:
         net = train.build(settings).to(CARD)
@@ -266,7 +255,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=lines)
     add = parser.add_argument
     add("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
-    add("--data-dir", help="SHD's files; default: made-up spikes")
+    add("--data-dir", default=data.DATA_DIR, help="folder of SHD's files")
     add("--rounds", type=train.positive, default=5, help="steps each, after a first one; 5")
     add("--operations", action="store_true", help="only count the operations of a learned step")
     options = parser.parse_args()
