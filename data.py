@@ -123,7 +123,7 @@ def toy(split: str, *, noise: float = 0.02) -> Spikes:
     onset = rng.integers(0, steps - burst * inputs + 1, (samples, 1))
     begins = rng.random((samples, steps, inputs)) < noise  # True where a burst begins
     sample, place = np.arange(samples)[:, None], np.arange(inputs)
-    # Three index arrays that broadcast to [samples, inputs]: the bursts of the pattern.
+    # The bursts of the pattern, by indices [samples, 1], [samples, inputs] and [samples, inputs].
     begins[sample, onset + burst * place, orders[labels]] = True
     counts = begins.astype(np.uint8)
     for later in range(1, burst):
@@ -206,7 +206,7 @@ def read_published(dataset: str, split: str, data_dir: str, binning=bin_sample) 
             return read_h5(path, binning)
         folder = os.path.dirname(path) or "."
         scratch = folder if os.access(folder, os.W_OK) else None  # None: the system's folder
-        # A temporary file has no name and disappears when the process ends.
+        # h5py has to jump within the file.  A temporary one disappears when the process ends.
         with open_packed(path) as packed, tempfile.TemporaryFile(dir=scratch) as file:
             shutil.copyfileobj(packed, file, 1 << 22)
             return read_h5(file, binning)

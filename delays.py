@@ -171,17 +171,17 @@ def leaky_integrator(current: Tensor, tau: float) -> Tensor:
     product of a [T, T] matrix with I, which is faster than a loop over time.
     """
     t = torch.arange(current.shape[1], dtype=torch.float64, device=current.device)
-    # t - u, [T, T]: a row for each t, a column for each u.  Where u is later than t, tril puts 0;
-    # clamp keeps the powers there from overflowing.
+    # t - u, [T, T]: a row for each t, a column for each u.  clamp keeps powers from overflowing
+    # where u is later than t, and tril then puts 0 there.  float64 keeps the powers accurate.
     elapsed = (t[:, None] - t).clamp(min=0)
     memory = (decay_of(tau) ** elapsed).tril()
     return memory.to(current.dtype) @ current
 
 
-def decay_of(tau: float) -> float:
+def decay_of(tau):
     """Return the share of its potential that a membrane keeps from one step to the next, 1 - 1/tau.
 
-    Raises a ValueError if a tau is below 1 step.
+    tau: a number or a tensor.  Raises a ValueError if a tau is below 1 step.
     """
     if not torch.as_tensor(tau >= 1).all():  # true for nan too
         raise ValueError(f"tau is {tau}: expected a number of steps, at least 1.")
@@ -290,7 +290,7 @@ class DelayedLinear(nn.Module):
         """Return the kernel in use, [out, in, taps]: soft_kernel if delays are being trained.
 
         In evaluation, and with fixed delays, each synapse has one tap.
-        weight: what to use instead of the layer's masked weights, such as ones.
+        weight: what to use instead of the layer's masked weights.  Ones show the delays alone.
         """
         if weight is None:
             weight = self.weight * self.mask  # so missing synapses get no gradient
@@ -401,7 +401,7 @@ class LIF(torch.autograd.Function):
         spikes = torch.empty_like(current)
         v = torch.zeros_like(current[:, 0])
         inputs, h, s = current.unbind(1), potential.unbind(1), spikes.unbind(1)
-        for t in range(len(h)):  # out=h[t] writes into potential; torch.add calls a factor alpha
+        for t in range(len(h)):  # out=h[t] writes into potential; alpha= is torch.add's factor
             torch.add(inputs[t], v, alpha=decay, out=h[t])  # h = I + decay v
             torch.ge(h[t], threshold, out=s[t])  # s = 1 if h >= threshold
             torch.addcmul(h[t], h[t], s[t], value=-1, out=v)  # v = h - h s
@@ -423,7 +423,7 @@ class LIF(torch.autograd.Function):
         decay, threshold, alpha = ctx.constants
         x = (potential - threshold).mul_(math.pi / 2 * alpha)
         slope = x.square_().add_(1).reciprocal_().mul_(alpha / 2)  # as in spike, but in x's memory
-        grad_current = slope.mul_(grad_spikes)
+        grad_current = slope.mul_(grad_spikes)  # the loop adds the other term in place
         h, grad = potential.unbind(1), grad_current.unbind(1)
         silent = torch.empty_like(h[0])  # 1 - s[t]
         for t in reversed(range(len(h) - 1)):  # nothing comes after the last step
@@ -440,22 +440,22 @@ def conv_fourier(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
     experiments/RESULTS.md).
     """
     steps, taps = spikes.shape[1], kernel.shape[2]
-    # Spikes arrive within steps + taps - 1 steps.  In a period of that length, or of the output's
-    # if that is longer, none of them wraps around to the beginning.
+    # All spikes have arrived after steps + taps - 1 steps, and the output may be longer.  In a
+    # period of both, no spike wraps around to the beginning.
     period = steps + max(taps - 1, tail)
     f = torch.arange(period // 2 + 1, device=spikes.device)  # F frequencies
     t = torch.arange(period, device=spikes.device)
     part_of_turn = torch.outer(f, t) % period  # without whole turns, so that angles stay small
     angle = part_of_turn.double() * (2 * math.pi / period)
     basis = torch.cat([angle.cos(), -angle.sin()]).to(spikes)  # exp(-i angle), [2 F, period]
-    # Each frequency f also stands for its mirror image period - f, so it counts twice.  0 and
-    # period / 2 have no mirror image.
+    # The signals are real, so frequency period - f would mirror f.  It is left out, and f counts
+    # twice.  Only 0 and period / 2 have no mirror image.
     twice = (f > 0) & (2 * f < period)
     share = (1 + twice.int()).to(spikes) / period  # [F]
 
-    # Transformed back, y[t] = sum_f share[f] (Re Y[f] cos(angle) - Im Y[f] sin(angle)).  This is a
-    # product with the transposed basis.  The factor share is put on the kernel here, because the
-    # kernel is smaller than the output.
+    # The way back is y[t] = sum_f share[f] (Re Y[f] cos(angle) - Im Y[f] sin(angle)), a product
+    # with the transposed basis.  Here its factor share multiplies the kernel, which is smaller than
+    # the output.
     x = (basis[:, :steps] @ spikes).transpose(0, 1)  # [2 F, B, in]
     weighted = basis[:, :taps] * share.repeat(2)[:, None]  # [2 F, taps]
     k = weighted @ kernel.transpose(1, 2)  # [out, 2 F, in]

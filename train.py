@@ -97,10 +97,10 @@ def one_cycle(epoch: int, epochs: int, peak: float) -> tuple[float, float]:
     # The epoch of the peak, counted from 0 as in OneCycleLR.  It need not be a whole number.
     top = max(0.3 * epochs - 1, 0)
     if epoch < top:
-        low, risen = peak / 25, epoch / top
+        low, nearness = peak / 25, epoch / top
     else:
-        low, risen = peak / 25e4, 1 - (epoch - top) / max(epochs - 1 - top, 1)
-    height = (1 - math.cos(math.pi * risen)) / 2  # 0 to 1
+        low, nearness = peak / 25e4, 1 - (epoch - top) / max(epochs - 1 - top, 1)
+    height = (1 - math.cos(math.pi * nearness)) / 2  # 1 at the peak, 0 at both ends
     return low + (peak - low) * height, 0.95 - 0.1 * height
 
 
@@ -136,9 +136,12 @@ def cross_entropy(net, counts: Tensor, membrane: Tensor, labels: Tensor) -> Tens
 
 
 def train_epoch(net, optimizer, spikes, batches, loss=cross_entropy, augment=None) -> list[float]:
-    """Train on all batches once.  Returns the means of loss, accuracy and each layer's rate."""
+    """Train on all batches once.  Returns the means of loss, accuracy and each layer's rate.
+
+    spikes: the training samples.  batches: those of data.batches.
+    """
     net.train()
-    sums = 0  # becomes a tensor, read once at the end: the program waits for a GPU to read it
+    sums = 0  # becomes a tensor: reading it in every batch would make the program wait for a GPU
     for number, (indices, longest) in enumerate(batches, 1):
         counts = data.padded(spikes, indices, longest)  # [B, T, inputs]
         labels = spikes.labels[indices]  # [B]
@@ -336,7 +339,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     run = first.resume or first.eval
     saved = read_options(run) if run else {}
     # A row of DEFAULTS may leave options out, which then are as for SHD.
-    defaults = saved or DEFAULTS["shd"] | DEFAULTS[first.dataset]
+    defaults = saved or (DEFAULTS["shd"] | DEFAULTS[first.dataset])
     unknown = sorted(defaults.keys() - vars(first).keys())
     if unknown:
         raise UserError(f"{run or f'train.DEFAULTS[{first.dataset!r}]'} has unknown {unknown}")
