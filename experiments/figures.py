@@ -1,7 +1,6 @@
 """Draw the pictures of the README, and any run of train.py (needs matplotlib).
 
-    python -m experiments.figures             # learning.gif, why.png and network.png
-    python -m experiments.figures --record    # also kernel.png, for which it trains the toy task
+    python -m experiments.figures
     python -m experiments.figures --run RUN   # run.png in RUN, a folder of train.py
 
 A run that is still training is drawn as it was after its last epoch.
@@ -10,7 +9,6 @@ A run that is still training is drawn as it was after its last epoch.
 import argparse
 import os
 import sys
-import tempfile
 
 import numpy as np
 import torch
@@ -22,7 +20,15 @@ from torch.nn import functional as F
 import data
 import train
 from data import UserError
-from delays import DelayedLinear, class_scores, leaky_integrator, lif, shrinking_sigma
+from delays import (
+    DelayedLinear,
+    class_scores,
+    gaussian_kernel,
+    integer_kernel,
+    leaky_integrator,
+    lif,
+    shrinking_sigma,
+)
 
 INK = "#222222"
 GREY = "#b8b8b8"
@@ -178,35 +184,25 @@ def network_figure() -> Figure:
 
 
 def kernel_figure() -> Figure:
-    """Train the toy task, and draw the kernel of one synapse after some epochs."""
-    kernels, delays = [], []  # after each epoch, [out, in, taps] and [out, in]
+    """Draw the kernel of a synapse of the training by hand, in some updates and in evaluation."""
+    sigmas = shrinking()
+    delays = by_hand(sigmas)[1][:, 0]  # of one neuron, [1 + steps, inputs]
+    delays = delays[:, (delays[-1] - delays[0]).abs().argmax()]  # the one that moves farthest
+    one = torch.ones(1, 1)
+    rows = []
+    for step in (0, 10, 25, 199):
+        kernel = gaussian_kernel(one, delays[step] * one, sigmas[step], 15)
+        rows.append((f"update {step + 1}: sigma {sigmas[step]:.1f}", kernel, delays[step]))
+    rows.append(("evaluation", integer_kernel(one, delays[-1] * one, 15), delays[-1].round()))
 
-    def keep(net, row):
-        layer = net.layers[0]
-        kernels.append(layer.soft_kernel(torch.ones_like(layer.weight)).detach())
-        delays.append(layer.delay.detach().clone())
-
-    with tempfile.TemporaryDirectory() as folder:
-        run = os.path.join(folder, "run")
-        options = train.parse(["--dataset", "toy", "--device", "cpu", "--out", run])
-        net = train.build(options)
-        train.train(options, net=net, on_epoch=keep)
-    # A strong synapse whose delay has moved far, and not to an end of the range.
-    weight, last = net.layers[0].weight.detach(), delays[-1]
-    far = (last - delays[0]).abs() > 5
-    middle = (last - options.taps / 2).abs() < options.taps / 4
-    o, i = divmod(int((weight.abs() * far * middle).argmax()), weight.shape[1])
-
-    rows = [(f"epoch {e + 1}", kernels[e], delays[e]) for e in (0, 1, 3, options.epochs - 1)]
-    rows.append(("evaluation", net.layers[0].kernel(torch.ones_like(weight)), last.round()))
     figure = Figure(figsize=(7.2, 2.8), layout="constrained")
     axis = figure.subplots()
     for level, (name, kernel, delay) in enumerate(rows):
-        heights = 0.85 * kernel[o, i] / kernel[o, i].max()
-        axis.bar(range(options.taps), heights.tolist(), bottom=level, color="#92b9dd")
-        axis.vlines(delay[o, i], level, level + 0.85, color=RED, linewidth=1.5)
-        axis.text(options.taps, level + 0.3, f"{name}: delay {delay[o, i]:.1f}", fontsize=8)
-    style(axis, "toy task: the kernel of a synapse, scaled to its peak", "tap (steps of 10 ms)")
+        heights = 0.85 * kernel.flatten() / kernel.max()
+        axis.bar(range(15), heights.tolist(), bottom=level, color="#92b9dd")
+        axis.vlines(delay, level, level + 0.85, color=RED, linewidth=1.5)
+        axis.text(15, level + 0.3, f"{name}, delay {delay:.1f}", fontsize=8)
+    style(axis, "the kernel of a synapse, scaled to its peak", "tap (delay in steps)")
     axis.set_yticks([])
     axis.spines["left"].set_visible(False)
     return figure
@@ -369,7 +365,6 @@ def main(argv: list[str] | None = None) -> None:
     form = argparse.RawTextHelpFormatter  # keeps the lines of the docstring
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     add = parser.add_argument
-    add("--record", action="store_true", help="draw kernel.png too, after training the toy task")
     add("--run", help="draw this run, a folder of train.py, instead")
     add("--sample", type=int, default=0, help="with --run: the sample to follow, default: 0")
     add("--data-dir", help="with --run: folder of the data files, default: the run's own")
@@ -382,8 +377,7 @@ def main(argv: list[str] | None = None) -> None:
         learning_gif(os.path.join(folder, "learning.gif"))
         save(why_figure(), folder, "why.png")
         save(network_figure(), folder, "network.png")
-        if options.record:
-            save(kernel_figure(), folder, "kernel.png")
+        save(kernel_figure(), folder, "kernel.png")
     except (UserError, OSError) as problem:
         sys.exit(f"figures.py: {problem}")
 
