@@ -286,6 +286,7 @@ def test_runs_are_added_once_and_each_table_has_its_own(results, tmp_path, monke
     columns = (FOLDER / "runs.csv").read_text().splitlines()[0]
     (tmp_path / "runs.csv").write_text(columns + "\n")
     monkeypatch.setattr(results, "FOLDER", tmp_path)
+    monkeypatch.setattr(results, "PAIRS", ["1,8", "2,10"])
     run = tmp_path / "mine"
     result = train.train(train.parse([*QUICK, "--delays", "fixed", "--out", str(run)]))
     os.utime(run / "result.json", (86460, 86460))
@@ -328,7 +329,7 @@ def test_runs_are_added_once_and_each_table_has_its_own(results, tmp_path, monke
         "SHD (regenerated)": ["| learned | - | 30 | 91.00, 92.00 | - | - | 2 | A; A, 2 threads |"],
         "sparse": ["| yes | learned, --connections 10 | - | 30 | 50.00 | - | - | 1 | A |"],
         "toy": ["| learned | - | 60.00 | - | 1 | A |"],
-        "validation": [f"| none, {tau} | yes | 50.00 | 90.00 | - | - | - | 60.00 | 2 | A |"],
+        "validation": [f"| none, {tau} | yes | 50.00 | 90.00 | 60.00 | 2 | A |"],
         "unpadded": ["| learned | - | 30 | 40.00 | - | - | 1 | A |"],
         "authors": ["| authors | - | 30 | 30.00 | - | - | 1 | A |"],
     }
