@@ -152,7 +152,7 @@ def padded(spikes: Spikes, indices: Tensor, length: int) -> Tensor:
     first_row = spikes.steps.cumsum(0)[indices] - steps
     t = torch.arange(length, device=indices.device)
     inside = t < steps[:, None]  # [B, length], False in the padding
-    row = (first_row[:, None] + t) * inside  # row 0 for the padding, which is zeroed
+    row = (first_row[:, None] + t) * inside  # padding takes row 0, to be multiplied by 0
     return spikes.counts[row] * inside.unsqueeze(2)
 
 
@@ -170,7 +170,7 @@ def bin_sample(times: np.ndarray, units: np.ndarray, name: str = "the sample") -
         raise UserError(
             f"{name} has {len(times)} times, {len(units)} units: expected equal numbers"
         )
-    ms = times.astype(np.float32) * 1000  # float16 would move late spikes to other steps
+    ms = times.astype(np.float32) * 1000  # rounded to float16, late spikes would change steps
     ms -= ms.min(initial=np.inf)  # initial: for a sample without spikes
     longest = ms.max(initial=0)
     if not longest <= 10_000:  # published samples last up to 1.4 s; nan fails too

@@ -183,7 +183,7 @@ def decay_of(tau):
 
     tau: a number or a tensor.  Raises a ValueError if a tau is below 1 step.
     """
-    if not torch.as_tensor(tau >= 1).all():  # true for nan too
+    if not torch.as_tensor(tau >= 1).all():  # refuses nan too
         raise ValueError(f"tau is {tau}: expected a number of steps, at least 1.")
     return 1 - 1 / tau
 
@@ -210,7 +210,7 @@ class DelayedLinear(nn.Module):
     """A linear layer whose synapses have delays, without bias: [B, T, in] -> [B, T + taps//2, out].
 
     taps: delays are 0..taps-1 steps.  The output is taps // 2 steps longer than the input, as in
-        the authors' code.  A spike whose delay ends later than that is lost.
+        the authors' code.  A spike that would arrive after the output's end is lost.
     count: synapses between each pair of neurons.
     learn_delays: False rounds the random delays to whole steps and does not train them.
     connections: inputs of each neuron, chosen at random.  0 connects all.
@@ -242,17 +242,17 @@ class DelayedLinear(nn.Module):
         self.conv = "auto"
 
         copies = (count,) if count > 1 else ()
-        delay_shapes = {
+        shapes = {  # of the delays; the weights always have that of a synapse
             "synapse": (*copies, out_features, in_features),
             "axon": (*copies, 1, in_features),
             "dendrite": (*copies, out_features, 1),
         }
-        if delay_per not in delay_shapes:
+        if delay_per not in shapes:
             raise ValueError(f"delay_per is {delay_per!r}: expected synapse, axon or dendrite.")
         bound = math.sqrt(6 / (fan_in * count))  # Kaiming's uniform distribution for relu
-        weight = torch.empty(delay_shapes["synapse"]).uniform_(-bound, bound)
+        weight = torch.empty(shapes["synapse"]).uniform_(-bound, bound)
         self.weight = nn.Parameter(weight)
-        delay = torch.empty(delay_shapes[delay_per]).uniform_(0, taps - 1)
+        delay = torch.empty(shapes[delay_per]).uniform_(0, taps - 1)
         self.delay = nn.Parameter(delay) if learn_delays else nn.Buffer(delay.round())
 
         mask = torch.ones(out_features, in_features, dtype=torch.bool)

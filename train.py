@@ -43,7 +43,7 @@ def build(options: argparse.Namespace, kind: type[DelaySNN] = DelaySNN) -> Delay
     dataset = data.DATASETS[options.dataset]
     tau_readout = options.tau if options.tau_readout is None else options.tau_readout
     for tau in (options.tau, tau_readout):
-        if not tau >= dataset.step_ms:  # true for nan too
+        if not tau >= dataset.step_ms:  # refuses nan too
             rule = f"expected at least {dataset.step_ms} ms, a step"
             raise UserError(f"--tau or --tau-readout {tau}: {rule}")
     if not 0 <= options.dropout < 1:
@@ -176,8 +176,8 @@ def predict(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=T
     for layer in delayed_layers(net):
         layer.train(not rounded)  # its mode decides the kernel
     # A sample's scores include net.tail steps after its own, so every layer has to run until then:
-    # batch norm can make neurons spike even if nothing arrives.  The first layer adds its own tail,
-    # and zeros after the longest sample give the rest.
+    # batch norm can make even its first neurons spike in silence.  The first layer adds its own
+    # tail, and zeros after the longest sample give the rest.
     zeros = net.tail - net.layers[0].taps // 2
     order, scores = [], []
     for indices, longest in data.batches(spikes, batch_size, shuffle=False):
@@ -269,8 +269,8 @@ def finish(net: DelaySNN, sets: dict[str, data.Spikes], rows: list[dict], option
     net.eval()
     epoch = epoch_that_counts(rows)
     validated = "valid" in sets
-    judged = sets.get("test", sets.get("valid"))
-    accuracy = evaluate(net, judged, options.batch_size)
+    reported = sets.get("test", sets.get("valid"))
+    accuracy = evaluate(net, reported, options.batch_size)
     result = {key: vars(options)[key] for key in ("dataset", "delays", "seed", "epochs")}
     return result | {
         "parameters": count_parameters(net),
@@ -278,7 +278,7 @@ def finish(net: DelaySNN, sets: dict[str, data.Spikes], rows: list[dict], option
         "rule": f"best on validation, epoch {epoch}" if validated else "last epoch",
         "valid_accuracy": rows[epoch - 1]["valid_accuracy"],
         "best_on_test": None if validated else max(row["test_accuracy"] for row in rows),
-        "unrounded_accuracy": evaluate(net, judged, options.batch_size, rounded=False),
+        "unrounded_accuracy": evaluate(net, reported, options.batch_size, rounded=False),
         "seconds": sum(row["seconds"] for row in rows),
     }
 
