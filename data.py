@@ -170,7 +170,7 @@ def bin_sample(times: np.ndarray, units: np.ndarray, name: str = "the sample") -
         raise UserError(
             f"{name} has {len(times)} times, {len(units)} units: expected equal numbers"
         )
-    ms = times.astype(np.float32) * 1000  # rounded to float16, late spikes would change steps
+    ms = times.astype(np.float32) * 1000  # a product in float16 would move late spikes
     ms -= ms.min(initial=np.inf)  # initial: for a sample without spikes
     longest = ms.max(initial=0)
     if not longest <= 10_000:  # published samples last up to 1.4 s; nan fails too

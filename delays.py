@@ -72,8 +72,8 @@ def integer_kernel(weight: Tensor, delay: Tensor, taps: int) -> Tensor:
 def shrinking_sigma(epoch: int, epochs: int, taps: int, offset=0.27, last=0.23) -> float:
     """Return sigma, the width of the Gaussian in steps, for an epoch counted from 0.
 
-    Over the first quarter of the epochs, the authors' width falls exponentially from taps // 2,
-    half the range of delays, to `last`, and stays there.  DCLS adds `offset` to it, so with 25 taps
+    Over the first quarter of the epochs, sigma - offset falls exponentially from taps // 2, half
+    the range of delays, to `last`, and stays there.  The offset is that of DCLS.  With 25 taps,
     sigma goes from 12.27 to 0.5 steps.
 
     Where delays alone learn, training needs this: with 0.5 from the start, none of twelve small
@@ -146,7 +146,7 @@ def lif_loop(current: Tensor, tau, threshold=1.0, alpha: float = 5.0) -> Tensor:
 
     current: I, [B, T, N].
     tau: time constant of the membrane in steps, at least 1.
-    threshold: the potential at which a neuron spikes.  At rest and after a spike it is 0.
+    threshold: the potential at which a neuron spikes.  Potentials are 0 at first and after a spike.
     alpha: steepness of the surrogate gradient (see spike).
     Networks use `lif`, which computes the same thing faster.  Read this one, and copy it to build
     other neurons.
@@ -171,8 +171,8 @@ def leaky_integrator(current: Tensor, tau: float) -> Tensor:
     product of a [T, T] matrix with I, which is faster than a loop over time.
     """
     t = torch.arange(current.shape[1], dtype=torch.float64, device=current.device)
-    # t - u, [T, T]: a row for each t, a column for each u.  clamp keeps powers from overflowing
-    # where u is later than t, and tril then puts 0 there.  float64 keeps the powers accurate.
+    # t - u, [T, T]: a row for each t, a column for each u.  Where u is later than t, tril puts 0.
+    # Without clamp, powers would overflow there, and the gradient of a learned tau would be nan.
     elapsed = (t[:, None] - t).clamp(min=0)
     memory = (decay_of(tau) ** elapsed).tril()
     return memory.to(current.dtype) @ current
@@ -290,7 +290,7 @@ class DelayedLinear(nn.Module):
         """Return the kernel in use, [out, in, taps]: soft_kernel if delays are being trained.
 
         In evaluation, and with fixed delays, each synapse has one tap.
-        weight: what to use instead of the layer's masked weights.  Ones show the delays alone.
+        weight: a tensor to use instead of the layer's masked weights, such as one of ones.
         """
         if weight is None:
             weight = self.weight * self.mask  # so missing synapses get no gradient

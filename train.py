@@ -175,9 +175,9 @@ def predict(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=T
     net.eval()
     for layer in delayed_layers(net):
         layer.train(not rounded)  # its mode decides the kernel
-    # A sample's scores include net.tail steps after its own, so every layer has to run until then:
-    # batch norm can make even its first neurons spike in silence.  The first layer adds its own
-    # tail, and zeros after the longest sample give the rest.
+    # A sample's scores include net.tail steps after its own.  Every layer has to run for all of
+    # them, since batch norm can make neurons spike in silence.  Short samples have padding for
+    # that.  The longest needs zeros: as many as the tail, less what the first layer adds itself.
     zeros = net.tail - net.layers[0].taps // 2
     order, scores = [], []
     for indices, longest in data.batches(spikes, batch_size, shuffle=False):
@@ -215,7 +215,7 @@ def train(options: argparse.Namespace, net=None, loss=None, augment=None, on_epo
     net = (build(options) if net is None else net).to(options.device)
     loss = loss or cross_entropy
     optimizer = make_optimizer(net, options)
-    # The delays as the seed draws them: a resumed run has not loaded its own yet.
+    # The delays as the seed draws them.  A resumed run loads its trained ones further below.
     first_delays = [layer.positions().detach().clone() for layer in delayed_layers(net)]
     names = {"network": type(net).__name__, "loss": name_of(loss), "augment": name_of(augment)}
     rows = resume(net, optimizer, names, options) if options.resume else start(net, sets, options)
