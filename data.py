@@ -123,7 +123,7 @@ def toy(split: str, *, noise: float = 0.02) -> Spikes:
     onset = rng.integers(0, steps - burst * inputs + 1, (samples, 1))
     begins = rng.random((samples, steps, inputs)) < noise  # True where a burst begins
     sample, place = np.arange(samples)[:, None], np.arange(inputs)
-    # The bursts of the pattern, by indices [samples, 1], [samples, inputs] and [samples, inputs].
+    # In each sample, the burst of place p begins at onset + burst * p, in input orders[label, p].
     begins[sample, onset + burst * place, orders[labels]] = True
     counts = begins.astype(np.uint8)
     for later in range(1, burst):

@@ -172,7 +172,7 @@ def leaky_integrator(current: Tensor, tau: float) -> Tensor:
     """
     t = torch.arange(current.shape[1], dtype=torch.float64, device=current.device)
     # t - u, [T, T]: a row for each t, a column for each u.  Where u is later than t, tril puts 0.
-    # Without clamp, powers would overflow there, and the gradient of a learned tau would be nan.
+    # Without clamp, powers there could be inf, and a learned tau would get the gradient 0 * inf.
     elapsed = (t[:, None] - t).clamp(min=0)
     memory = (decay_of(tau) ** elapsed).tril()
     return memory.to(current.dtype) @ current
@@ -290,7 +290,7 @@ class DelayedLinear(nn.Module):
         """Return the kernel in use, [out, in, taps]: soft_kernel if delays are being trained.
 
         In evaluation, and with fixed delays, each synapse has one tap.
-        weight: a tensor to use instead of the layer's masked weights, such as one of ones.
+        weight: replaces the layer's masked weights.  Ones give the share of each tap.
         """
         if weight is None:
             weight = self.weight * self.mask  # so missing synapses get no gradient
@@ -440,8 +440,8 @@ def conv_fourier(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
     experiments/RESULTS.md).
     """
     steps, taps = spikes.shape[1], kernel.shape[2]
-    # All spikes have arrived after steps + taps - 1 steps, and the output may be longer.  In a
-    # period of both, no spike wraps around to the beginning.
+    # All spikes have arrived after steps + taps - 1 steps, and the output has steps + tail.  In a
+    # period as long as the longer of the two, no spike wraps around to the beginning.
     period = steps + max(taps - 1, tail)
     f = torch.arange(period // 2 + 1, device=spikes.device)  # F frequencies
     t = torch.arange(period, device=spikes.device)
@@ -453,9 +453,9 @@ def conv_fourier(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
     twice = (f > 0) & (2 * f < period)
     share = (1 + twice.int()).to(spikes) / period  # [F]
 
-    # The way back is y[t] = sum_f share[f] (Re Y[f] cos(angle) - Im Y[f] sin(angle)), a product
-    # with the transposed basis.  Here its factor share multiplies the kernel, which is smaller than
-    # the output.
+    # The way back, in the last line, is a product with the transposed basis:
+    # y[t] = sum_f share[f] (Re Y[f] cos(angle) - Im Y[f] sin(angle)).  The factor share[f] already
+    # multiplies the kernel here, which is smaller than the output.
     x = (basis[:, :steps] @ spikes).transpose(0, 1)  # [2 F, B, in]
     weighted = basis[:, :taps] * share.repeat(2)[:, None]  # [2 F, taps]
     k = weighted @ kernel.transpose(1, 2)  # [out, 2 F, in]

@@ -176,8 +176,8 @@ def predict(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=T
     for layer in delayed_layers(net):
         layer.train(not rounded)  # its mode decides the kernel
     # A sample's scores include net.tail steps after its own.  Every layer has to run for all of
-    # them, since batch norm can make neurons spike in silence.  Short samples have padding for
-    # that.  The longest needs zeros: as many as the tail, less what the first layer adds itself.
+    # them, since batch norm can make neurons spike in silence.  The longest sample has no padding,
+    # so zeros follow it: as many as the tail, less the taps // 2 that the first layer adds itself.
     zeros = net.tail - net.layers[0].taps // 2
     order, scores = [], []
     for indices, longest in data.batches(spikes, batch_size, shuffle=False):
