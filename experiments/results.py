@@ -73,7 +73,7 @@ def are_pairs(rows: pandas.DataFrame, base: pandas.DataFrame) -> bool:
     options = both["options"].str.replace(r"--tau\S* \S+", "", regex=True).str.strip()
     beginnings = both["variant"].replace(alike) + options
     shared = rows.merge(base, on="seed")
-    one_processor = (shared["processor_x"] == shared["processor_y"]).all()
+    one_processor = len(shared) and (shared["processor_x"] == shared["processor_y"]).all()
     return beginnings.nunique() == 1 and bool(one_processor)
 
 
@@ -96,12 +96,17 @@ def claims_table(rows: pandas.DataFrame) -> pandas.DataFrame:
     names = {True: "paired", False: "Welch"}
     groups = dict(list(rows.groupby(["data", "epochs", "variant", "options"])))
     lines = []
-    for name, epochs, claim, *sides in CLAIMS:
+    for number, (name, epochs, claim, *sides) in enumerate(CLAIMS, 1):
         one, other = [groups.get((name, epochs, *side), rows[:0]) for side in sides]
         paired = are_pairs(one, other)
         difference, p, counts = t_test(one, other, paired)
         other_difference, other_p, _ = t_test(one, other, not paired)
-        line = {"claim": claim, "data": f"{name}, {epochs} epochs", "n": counts, "p": p}
+        line = {
+            "claim": f"{number}. {claim}",
+            "data": f"{name}, {epochs} epochs",
+            "n": counts,
+            "p": p,
+        }
         if not math.isnan(p):
             line |= {"difference": difference, "test": names[paired]}
             line["processor"] = "; ".join(sorted({*one["machine"], *other["machine"]}))
@@ -183,7 +188,7 @@ def all_tables() -> dict[str, str]:
         "sparse": table(sparse, ["padding", *shd]),
         "toy": table(today.query("data == 'toy'"), toy),
         "validation": table(tau, ["variant", "padding", *PAIRS, "pooled", "n", "processor"]),
-        "unpadded": unpadded.rename(columns={"variant": "commit 72060dc"}),
+        "unpadded": unpadded.rename(columns={"variant": "commits 9c3082d to 72060dc"}),
         "authors": authors.rename(columns={"variant": "dcls 0.1.1, spikingjelly 2.0.0"}),
     }
     for name, frame in tables.items():

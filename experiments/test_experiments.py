@@ -245,6 +245,7 @@ def test_a_claim_names_its_test_and_the_other_if_that_disagrees(results, there, 
     assert found.iloc[0].tolist()[2:] == line
     assert found["verdict"].tolist() == ["not shown", *["not run"] * 7, "holds", "not run"]
     assert found["n"][8] == "3 and 3"  # the seeds that both have
+    assert found["n"][1] == "0 and 5"  # all, if one side has not run
 
 
 def test_groups_may_differ_in_size_and_variance_and_two_pairs_are_too_few(results):
@@ -448,8 +449,9 @@ def test_twelve_seeds_of_the_tour_need_a_sigma_that_shrinks():
 
 def test_accuracies_in_the_tour_are_those_of_runs_csv(results):
     toy = dict(re.findall(r"^\| (.*?) \| .*? \| (\d\S+) ±", results.all_tables()["toy"], re.M))
-    told = re.findall(r"(?:100 ms|they reach|learned|fixed) ([\d.]+) %", tour("c19")["c19"])
-    assert told == [toy[name] for name in ("learned", "fixed", "none, --tau 100.0", "fixed-wide")]
+    told = re.findall(r"(?:100 ms|reach|learned|fixed) ([\d.]+) %", tour("c19")["c19"])
+    names = ["learned", "fixed", "none, --tau 100.0", "fixed-wide", "learned, --hidden 21"]
+    assert told == [toy[name] for name in names]
 
 
 @pytest.fixture(scope="module")
