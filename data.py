@@ -92,7 +92,7 @@ DATASETS = {
 def load(dataset: str, split: str, data_dir: str) -> Spikes:
     """Return the Spikes of a split, on the CPU.  A published file is fetched if it is missing.
 
-    Raises a UserError if the file cannot be fetched or read, or is not as its row in DATASETS says.
+    Raises a UserError if the file cannot be fetched or read, or does not match its row in DATASETS.
     """
     row = DATASETS[dataset]
     spikes = row.read(split, data_dir)
@@ -106,11 +106,11 @@ def load(dataset: str, split: str, data_dir: str) -> Spikes:
 def toy(split: str, *, noise: float = 0.02) -> Spikes:
     """Return a split of a task that needs a memory: ten classes that differ in timing alone.
 
-    Each class is an order of eight inputs.  They fire one after the other, each for four steps, and
-    this pattern of 32 steps starts anywhere in a sample of 80 steps.  Noise has the same form: in
-    each step, each input starts such a burst with probability `noise`.  A single step says almost
-    nothing about the class, and a count of spikes says nothing.  A membrane that leaks slowly
-    remembers something of the order too (experiments/RESULTS.md says how much).
+    Each class is an order in which eight inputs fire, each in a burst of four steps.  This pattern
+    of 32 steps starts anywhere in a sample of 80 steps.  Noise has the same form: in each step,
+    each input starts such a burst with probability `noise`.  A single step says almost nothing
+    about the class, and the number of spikes says nothing.  A membrane that leaks slowly retains
+    something of the order too (experiments/RESULTS.md says how much).
     """
     inputs, burst, steps = 8, 4, 80
     samples, seed = {"train": (2000, 1), "test": (1000, 2)}[split]
@@ -162,7 +162,7 @@ def padded(spikes: Spikes, indices: Tensor, length: int) -> Tensor:
 def bin_sample(times: np.ndarray, units: np.ndarray, name: str = "the sample") -> np.ndarray:
     """Return the counts of one sample of SHD or SSC, uint8 [steps, INPUTS].
 
-    times: float16 [spikes], in seconds.  units: channels 0..699.  name: of the sample, for errors.
+    times: float16 [spikes], in seconds.  units: channels 0..699.  name: the sample's, for errors.
     As in the authors' code, time starts at the first spike of the sample.
     """
     units = whole_numbers(f"{name}: unit", units, CHANNELS)
@@ -188,7 +188,7 @@ def count_spikes(step: np.ndarray, channel: np.ndarray, inputs: int) -> np.ndarr
     cell = step * inputs + channel  # index into the flattened counts
     counts = np.bincount(cell, minlength=steps * inputs)
     if counts.max() > 255:
-        raise UserError(f"{counts.max()} spikes in one step and input: expected at most 255")
+        raise UserError(f"{counts.max()} spikes of one input in one step: expected at most 255")
     return counts.astype(np.uint8).reshape(steps, inputs)
 
 
@@ -206,7 +206,7 @@ def read_published(dataset: str, split: str, data_dir: str, binning=bin_sample) 
             return read_h5(path, binning)
         folder = os.path.dirname(path) or "."
         scratch = folder if os.access(folder, os.W_OK) else None  # None: the system's folder
-        # h5py has to jump within the file.  A temporary one disappears when the process ends.
+        # h5py has to jump within the file, so it is unpacked.  The copy is deleted afterwards.
         with open_packed(path) as packed, tempfile.TemporaryFile(dir=scratch) as file:
             shutil.copyfileobj(packed, file, 1 << 22)
             return read_h5(file, binning)
@@ -247,7 +247,7 @@ def read_h5(file, binning) -> Spikes:
         times, units = h5["spikes/times"], h5["spikes/units"]
         sizes = [len(labels), len(speakers), len(times), len(units)]
         if len(set(sizes)) > 1:
-            raise UserError(f"it has {sizes} labels, speakers, times, units: expected one length")
+            raise UserError(f"it has {sizes} labels, speakers, times, units: expected equal sizes")
 
         counts = []
         for start in range(0, len(labels), 128):  # h5py is slow at reading them one by one
@@ -259,7 +259,7 @@ def read_h5(file, binning) -> Spikes:
 
 
 def join(counts: list[np.ndarray], labels: np.ndarray, speakers=None) -> Spikes:
-    """Return the Spikes made of the counts of each sample.  Without speakers, each is -1."""
+    """Return the Spikes made of the counts of each sample.  Without speakers, all are -1."""
     steps = torch.tensor([len(sample) for sample in counts])
     speakers = np.full(len(labels), -1) if speakers is None else np.asarray(speakers)
     rows = torch.from_numpy(np.concatenate(counts))

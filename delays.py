@@ -4,9 +4,9 @@ The method is from "Learning Delays in Spiking Neural Networks using Dilated Con
 Learnable Spacings" (Hammouamri, Khalfaoui-Hassani, Masquelier, ICLR 2024, arXiv 2306.17670).  DCLS
 is the authors' library.
 
-Time is discrete.  A synapse passes each spike on after its delay, multiplied by its weight.  This
-is a convolution over time.  Its kernel has an entry, or tap, for each possible delay, and exactly
-one tap is nonzero: the weight, at the position of the delay.  A position is an integer, so no
+Time is discrete.  A synapse delays each spike and multiplies it by a weight.  This is a convolution
+over time.  Its kernel has an entry, or tap, for each possible delay, and exactly one tap is
+nonzero: it holds the weight, at the position of the delay.  A position is an integer, so no
 gradient reaches it.  In training, a Gaussian centred on the delay therefore spreads the weight over
 the taps, and its width sigma shrinks over the first quarter of the epochs.  In evaluation the
 weight is at the tap round(delay).
@@ -56,10 +56,10 @@ def gaussian_kernel(weight: Tensor, delay: Tensor, sigma: float | Tensor, taps: 
 
 
 def integer_kernel(weight: Tensor, delay: Tensor, taps: int) -> Tensor:
-    """Return the kernel of evaluation and of fixed delays: one tap per synapse, at round(delay).
+    """Return the kernel of evaluation and of fixed delays: one nonzero tap, at round(delay).
 
-    The arguments and the result are those of gaussian_kernel, but delays get no gradient.  torch
-    raises a RuntimeError for a delay that rounds to a step outside 0..taps-1.
+    The arguments and the result are as in gaussian_kernel, without sigma, and delays get no
+    gradient.  torch raises a RuntimeError for a delay that rounds to a step outside 0..taps-1.
     """
     weight = weight.reshape(-1, *weight.shape[-2:])  # [count, out, in]
     position = delay.detach().round().long().expand_as(weight)  # [count, out, in]
@@ -76,8 +76,8 @@ def shrinking_sigma(epoch: int, epochs: int, taps: int, offset=0.27, last=0.23) 
     the range of delays, to `last`, and stays there.  The offset is that of DCLS.  With 25 taps,
     sigma goes from 12.27 to 0.5 steps.
 
-    Where delays alone learn, training needs this: with 0.5 from the start, none of twelve small
-    networks learned its task (experiments/tour.ipynb).  Where weights learn too, 0.5 may do.
+    If only delays are trained, sigma has to shrink: with 0.5 from the start, none of twelve small
+    networks learned its task (experiments/tour.ipynb).  If weights are trained too, 0.5 may do.
     """
     quarter = epochs // 4
     first = max(taps // 2, last)  # `last` if there is a single tap: then sigma is always 0.5
@@ -98,7 +98,7 @@ def delay_conv(spikes: Tensor, kernel: Tensor, tail: int = 0, method: str = "aut
     tail: the number of steps by which the output is longer than the input, for late arrivals.
     method: "direct" is torch's convolution.  "fourier" uses the convolution theorem and gives the
         same numbers up to rounding.  "auto" is fourier on a CPU and direct elsewhere.  For samples
-        of many hundreds of steps, direct is faster on a CPU too: set .conv of your layers to it.
+        of many hundreds of steps, direct is faster on a CPU too: set .conv of your layers.
     Returns [B, T + tail, out].  Raises a ValueError if the shapes do not match or the method is
     unknown.  On a GPU, TF32 makes the sums less exact; train.set_backend turns it off.
     """
@@ -134,7 +134,7 @@ def spike(x: Tensor, alpha: float = 5.0) -> Tensor:
     alpha: steepness of the smooth step.  5 is the authors' value for SHD and SSC.
     """
     smooth = torch.arctan(math.pi / 2 * alpha * x) / math.pi
-    return (x >= 0).to(x.dtype) + (smooth - smooth.detach())  # the bracket is 0 and has the slope
+    return (x >= 0).to(x.dtype) + (smooth - smooth.detach())  # the bracket is 0, with the slope
 
 
 def lif_loop(current: Tensor, tau, threshold=1.0, alpha: float = 5.0) -> Tensor:
@@ -192,9 +192,9 @@ def class_scores(membrane: Tensor, steps: Tensor | None = None) -> Tensor:
     """Return the score of each class, [B, classes]: softmax over classes, summed over time.
 
     membrane: potentials of the readout, [B, T, classes].
-    steps: [B], the number of steps to include of each sample: its own length plus the tail of the
-        network.  None includes all.
-    Training takes the cross-entropy of these scores, which is a second softmax, as in the original.
+    steps: [B], how many steps of each sample to include: its own and the network's tail.  None
+        includes all.
+    Training takes the cross-entropy of these scores, a second softmax, as in the authors' code.
     """
     share = membrane.softmax(2)
     if steps is not None:
@@ -242,7 +242,7 @@ class DelayedLinear(nn.Module):
         self.conv = "auto"
 
         copies = (count,) if count > 1 else ()
-        shapes = {  # of the delays; the weights always have that of a synapse
+        shapes = {  # of the delays; weights always have the first
             "synapse": (*copies, out_features, in_features),
             "axon": (*copies, 1, in_features),
             "dendrite": (*copies, out_features, 1),
@@ -264,9 +264,9 @@ class DelayedLinear(nn.Module):
         self.mask = nn.Buffer(mask)
 
     def positions(self):
-        """Return the delays in use, in steps: .delay, unless a subclass computes others.
+        """Return the delays in use, in steps: .delay, unless a subclass computes its own.
 
-        They have to lie in 0..taps-1.  Override delay_parameters and clamp_delays along with it.
+        They have to lie in 0..taps-1.  Override delay_parameters and clamp_delays along with this.
         """
         return self.delay
 
@@ -275,7 +275,7 @@ class DelayedLinear(nn.Module):
         return [self.delay] if self.learn_delays else []
 
     def soft_kernel(self, weight):
-        """Return the kernel that trains the delays, [out, in, taps]: override it for another one.
+        """Return the kernel that trains the delays, [out, in, taps].  Override this to use another.
 
         weight: [out, in] or [count, out, in], with 0 for missing synapses.
         A parameter of your own is trained at the delays' rate if delay_parameters returns it.
@@ -289,8 +289,8 @@ class DelayedLinear(nn.Module):
     def kernel(self, weight=None):
         """Return the kernel in use, [out, in, taps]: soft_kernel if delays are being trained.
 
-        In evaluation, and with fixed delays, each synapse has one tap.
-        weight: replaces the layer's masked weights.  Ones give the share of each tap.
+        In evaluation, and with fixed delays, each synapse has one nonzero tap.
+        weight: replaces the layer's masked weights.  With ones, each tap is its share of a weight.
         """
         if weight is None:
             weight = self.weight * self.mask  # so missing synapses get no gradient
@@ -302,7 +302,7 @@ class DelayedLinear(nn.Module):
         return delay_conv(spikes, self.kernel(), self.taps // 2, self.conv)
 
     def clamp_delays(self):
-        """Move .delay back into 0..taps-1; call it after each step of the optimizer."""
+        """Clamp .delay to 0..taps-1.  Call this after each optimizer step."""
         self.delay.data.clamp_(0, self.taps - 1)
 
     def extra_repr(self):
@@ -362,7 +362,7 @@ class DelaySNN(nn.Module):
         return sum(layer.taps // 2 for layer in self.layers)
 
     def neurons(self, i, current):
-        """Return the spikes of hidden layer i, [B, T, N] as its current: override for others."""
+        """Return the spikes of hidden layer i, [B, T, N].  Override this for other neurons."""
         return lif(current, self.tau)
 
     def forward(self, x):
@@ -384,7 +384,7 @@ def lif(current: Tensor, tau: float, threshold: float = 1.0, alpha: float = 5.0)
     """Return what lif_loop returns, with the backward pass written out.
 
     Training is a fifth faster with it.  tau and threshold are numbers (lif_loop takes tensors too,
-    which may be learned), and there is no second derivative.
+    which may be learned), and second derivatives are not supported.
     """
     return LIF.apply(current, decay_of(tau), float(threshold), alpha)
 
@@ -435,9 +435,9 @@ class LIF(torch.autograd.Function):
 def conv_fourier(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
     """Return the delayed sum by the convolution theorem: Y[f] = X[f] K[f] at each frequency f.
 
-    At SHD's sizes this takes about an eighth of the multiplications.  The transforms are products
-    with a matrix of cosines and sines: at these lengths an FFT takes longer (measured in
-    experiments/RESULTS.md).
+    At SHD's sizes this takes about an eighth of the multiplications of the direct method.  The
+    transforms are products with a matrix of cosines and sines: at these lengths an FFT takes longer
+    (measured in experiments/RESULTS.md).
     """
     steps, taps = spikes.shape[1], kernel.shape[2]
     # All spikes have arrived after steps + taps - 1 steps, and the output has steps + tail.  In a
@@ -448,14 +448,14 @@ def conv_fourier(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
     part_of_turn = torch.outer(f, t) % period  # without whole turns, so that angles stay small
     angle = part_of_turn.double() * (2 * math.pi / period)
     basis = torch.cat([angle.cos(), -angle.sin()]).to(spikes)  # exp(-i angle), [2 F, period]
-    # The signals are real, so frequency period - f would mirror f.  It is left out, and f counts
-    # twice.  Only 0 and period / 2 have no mirror image.
+    # The signals are real, so frequency period - f mirrors f.  It is left out, and f counts twice.
+    # Only 0 and period / 2 have no mirror image.
     twice = (f > 0) & (2 * f < period)
     share = (1 + twice.int()).to(spikes) / period  # [F]
 
     # The way back, in the last line, is a product with the transposed basis:
-    # y[t] = sum_f share[f] (Re Y[f] cos(angle) - Im Y[f] sin(angle)).  The factor share[f] already
-    # multiplies the kernel here, which is smaller than the output.
+    # y[t] = sum_f share[f] (Re Y[f] cos(angle) - Im Y[f] sin(angle)).  The factor share[f] is
+    # applied to the kernel instead, which is smaller than the output.
     x = (basis[:, :steps] @ spikes).transpose(0, 1)  # [2 F, B, in]
     weighted = basis[:, :taps] * share.repeat(2)[:, None]  # [2 F, taps]
     k = weighted @ kernel.transpose(1, 2)  # [out, 2 F, in]

@@ -1285,7 +1285,7 @@ def test_a_saved_run_keeps_its_options(short_run, tmp_path):
     for words in others.split(","):
         option = words.split()[0]
         for saved in ("--resume", "--eval"):
-            with pytest.raises(data.UserError, match=f"run has {option} .*: leave the option out"):
+            with pytest.raises(data.UserError, match=f"run used {option} .*: leave the option out"):
                 parsed(saved, run, *words.split())
     again = parsed("--resume", run, "--epochs", 2, "--data-dir", "elsewhere", "--device", "auto")
     assert (again.out, again.data_dir, again.epochs) == (str(run), "elsewhere", 2)
@@ -1488,10 +1488,10 @@ def test_a_loss_and_augmentation_of_ones_own_get_the_batch(little, tmp_path, mon
     [
         ("--epochs 0", "argument --epochs: 0: expected at least 1"),
         ("--epoch 1", "unrecognized arguments: --epoch 1"),  # options are not abbreviated
-        ("--tau 9.9", "--tau or --tau-readout 9.9: expected at least 10 ms, a step"),
+        ("--tau 9.9", "--tau or --tau-readout 9.9: expected at least 10 ms, one step"),
         ("--tau nan", "--tau or --tau-readout nan: expected at least 10 ms"),
         ("--tau-readout 1", "--tau or --tau-readout 1.0: expected at least 10 ms"),
-        ("--dropout 1", "--dropout 1.0: expected a share, 0 to below 1"),
+        ("--dropout 1", "--dropout 1.0: expected a share from 0 to below 1"),
         ("--dataset toy --no-test", "no test and no validation set: hold out some"),
         ("--dataset toy --lr 1e30", "the loss of epoch 1 is nan: try a lower --lr"),
         ("--device cuda", "--device cuda: torch finds no GPU here"),
@@ -1572,7 +1572,7 @@ def test_a_mistake_in_a_file_is_refused_with_its_place(tmp_path, column, sample,
         (dict(channel=[1, 0, 3]), r"channel of spike 2 is 3: .*whole number, 0\.\.2"),
         (dict(labels=np.eye(3)), r"label has shape \[3, 3\]: expected a list of whole numbers"),
         (dict(step=[3, 0]), r"sample, step and channel have \[3, 2, 3\] entries"),
-        (dict(sample=[0] * 256, step=[2] * 256, channel=[1] * 256), "256 spikes in one step and "),
+        (dict(sample=[0] * 256, step=[2] * 256, channel=[1] * 256), "256 spikes of one input in"),
     ],
 )
 def test_events_with_a_mistake_are_refused_with_its_place(change, sentence):
@@ -1599,10 +1599,10 @@ def test_a_data_set_unlike_its_row_is_refused(change, sentence, little, tmp_path
 
 def test_a_wrong_or_a_missing_row_gets_a_sentence(short_run, tmp_path, monkeypatch):
     monkeypatch.setitem(train.DEFAULTS, "little", LITTLE | {"hiden": 14})
-    with pytest.raises(data.UserError, match=r"DEFAULTS\['little'\] has unknown .*'hiden'"):
+    with pytest.raises(data.UserError, match=r"DEFAULTS\['little'\] has unknown options .*'hiden'"):
         parsed("--dataset", "little")
     monkeypatch.delitem(data.DATASETS, "little")
-    with pytest.raises(data.UserError, match="run is of the data set little: use the script that"):
+    with pytest.raises(data.UserError, match="run was trained on little: use the script that"):
         train.load_run(tmp_path / "run")
 
 

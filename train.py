@@ -44,10 +44,10 @@ def build(options: argparse.Namespace, kind: type[DelaySNN] = DelaySNN) -> Delay
     tau_readout = options.tau if options.tau_readout is None else options.tau_readout
     for tau in (options.tau, tau_readout):
         if not tau >= dataset.step_ms:  # refuses nan too
-            rule = f"expected at least {dataset.step_ms} ms, a step"
+            rule = f"expected at least {dataset.step_ms} ms, one step"
             raise UserError(f"--tau or --tau-readout {tau}: {rule}")
     if not 0 <= options.dropout < 1:
-        raise UserError(f"--dropout {options.dropout}: expected a share, 0 to below 1")
+        raise UserError(f"--dropout {options.dropout}: expected a share from 0 to below 1")
     torch.manual_seed(options.seed)
     return kind(
         dataset.inputs,
@@ -64,7 +64,7 @@ def build(options: argparse.Namespace, kind: type[DelaySNN] = DelaySNN) -> Delay
 
 
 def delayed_layers(net: nn.Module) -> list[DelayedLinear]:
-    """Return every DelayedLinear of a network, wherever it stands."""
+    """Return every DelayedLinear in a network, however deeply nested."""
     return [module for module in net.modules() if isinstance(module, DelayedLinear)]
 
 
@@ -91,8 +91,8 @@ def one_cycle(epoch: int, epochs: int, peak: float) -> tuple[float, float]:
 
     The rate rises along half a cosine from peak / 25 to the peak, at 30 % of the epochs, and falls
     along half a cosine to peak / 250,000.  beta1 goes from 0.95 to 0.85 and back.  For runs of at
-    least four epochs, these are the values of torch's OneCycleLR.  Being a function of the epoch,
-    it has no state to save.
+    least four epochs, these are the values of torch's OneCycleLR.  The schedule is a
+    function of the epoch, so it has no state to save.
     """
     # The epoch of the peak, counted from 0 as in OneCycleLR.  It need not be a whole number.
     top = max(0.3 * epochs - 1, 0)
@@ -107,8 +107,8 @@ def one_cycle(epoch: int, epochs: int, peak: float) -> tuple[float, float]:
 def set_schedules(optimizer, net, epoch: int, options: argparse.Namespace) -> float:
     """Set the learning rates, Adam's beta1 and sigma for an epoch, counted from 0.
 
-    The delays' rate falls along a cosine from its first value towards 0, with a constant beta1, as
-    in the paper.  Returns the weights' rate.
+    As in the paper, the delays' rate falls along a cosine from its initial value towards 0, with a
+    constant beta1.  Returns the weights' rate.
     """
     lr, beta1 = one_cycle(epoch, options.epochs, options.lr)
     delay_lr = options.delay_lr * (1 + math.cos(math.pi * epoch / options.epochs)) / 2
@@ -128,7 +128,7 @@ def set_schedules(optimizer, net, epoch: int, options: argparse.Namespace) -> fl
 def cross_entropy(net, counts: Tensor, membrane: Tensor, labels: Tensor) -> Tensor:
     """Return the loss of a batch, a number: the cross-entropy of its class scores.
 
-    Every step counts, including those of padding, as in the authors' code.
+    Every step counts, including padding, as in the authors' code.
     counts: [B, T, inputs], which a loss of your own may need.
     membrane: net(counts), [B, T + net.tail, classes].  labels: [B].
     """
@@ -136,7 +136,7 @@ def cross_entropy(net, counts: Tensor, membrane: Tensor, labels: Tensor) -> Tens
 
 
 def train_epoch(net, optimizer, spikes, batches, loss=cross_entropy, augment=None) -> list[float]:
-    """Train on all batches once.  Returns the means of loss, accuracy and each layer's rate.
+    """Train on all batches once.  Returns the means of loss, accuracy and each firing rate.
 
     spikes: the training samples.  batches: those of data.batches.
     """
@@ -167,17 +167,17 @@ def train_epoch(net, optimizer, spikes, batches, loss=cross_entropy, augment=Non
 def predict(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=True) -> Tensor:
     """Return the class scores of all samples, [samples, classes], in the order of the samples.
 
-    Runs the network in evaluation mode and restores its mode afterwards.  A sample's scores sum up
-    its own steps and the tail, so they do not depend on the other samples of its batch.
+    Runs the network in evaluation mode and restores its mode afterwards.  A sample's scores are
+    summed over its own steps and the tail, so they do not depend on the rest of its batch.
     rounded: False uses the kernels of training instead of whole steps.
     """
     was_training = net.training
     net.eval()
     for layer in delayed_layers(net):
-        layer.train(not rounded)  # its mode decides the kernel
+        layer.train(not rounded)  # the layer's mode decides which kernel it uses
     # A sample's scores include net.tail steps after its own.  Every layer has to run for all of
-    # them, since batch norm can make neurons spike in silence.  The longest sample has no padding,
-    # so zeros follow it: as many as the tail, less the taps // 2 that the first layer adds itself.
+    # them, since batch norm can make neurons spike without input.  The longest sample has no
+    # padding, so zeros follow: as many as the tail, less the taps // 2 that the first layer adds.
     zeros = net.tail - net.layers[0].taps // 2
     order, scores = [], []
     for indices, longest in data.batches(spikes, batch_size, shuffle=False):
@@ -207,7 +207,7 @@ def train(options: argparse.Namespace, net=None, loss=None, augment=None, on_epo
     augment: a function of (counts [B, T, inputs], labels [B]) that returns the counts to train on.
         It may change T.
     on_epoch: a function of (net, row of the log), called after each epoch.
-    Returns the content of result.json, and leaves the network in evaluation.
+    Returns the content of result.json, and leaves the network in evaluation mode.
     Raises a UserError for mistakes that the user can fix.
     """
     set_backend()
@@ -215,7 +215,7 @@ def train(options: argparse.Namespace, net=None, loss=None, augment=None, on_epo
     net = (build(options) if net is None else net).to(options.device)
     loss = loss or cross_entropy
     optimizer = make_optimizer(net, options)
-    # The delays as the seed draws them.  A resumed run loads its trained ones further below.
+    # The initial delays, drawn from the seed.  A resumed run loads its trained ones below.
     first_delays = [layer.positions().detach().clone() for layer in delayed_layers(net)]
     names = {"network": type(net).__name__, "loss": name_of(loss), "augment": name_of(augment)}
     rows = resume(net, optimizer, names, options) if options.resume else start(net, sets, options)
@@ -224,8 +224,8 @@ def train(options: argparse.Namespace, net=None, loss=None, augment=None, on_epo
 
     for epoch in range(len(rows), options.epochs):
         begun = time.time()
-        # Each epoch has a seed, so a resumed run needs no state of the generator.  The factor keeps
-        # the epochs of one seed apart from those of the next.
+        # Each epoch has its own seed, so a resumed run needs no state of the generator.  The factor
+        # keeps the epochs of one seed apart from those of the next.
         torch.manual_seed(options.seed + 1_000_003 * (epoch + 1))
         lr = set_schedules(optimizer, net, epoch, options)
         batches = data.batches(sets["train"], options.batch_size)
@@ -258,7 +258,7 @@ def train(options: argparse.Namespace, net=None, loss=None, augment=None, on_epo
 
 
 def epoch_that_counts(rows: list[dict]) -> int:
-    """Return the epoch that is reported: the first of the best on validation, or else the last."""
+    """Return the epoch to report: the first of the best on validation, or else the last."""
     accuracy = [row["valid_accuracy"] for row in rows]
     return len(rows) if None in accuracy else accuracy.index(max(accuracy)) + 1
 
@@ -306,7 +306,7 @@ def load_sets(options: argparse.Namespace) -> dict[str, data.Spikes]:
 
 
 def moved_ms(net: nn.Module, first_delays: list[Tensor], options: argparse.Namespace) -> float:
-    """Return how far the delays are from the first ones, in ms: the mean over all synapses."""
+    """Return how far the delays have moved, in ms: the mean over all synapses."""
     distances = []
     for layer, before in zip(delayed_layers(net), first_delays, strict=True):
         distance = (layer.positions().detach() - before).abs().expand_as(layer.weight)
@@ -328,28 +328,29 @@ def count_parameters(net: nn.Module) -> int:
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """Return all options: those given, or of the saved run, or the defaults of the data set.
+    """Return all options: those given, else the saved run's, else the data set's defaults.
 
     Raises a UserError for options that do not fit the saved run, and for a GPU that is missing.
     """
     argv = sys.argv[1:] if argv is None else argv
     parser = make_parser()
-    # A first pass finds the data set or the run that sets the defaults.  -h would end the program.
+    # A first pass, without -h, finds the data set or the run that sets the defaults.
     first, _ = parser.parse_known_args([word for word in argv if word not in ("-h", "--help")])
     run = first.resume or first.eval
     saved = read_options(run) if run else {}
-    # A row of DEFAULTS may leave options out, which then are as for SHD.
+    # Options that a row of DEFAULTS leaves out are as for SHD.
     defaults = saved or (DEFAULTS["shd"] | DEFAULTS[first.dataset])
     unknown = sorted(defaults.keys() - vars(first).keys())
     if unknown:
-        raise UserError(f"{run or f'train.DEFAULTS[{first.dataset!r}]'} has unknown {unknown}")
+        origin = run or f"train.DEFAULTS[{first.dataset!r}]"
+        raise UserError(f"{origin} has unknown options {unknown}")
     parser.set_defaults(**defaults)
     options = parser.parse_args(argv)
 
     for name in saved.keys() - {"resume", "eval", "out", "device", "data_dir"}:
         if vars(options)[name] != saved[name]:
             rule = "leave the option out, or start a new run"
-            raise UserError(f"{run} has --{name.replace('_', '-')} {saved[name]}: {rule}")
+            raise UserError(f"{run} used --{name.replace('_', '-')} {saved[name]}: {rule}")
     default_out = f"runs/{options.dataset}-{options.delays}-{options.seed}"
     options.out = options.resume or options.out or default_out
     if options.device == "auto":
@@ -369,27 +370,27 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     sets, variants = list(data.DATASETS), ["learned", "constant-sigma", "fixed", "none"]
 
-    add("--dataset", choices=sets, default="shd", help="-h shows the defaults of this one")
+    add("--dataset", choices=sets, default="shd", help="data set; -h shows its defaults")
     add("--data-dir", default=data.DATA_DIR, help="folder of the files; missing ones are fetched")
     add("--valid-speakers", default="", help="speakers to hold out for validation, such as 3,6")
-    add("--no-test", action="store_true", help="do not read the test set; needs validation")
+    add("--no-test", action="store_true", help="do not read the test set; needs a validation set")
 
     add("--delays", choices=variants, default="learned", help="constant-sigma: sigma is 0.5 steps")
     add("--hidden", type=positive, help="neurons in each hidden layer")
-    add("--layers", type=positive, help="hidden layers")
+    add("--layers", type=positive, help="number of hidden layers")
     add("--taps", type=positive, help="delays are 0 to TAPS - 1 steps")
     add("--kernel-count", type=positive, default=1, help="synapses for each pair of neurons")
     add("--connections", type=positive, help="random inputs of each neuron; None: all inputs")
     add("--tau", type=float, help="time constant of the membranes, ms")
-    add("--tau-readout", type=float, help="of the readout's membranes, ms; None: same as --tau")
+    add("--tau-readout", type=float, help="the same of the readout, ms; None: same as --tau")
     add("--dropout", type=float, help="share of the hidden neurons silenced in training")
 
     add("--epochs", type=positive, help="passes over the training samples")
     add("--batch-size", type=positive, help="samples in a batch")
     add("--lr", type=float, default=5e-3, help="peak learning rate of the weights")
-    add("--delay-lr", type=float, default=0.1, help="first learning rate of the delays, in steps")
+    add("--delay-lr", type=float, default=0.1, help="initial learning rate of the delays, in steps")
     add("--weight-decay", type=float, default=1e-5, help="L2 penalty of the weights")
-    add("--seed", type=int, default=0, help="of weights, delays, batches and dropout")
+    add("--seed", type=int, default=0, help="seed of weights, delays, batches and dropout")
 
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: a GPU if found")
     add("--out", help="folder for the results; None: runs/DATASET-DELAYS-SEED")
@@ -440,7 +441,7 @@ def start(net: nn.Module, sets: dict[str, data.Spikes], options: argparse.Namesp
         raise UserError(f"{options.out} exists already: {rule}") from None
     write(options.out, "config.json", json.dumps(config, indent=1))
     print(f"{options.dataset} {config['samples']}, {count_parameters(net):,} parameters")
-    print(f"results in {options.out}; to continue after a stop: --resume {options.out}")
+    print(f"results in {options.out}; if stopped, continue with --resume {options.out}")
     return []
 
 
@@ -456,7 +457,7 @@ def resume(net: nn.Module, optimizer, names: dict, options: argparse.Namespace) 
 def save(net: nn.Module, optimizer, names: dict, rows: list[dict], options) -> None:
     """Write the checkpoints and the log of an epoch: last.pt comes last, since --resume reads it.
 
-    net.pt holds the network of the epoch that counts, as far as is known.
+    net.pt holds the network that would be reported if training ended now.
     """
     state = names | {"net": net.state_dict(), "epoch": len(rows)}
     state["sigma"] = [layer.sigma for layer in delayed_layers(net)]
@@ -476,12 +477,12 @@ def name_of(function) -> str:
 def load_checkpoint(folder: str, name: str, net: nn.Module, names: dict | None = None) -> dict:
     """Load the weights and sigma of a checkpoint into a network.  Returns all that it holds.
 
-    names: of the network's class, loss and augmentation, which have to be those of the checkpoint.
-        None compares the class only.
+    names: of the network's class, loss and augmentation, which have to match the checkpoint's.
+        None compares only the class.
     Raises a UserError if the file cannot be read or does not fit.
     """
     path = os.path.join(folder, name)
-    rule = "use the program that trained it, or put a copy back"
+    rule = "use the program that trained it, or restore a copy"
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         net.load_state_dict(saved["net"])
@@ -502,7 +503,7 @@ def read_options(folder: str) -> dict:
         options = json.load(file)["options"]
     if options["dataset"] not in data.DATASETS:
         rule = "use the script that adds its row to data.DATASETS"
-        raise UserError(f"{folder} is of the data set {options['dataset']}: {rule}")
+        raise UserError(f"{folder} was trained on {options['dataset']}: {rule}")
     return options
 
 
@@ -557,7 +558,7 @@ def print_evaluation(options: argparse.Namespace, net: DelaySNN) -> None:
 
 
 def main(argv=None, net_class=DelaySNN, loss=None, augment=None, on_epoch=None) -> None:
-    """Run the command line, for networks of the class net_class.  The rest is as in train.
+    """Run the command line, for networks of the class net_class.  For the rest see train.
 
     A UserError or OSError is printed as one line.  Any other error keeps its traceback.
     """

@@ -1,11 +1,11 @@
-"""The network here and the authors': equality, time, operations.
+"""Compare our network with the authors': equality, time and operations.
 
     python -m experiments.benchmark --data-dir DIR    # SHD's files, fetched if they are missing
-    python -m experiments.benchmark --operations      # what a step of training asks of a card
+    python -m experiments.benchmark --operations      # count the GPU operations of a training step
 
-The authors' network, "peer", is built of dcls and spikingjelly (from PyPI).  The networks take
-turns, step by step, and the medians are printed.  A step is one of training on a batch of 256; an
-epoch is training and test evaluation, once.
+The authors' network, "peer", is built from dcls and spikingjelly (from PyPI).  The networks take
+turns, step by step, and the medians are printed.  A step trains on a batch of 256; an epoch is
+training plus test evaluation, timed once.
 """
 
 import argparse
@@ -34,7 +34,7 @@ LONGEST = 137  # steps of SHD's longest training sample
 
 
 class Peer(nn.Module):
-    """The paper's network of dcls and spikingjelly: [B, T, 140] -> class scores [B, 20]."""
+    """The paper's network built from dcls and spikingjelly: [B, T, 140] -> class scores [B, 20]."""
 
     def __init__(self, hidden=256, taps=25, tau=1.005, dropout=0.4):
         from DCLS.construct.modules import Dcls1d
@@ -70,7 +70,7 @@ class Peer(nn.Module):
         return self.lif[2].v_seq.softmax(2).sum(0)
 
     def whole_steps(self):
-        """Use one tap per synapse, for evaluation."""
+        """Use one nonzero tap per synapse, for evaluation."""
         for conv in self.conv:
             conv.P.data.round_()
             conv.SIG.data.zero_()
@@ -78,9 +78,10 @@ class Peer(nn.Module):
 
 
 def compare(hidden: int = 64) -> dict[str, float]:
-    """Return the largest differences of the two networks, relative to the largest value.
+    """Return the largest differences between the two networks, relative to the largest value.
 
-    Scores and gradients in float64, in training and on a padded batch; then scores in whole steps.
+    Compares scores and gradients in float64, in training on a padded batch; then scores with
+    rounded delays.
     """
     torch.manual_seed(0)
     net = DelaySNN(data.INPUTS, [hidden, hidden], 20, dropout=0.0).double()
@@ -116,7 +117,7 @@ def compare(hidden: int = 64) -> dict[str, float]:
 
 
 def peer_tasks(device: str) -> tuple:
-    """Return what trains the authors' network on spikes for an epoch, and what evaluates it."""
+    """Return two functions: one trains the authors' network for an epoch, one evaluates it."""
     net = Peer().to(device)
     adam = torch.optim.Adam(net.parameters(), lr=1e-3)
 
@@ -142,7 +143,7 @@ def peer_tasks(device: str) -> tuple:
 
 
 def our_tasks(device: str, delays: str) -> tuple:
-    """Return the same of ours."""
+    """Return the same two functions for our network."""
     settings = train.parse(["--delays", delays, "--device", device])
     net = train.build(settings).to(device)
     optimizer = train.make_optimizer(net, settings)
@@ -165,7 +166,7 @@ def contest(options: argparse.Namespace) -> None:
     nets["peer"] = peer_tasks(options.device)
     seconds = {(name, task): [] for name in nets for task in ("step", "epoch")}
 
-    for turn in range(options.rounds + 2):  # the first does not count, the last is the epoch
+    for turn in range(options.rounds + 2):  # the first is a warm-up, the last is the epoch
         for name, (train_epoch, evaluate) in nets.items():
             whole = turn > options.rounds
             begun = time.perf_counter()
@@ -186,25 +187,25 @@ def contest(options: argparse.Namespace) -> None:
         print(row)
 
 
-# ------------------------------------------------------------------------- a card that is not there
+# -------------------------------------------------------------------------- a GPU that is not there
 
 CARD = torch.device("meta")
 
 
 class Card(TorchDispatchMode):
-    """Counts what a program asks of a card, with tensors that have a shape and no numbers.
+    """Count the operations that a program sends to a GPU, with tensors that have only a shape.
 
-    They lie on torch's meta device.  Operations on tensors of two devices raise, as on a card.
+    They are on torch's meta device.  Operations on tensors of two devices raise, as on a GPU.
     .calls: how often each operation was called, by name.
-    .waits: in which function of the project the card was waited for, by a look at a number (item,
-        tolist, cpu, `if`) or a copy to or from the card.  Numbers that are read are zeros.
+    .waits: the functions of the project that waited for the GPU, to read a number (item, tolist,
+        cpu, `if`) or to copy to or from the GPU.  Every number read is 0.
     """
 
     def __init__(self):
         super().__init__()
         self.calls = Counter()
         self.waits = []
-        # The fused Adam can compute on meta, but refuses to: this is its check of the device.
+        # The fused Adam works on meta, but its check of the device refuses.
         sys.modules[torch.optim.Adam.__module__]._device_dtype_check_for_fused = lambda _: None
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
@@ -235,7 +236,7 @@ def place() -> str:
 
 
 def count_operations() -> Counter:
-    """Return what a step of training on a batch of SHD's size asks of a card."""
+    """Return how often a training step on a batch of SHD's size calls each operation."""
     settings = train.parse(["--device", "cpu"])
     counts = [np.ones((LONGEST, data.INPUTS), np.uint8)] * 256
     spikes = data.join(counts, np.arange(256) % 20).to(CARD)
@@ -256,13 +257,13 @@ def main() -> None:
     add = parser.add_argument
     add("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
     add("--data-dir", default=data.DATA_DIR, help="folder of SHD's files")
-    add("--rounds", type=train.positive, default=5, help="steps each, after a first one; 5")
-    add("--operations", action="store_true", help="only count the operations of a learned step")
+    add("--rounds", type=train.positive, default=5, help="timed steps of each; default: 5")
+    add("--operations", action="store_true", help="only count the operations of a training step")
     options = parser.parse_args()
-    logging.disable(logging.WARNING)  # spikingjelly's, of a missing Triton, which is not needed
+    logging.disable(logging.WARNING)  # hides a missing Triton, which is not needed
     if options.operations:
         calls = count_operations()
-        print(f"{calls.total():,} operations, of which {calls.most_common(9)}")
+        print(f"{calls.total():,} operations, most often {calls.most_common(9)}")
         return
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     for name, difference in compare().items():

@@ -1,4 +1,4 @@
-"""Take a trained network out of torch: plain arrays that any simulator can read.
+"""Export a trained network from torch as plain arrays that any simulator can read.
 
     python -m experiments.export RUN --out net.npz
     python -m experiments.export RUN --brian2 --samples 20
@@ -21,7 +21,7 @@ The file is read with numpy.load and holds no pickle.  For the whole network:
 
 and for layer i = 0, 1, ..., of which the readout is the last:
 
-    pre_i, post_i       int32 [synapses], from which neuron to which; a pair may have several
+    pre_i, post_i       int32 [synapses], sending and receiving neuron; a pair may have several
     weight_i            float32 [synapses]
     delay_i             int32 [synapses], whole steps
     current_i           float32 [neurons], flows into each neuron in each step
@@ -64,7 +64,7 @@ THRESHOLD = 1.0  # lif's default, which DelaySNN uses
 
 
 def arrays_of(net: DelaySNN, options: argparse.Namespace) -> dict[str, np.ndarray]:
-    """Return what the file holds, from what train.load_run returns."""
+    """Return the arrays of the file, from the network and options of train.load_run."""
     refuse_unfit(net)
     dataset = data.DATASETS[options.dataset]
     arrays = {
@@ -99,12 +99,12 @@ def arrays_of(net: DelaySNN, options: argparse.Namespace) -> dict[str, np.ndarra
 
 
 def refuse_unfit(net: DelaySNN) -> None:
-    """Raise a UserError unless the arrays can hold all of what the network does."""
+    """Raise a UserError unless the arrays can describe all that the network does."""
     for part, base in ((net, DelaySNN), *((layer, DelayedLinear) for layer in net.layers)):
         for name in ("forward", "neurons", "kernel"):
             own = getattr(type(part), name, None)
             if own is not getattr(base, name, None):
-                rule = "the arrays hold LIF neurons, and a weight and a delay of each synapse"
+                rule = "the arrays describe only LIF neurons, and a weight and delay per synapse"
                 raise UserError(f"{type(part).__name__} overrides {name}: {rule}")
 
 
@@ -129,7 +129,7 @@ def simulate(arrays: dict, counts: Tensor) -> Tensor:
 
 
 def accuracy_of(arrays: dict, samples: data.Spikes, batch_size: int = 256) -> float:
-    """Return correct / total of the arrays."""
+    """Return the accuracy of the arrays, correct / total."""
     hits = 0
     for indices, longest in data.batches(samples, batch_size, shuffle=False):
         steps = samples.steps[indices] + int(arrays["tail_steps"])
@@ -147,7 +147,7 @@ def simulate_brian2(arrays: dict, counts: np.ndarray) -> list[np.ndarray]:
 
     counts: [T, inputs] of one sample.
     By default, a layer acts on the next one a step late in Brian2.  Here all parts share one slot
-    of its schedule: layer after layer, and within each layer synapses, neurons, spikes.
+    of that schedule: layer after layer, and within each layer synapses, neurons, spikes.
     """
     import brian2
 
@@ -214,7 +214,7 @@ def compare_brian2(net: DelaySNN, arrays: dict, samples: data.Spikes, number: in
             ours = ours[: len(theirs)]
             total += ours.sum()
             unequal += (ours != theirs).sum()
-    words = f"{total:,} hidden spikes in torch, {unequal} that only one of the two has"
+    words = f"{total:,} hidden spikes in torch, {unequal} that occur in only one of the two"
     print(f"{number} samples, {words}")
 
 
@@ -230,7 +230,7 @@ def main(argv: list[str] | None = None) -> None:
     add("run", metavar="RUN", help="folder of a finished run")
     task.add_argument("--out", metavar="NPZ", help="write the arrays to this file")
     task.add_argument("--brian2", action="store_true", help="compare hidden spikes with Brian2")
-    add("--samples", type=train.positive, default=20, help="compared with Brian2; default: 20")
+    add("--samples", type=train.positive, default=20, help="samples for Brian2; default: 20")
     add("--data-dir", help="folder of the data set's files; default: that of the run")
     options = parser.parse_args(argv)
     try:

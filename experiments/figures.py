@@ -1,7 +1,7 @@
 """Draw the pictures of the README, and any run of train.py (needs matplotlib).
 
     python -m experiments.figures
-    python -m experiments.figures --run RUN   # run.png in RUN, a folder of train.py
+    python -m experiments.figures --run RUN   # writes run.png to RUN, the folder of a run
 
 A run that is still training is drawn as it was after its last epoch.
 """
@@ -78,7 +78,7 @@ def shrinking() -> list[float]:
 
 
 def learning_gif(path: str) -> None:
-    """Write the training by hand as a moving picture: sigma shrinks, and sigma is always 0.5."""
+    """Write an animation of the tour's training, with sigma shrinking and with sigma always 0.5."""
     figure = Figure(figsize=(7.2, 4.2))
     figure.subplots_adjust(left=0.1, right=0.98, top=0.75, bottom=0.13, wspace=0.08)
     words = "Each of four neurons learns delays that line up its own pattern"
@@ -129,7 +129,7 @@ def draw_arrivals(axis, title: str, arrivals: Tensor, sigma: float = 0.0) -> Non
 
 
 def why_figure() -> Figure:
-    """Draw what one trained neuron gets from its own pattern, and what from another one."""
+    """Draw what one trained neuron receives from its own pattern and from another."""
     times, delays, current, _ = by_hand(shrinking())
     own, other = 0, 2
     arrivals = times + delays[-1, own].round()  # at the neuron of the pattern `own`
@@ -150,7 +150,7 @@ def why_figure() -> Figure:
         style(sent, title, y="input")
         style(arrived, "as it arrives, each spike after its delay", y="input")
         style(summed, "the weighted sum (grey: the neuron fires)", "time (steps)")
-    words = "Seed 9: the one of seeds 0 to 11 in which all four neurons line up all six spikes."
+    words = "Seed 9: of seeds 0 to 11, the only one with which all neurons line up all six spikes."
     figure.supxlabel(words, x=0.01, ha="left", fontsize=8, color=INK)
     return figure
 
@@ -215,7 +215,7 @@ def run_figure(folder: str, data_dir: str | None = None, index: int = 0) -> Figu
     """Draw the curves of a run, its delays, and how a sample passes through its network.
 
     data_dir: the folder of the data files; None: where the run had them.
-    index: of the sample, in the test set, or with --no-test in the validation set.
+    index: the sample's, in the test set (with --no-test, in the validation set).
     Prints a sentence if the delays or the sample cannot be shown, and leaves them out.
     """
     options = argparse.Namespace(**train.read_options(folder))
@@ -223,7 +223,7 @@ def run_figure(folder: str, data_dir: str | None = None, index: int = 0) -> Figu
     options.device = "cpu"
     step_ms = data.DATASETS[options.dataset].step_ms
 
-    # What draws each panel, and of what.
+    # The function that draws each panel, and its arguments.
     parts = [(draw_log, [read_log(folder, step_ms), options])]
     try:
         net = train.build(options)
@@ -265,7 +265,7 @@ def delays_ms(net: nn.Module, step_ms: float) -> list[np.ndarray]:
 
 
 def draw_log(panel, curves: dict[str, np.ndarray], options: argparse.Namespace) -> None:
-    """Draw loss, accuracies, sigma and the mean way of the delays, and firing rates, by epoch."""
+    """Draw loss, accuracies, sigma, the mean move of the delays, and firing rates, by epoch."""
     delays = "no" if options.delays == "none" else options.delays
     kind = f"{options.dataset}, {delays} delays, seed {options.seed}"
     heading(panel, f"{kind}: epoch {len(curves['loss'])} of {options.epochs}")
@@ -274,7 +274,7 @@ def draw_log(panel, curves: dict[str, np.ndarray], options: argparse.Namespace) 
     panels = {
         "loss": {"loss": "training"},
         "accuracy (%)": accuracies,
-        "delays (ms)": {"sigma": "sigma", "moved_ms": "moved by, mean"},
+        "delays (ms)": {"sigma": "sigma", "moved_ms": "mean move"},
         "firing rate (Hz)": {name: f"hidden layer {name[5:]}" for name in rates},
     }
     for axis, (title, names) in zip(panel.subplots(1, 4), panels.items(), strict=True):
@@ -290,7 +290,7 @@ def draw_log(panel, curves: dict[str, np.ndarray], options: argparse.Namespace) 
 
 
 def draw_delays(panel, first: list, last: list, epoch: int, step_ms: float) -> None:
-    """Draw which part of each layer's delays is at each whole step, before and after training."""
+    """Draw the share of each layer's delays at each whole step, before and after training."""
     heading(panel, "delays of each layer")
     longest = max(layer.max() for layer in first + last)
     bins = (np.arange(round(longest / step_ms) + 2) - 0.5) * step_ms  # each around a whole step
@@ -302,14 +302,14 @@ def draw_delays(panel, first: list, last: list, epoch: int, step_ms: float) -> N
         axis.hist(before, bins, weights=share, color=GREY, label="before training")
         axis.hist(after, bins, weights=share, **looks)
         moved = np.abs(after - before).mean()
-        style(axis, f"{name}: {len(after):,}, moved by {moved:.1f} ms", "delay (ms)", "%")
+        style(axis, f"{name}: {len(after):,}, mean move {moved:.1f} ms", "delay (ms)", "%")
     axes[0].set_ylim(0, 1.4 * axes[0].get_ylim()[1])
     legend(axes[0], "upper right", columns=2)
 
 
 @torch.no_grad()
 def draw_sample(panel, net, spikes: data.Spikes, index: int, name: str, step_ms: float) -> None:
-    """Draw the spikes of a sample in each layer, and the scores of the classes as they sum up."""
+    """Draw the spikes of a sample in each layer, and the class scores as they accumulate."""
     reached = []  # what comes into each layer, [1, T, neurons]
     for layer in net.layers:
         layer.register_forward_pre_hook(lambda _, inputs: reached.append(inputs[0]))
@@ -365,7 +365,7 @@ def main(argv: list[str] | None = None) -> None:
     form = argparse.RawTextHelpFormatter  # keeps the lines of the docstring
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     add = parser.add_argument
-    add("--run", help="draw this run, a folder of train.py, instead")
+    add("--run", help="folder of a run to draw instead")
     add("--sample", type=int, default=0, help="with --run: the sample to follow, default: 0")
     add("--data-dir", help="with --run: folder of the data files, default: the run's own")
     options = parser.parse_args(argv)

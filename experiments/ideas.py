@@ -1,4 +1,4 @@
-"""Ideas from the literature, each a short piece of code on the seams of delays.py, to copy.
+"""Ideas from the literature: short extensions of delays.py, to copy.
 
     python -m experiments.ideas recurrent --dataset toy
     python -m experiments.ideas base --dataset shd-opened --data-dir DIR --epochs 30 --seed 1
@@ -14,7 +14,7 @@ The first word names the idea, and all options of train.py may follow:
     shift         training samples are shifted along the inputs by a random amount
     shift-smooth  the same, with labels smoothed by 0.1
 
---dataset shd-opened is SHD in the steps of time of the paper's experiments (see open_steps).
+--dataset shd-opened is SHD in the time steps of the paper's experiments (see open_steps).
 
 Results go to runs/DATASET-IDEA-DELAYS-SEED unless --out names another folder.
 """
@@ -35,8 +35,8 @@ class Axonal(DelaySNN):
     """Fewer delays, one per axon: is a delay per synapse worth its price?
 
     "Sparse Axonal and Dendritic Delays Enable Competitive SNNs for Keyword Classification"
-    (Bouhadjar, Neftci, 2026, arXiv 2602.09746) asks this about the same method.  Unlike there,
-    delays are not pruned, and a step takes as long as with one delay per synapse.
+    (Bouhadjar, Neftci, 2026, arXiv 2602.09746) asks this about the same method.  Unlike in that
+    paper, delays are not pruned, and a step takes as long as with one delay per synapse.
     """
 
     def __init__(self, *sizes, **others):
@@ -56,14 +56,14 @@ class Recurrent(DelaySNN):
         r[t,o] = sum_n w[o,n] sum_d g[d,n] s[t-1-d,n]
         h[t] = (1 - 1/tau) v[t-1] + I[t] + r[t]
 
-    A spike returns one step later than its delay: within its own step it would come too late.
+    A spike returns one step after its delay, because it cannot act within its own step.
 
     From "DelRec: learning delays in recurrent spiking neural networks" (Queant, Rançon, Cottereau,
     Masquelier, 2025, arXiv 2509.24852).  Unlike in its code for SHD, g is the Gaussian of delays.py
     and not a triangle that shrinks over all epochs, delays end at `taps` steps, weights are drawn
     uniformly, nothing is dropped from what comes back, and the synapses between the layers keep
     their delays.  --delays none is the usual recurrent network: all spikes come back after one
-    step.  --kernel-count does not apply to the echoes.
+    step.  --kernel-count does not apply to these synapses (.echoes).
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Recurrent(DelaySNN):
             s = spike(h - 1)
             v = h * (1 - s.detach())  # as in lif_loop, no gradient flows through the reset
             spikes.append(s)
-            # A step passes: what has arrived goes, and the longest delay gets an empty place.
+            # A step passes: what arrived is removed, and the longest delay gets an empty slot.
             coming = torch.addcmul(torch.cat([coming, nothing]), spread, s)
         return torch.stack(spikes, 1)
 
@@ -111,7 +111,7 @@ class Adaptive(DelaySNN):
     a step, and an a that is not negative, are from SE-adLIF: "Advancing spatio-temporal processing
     through adaptation in spiking neural networks" (Baronig et al., Nature Communications 2025).
     Unlike in either, I and w are not multiplied by 1 - m, a sigmoid replaces clamping, the bounds
-    and first values are others, and there are delays before the neurons.
+    and initial values differ, and there are delays before the neurons.
     """
 
     def __init__(self, inputs, hidden, classes, **others):
@@ -140,7 +140,7 @@ class Adaptive(DelaySNN):
 
 
 class LateSteps(DelayedLinear):
-    """A layer whose delays can be frozen at whole steps while the weights go on learning."""
+    """A layer whose delays can be frozen at whole steps while the weights keep learning."""
 
     frozen = False
 
@@ -161,7 +161,7 @@ class WholeSteps(DelaySNN):
 
 
 def freeze_late(epochs: int):
-    """Return the on_epoch of WholeSteps for a run of so many epochs."""
+    """Return the on_epoch of WholeSteps for a run of that many epochs."""
 
     def on_epoch(net, row):
         for layer in net.layers:
@@ -189,10 +189,10 @@ def smoothed(net, counts, membrane, labels):
 
 
 def open_steps(times, units, name="the sample"):
-    """Count spikes as SpikingJelly did before 2024, when the paper was written.
+    """Count spikes as SpikingJelly did when the paper was written, before 2024.
 
-    A step of 10 ms opens at the first spike after the end of the last step, so the silence between
-    them is dropped.  The arguments and the result are those of data.bin_sample.
+    A step of 10 ms opens at the first spike after the end of the previous step, so silence between
+    steps is dropped.  The arguments and the result are those of data.bin_sample.
     """
     order = np.argsort(times, kind="stable")
     ms = times[order].astype(np.float32) * 1000
@@ -211,7 +211,7 @@ def read_opened(split, data_dir):
 
 # ------------------------------------------------------------------------------------ command line
 
-IDEAS = {  # what train.main gets
+IDEAS = {  # arguments of train.main
     "base": {},
     "axonal": dict(net_class=Axonal),
     "dendritic": dict(net_class=Dendritic),

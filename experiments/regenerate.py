@@ -1,4 +1,4 @@
-"""Makes SHD (regenerated) from the recordings of SHD (needs soundfile, numba and lauscher).
+"""Make SHD (regenerated) from the recordings of SHD (needs soundfile, numba and lauscher).
 
     python -m experiments.regenerate AUDIO OUT
 
@@ -49,9 +49,9 @@ Sample = namedtuple("Sample", "name seed label speaker")
 def plan(names: list[str]) -> dict[str, list[Sample]]:
     """Return the samples of each split in the order of its file.
 
-    All of it depends on the sorted names of all recordings.  The test split has speakers 4 and 5,
-    as published, and a random twentieth of every other speaker's recordings in each language, as
-    the published choice is unknown.
+    The result depends on the sorted names of all recordings.  The test split has speakers 4 and 5,
+    as published, and a random twentieth of the recordings of each remaining speaker and language,
+    since the published choice is unknown.
     """
     samples = []
     groups = {}
@@ -172,7 +172,7 @@ def channel_spikes(velocity: np.ndarray, random: np.ndarray) -> np.ndarray:
 
 
 def write(path: Path, samples: list[Sample], clips: dict[Sample, Path]) -> None:
-    """Write the file of a split, from the files of the spikes of its samples."""
+    """Write the file of a split, from the spike files of its samples."""
     with h5py.File(path.with_suffix(".part"), "w") as file:
         times = file.create_dataset("spikes/times", len(samples), h5py.vlen_dtype(np.float16))
         units = file.create_dataset("spikes/units", len(samples), h5py.vlen_dtype(np.uint16))

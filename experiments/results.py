@@ -4,7 +4,7 @@
     python -m experiments.results add runs/toy-20-learned-0
     python -m experiments.results tables claims
 
-`train` hands other options on to train.py.  It skips finished runs and resumes stopped ones.
+`train` passes other options on to train.py.  It skips finished runs and resumes stopped ones.
 `add` records the processor it runs on, so call it on the machine that trained the network.
 Tables are in %: the mean ± the sample standard deviation, or the values if fewer than three.
 """
@@ -50,7 +50,7 @@ def t_test(rows: pandas.DataFrame, base: pandas.DataFrame, paired: bool) -> tupl
     """Return by how many points rows are above base with the 95 % interval, p, and both n.
 
     paired: over the seeds that both have.  Otherwise it is Welch's test of the two means.
-    p is nan if there are fewer than three shared seeds, or two runs on either side.
+    p is nan for fewer than three shared seeds or, unpaired, fewer than two runs on either side.
     """
     one, other = [100 * side.set_index("seed")["accuracy"] for side in (rows, base)]
     if paired:
@@ -80,7 +80,7 @@ def are_pairs(rows: pandas.DataFrame, base: pandas.DataFrame) -> bool:
 def holm(values: list[float]) -> list[str]:
     """Return a verdict on each p at 0.05, by Holm's correction.
 
-    nan is a claim that was not run, which counts in the length of the list.
+    nan is a claim that was not run, but it counts in the length of the list.
     """
     verdicts = ["not run" if math.isnan(p) else "not shown" for p in values]
     for rank, i in enumerate(pandas.Series(values).sort_values().index):  # nan comes last
@@ -91,7 +91,7 @@ def holm(values: list[float]) -> list[str]:
 
 
 def claims_table(rows: pandas.DataFrame) -> pandas.DataFrame:
-    """Return the table of CLAIMS.  The other test is named if only one interval holds 0."""
+    """Return the table of CLAIMS.  The other test is named if only one interval contains 0."""
     heads = ["claim", "data", "difference", "p", "n", "test", "processor", "other test", "verdict"]
     names = {True: "paired", False: "Welch"}
     groups = dict(list(rows.groupby(["data", "epochs", "variant", "options"])))
@@ -124,11 +124,11 @@ COMMON = ["data", "epochs", "padding", "variant", "options", "change"]  # of the
 SHARES = {"last epoch": "accuracy", "unrounded": "unrounded", "best on test": "best_on_test"}
 PAIRS = ["1,8", "2,10", "3,6", "0,9", "7,11"]  # speakers of SHD that are held out together
 MEMBRANES = ["", *(f"--tau {tau}.0 --tau-readout 10.05" for tau in (50, 100, 200, 400))]
-REWRITTEN = {"axonal", "dendritic", "recurrent", "adaptive"}  # ideas, after their runs
+REWRITTEN = {"axonal", "dendritic", "recurrent", "adaptive"}  # ideas changed since their runs
 
 
 def all_rows() -> tuple[list[dict], list[dict]]:
-    """Return the rows of runs.csv that test judges, and those that held-out speakers judge."""
+    """Return the rows of runs.csv evaluated on test, and those on held-out speakers."""
     rows = pandas.read_csv(Path(FOLDER, "runs.csv"), dtype=str, keep_default_na=False)
     held_out = rows["options"].str.extract(r"--valid-speakers (\S+) --no-test ?(.*)")
     rows["speakers"] = held_out[0].fillna("")
@@ -201,7 +201,7 @@ def all_tables() -> dict[str, str]:
 # ------------------------------------------------------ runs and commands: skip on a first reading
 
 FOLDER = Path(__file__).resolve().parent
-# Hidden sizes that give fixed delays or none as many parameters as learned ones have by default.
+# Hidden sizes at which fixed delays or none have as many parameters as learned ones by default.
 WIDE = {"shd": 388, "ssc": 741, "toy": 76}
 # fmt: off
 DATA_NAMES = {  # by the first digits of the training file's md5, unpacked or packed
@@ -214,7 +214,7 @@ DATA_NAMES = {  # by the first digits of the training file's md5, unpacked or pa
 def variant_and_words(options: argparse.Namespace) -> tuple[str, str]:
     """Return the variant of a run, and its other options that are not the defaults, as words."""
     variant, words = options.delays, []
-    known = options.dataset in data.DATASETS  # a fork's own is compared with the defaults of SHD
+    known = options.dataset in data.DATASETS  # a fork's own has the defaults of SHD
     usual = vars(train.parse(["--dataset", options.dataset] if known else []))
     if variant in ("fixed", "none") and options.hidden == WIDE.get(options.dataset):
         variant += "-wide"
@@ -261,7 +261,7 @@ def row_of_run(folder: str) -> dict:
 
 
 def add(folders: list[str], variant: str | None) -> None:
-    """Add all of the runs or, if there is anything wrong with one, none."""
+    """Add all of the runs, or none if one of them has a problem."""
     rows = pandas.read_csv(Path(FOLDER, "runs.csv"), dtype=str, keep_default_na=False)
     for folder in folders:
         row = pandas.Series(row_of_run(folder)).reindex(rows.columns).fillna("").astype(str)

@@ -202,7 +202,7 @@ def test_brian2_has_the_spikes_of_the_network(trained, capsys):
     each = samples.counts.split(samples.steps.tolist())
     total = sum(int(s.sum()) for x in each[:4] for s in simulated(arrays, x)[0])
     export.compare_brian2(net, arrays, samples, 4)
-    words = f"4 samples, {total} hidden spikes in torch, 0 that only one of the two has\n"
+    words = f"4 samples, {total} hidden spikes in torch, 0 that occur in only one of the two\n"
     assert capsys.readouterr().out == words
 
 
