@@ -382,7 +382,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--kernel-count", type=positive, default=1, help="synapses for each pair of neurons")
     add("--connections", type=positive, help="random inputs of each neuron; None: all inputs")
     add("--tau", type=float, help="time constant of the membranes, ms")
-    add("--tau-readout", type=float, help="the same of the readout, ms; None: same as --tau")
+    add("--tau-readout", type=float, help="time constant of the readout, ms; None: same as --tau")
     add("--dropout", type=float, help="share of the hidden neurons silenced in training")
 
     add("--epochs", type=positive, help="passes over the training samples")
