@@ -17,9 +17,10 @@ The file is read with numpy.load and holds no pickle.  For the whole network:
     tau_readout_steps   time constant of the readout, in steps
     threshold           of the hidden neurons
     taps                delays are 0..taps-1 steps
+    layers              number of layers, of which the readout is the last
     tail_steps          how many steps the network runs for after the sample's own
 
-and for layer i = 0, 1, ..., of which the readout is the last:
+and for layer i = 0, 1, ...:
 
     pre_i, post_i       int32 [synapses], sending and receiving neuron; a pair may have several
     weight_i            float32 [synapses]
@@ -44,9 +45,9 @@ over all these steps.
 
 import argparse
 import json
-import os
 import sys
 from itertools import zip_longest
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -56,16 +57,16 @@ from torch.nn import functional as F
 import data
 import train
 from data import UserError
-from delays import DelayedLinear, DelaySNN, class_scores, delay_conv, leaky_integrator, lif
-
-THRESHOLD = 1.0  # lif's default, which DelaySNN uses
+from delays import DelaySNN, class_scores, delay_conv, leaky_integrator, lif
 
 # ------------------------------------------------------------------------------------- the arrays
 
 
 def arrays_of(net: DelaySNN, options: argparse.Namespace) -> dict[str, np.ndarray]:
-    """Return the arrays of the file, from the network and options of train.load_run."""
-    refuse_unfit(net)
+    """Return the arrays of the file, from the network and options of train.load_run.
+
+    They leave out what a subclass adds, such as neurons or kernels of its own.
+    """
     dataset = data.DATASETS[options.dataset]
     arrays = {
         "dataset": np.array(options.dataset),
@@ -74,8 +75,9 @@ def arrays_of(net: DelaySNN, options: argparse.Namespace) -> dict[str, np.ndarra
         "step_ms": np.float64(dataset.step_ms),
         "tau_steps": np.float64(net.tau),
         "tau_readout_steps": np.float64(net.tau_readout),
-        "threshold": np.float64(THRESHOLD),
+        "threshold": np.float64(1.0),  # lif's default, which DelaySNN uses
         "taps": np.int32(max(layer.taps for layer in net.layers)),
+        "layers": np.int32(len(net.layers)),
         "tail_steps": np.int32(net.tail),
     }
     for i, (layer, norm) in enumerate(zip_longest(net.layers, net.norms)):
@@ -98,27 +100,13 @@ def arrays_of(net: DelaySNN, options: argparse.Namespace) -> dict[str, np.ndarra
     return arrays
 
 
-def refuse_unfit(net: DelaySNN) -> None:
-    """Raise a UserError unless the arrays can describe all that the network does."""
-    for part, base in ((net, DelaySNN), *((layer, DelayedLinear) for layer in net.layers)):
-        for name in ("forward", "neurons", "kernel"):
-            own = getattr(type(part), name, None)
-            if own is not getattr(base, name, None):
-                rule = "the arrays describe only LIF neurons, and a weight and delay per synapse"
-                raise UserError(f"{type(part).__name__} overrides {name}: {rule}")
-
-
 # ---------------------------------------------------------------------------- the arrays in torch
-
-
-def layers_of(arrays: dict) -> range:
-    return range(sum(name.startswith("pre_") for name in arrays))
 
 
 def simulate(arrays: dict, counts: Tensor) -> Tensor:
     """Return the membrane of the readout, [B, T + tail_steps, classes], from counts [B, T, in]."""
     x = F.pad(counts, (0, 0, 0, int(arrays["tail_steps"])))  # [B, T + tail_steps, in]
-    for i in layers_of(arrays):
+    for i in range(arrays["layers"]):
         constant = torch.from_numpy(arrays[f"current_{i}"])
         kernel = np.zeros((len(constant), x.shape[2], arrays["taps"]), np.float32)
         where = tuple(arrays[f"{name}_{i}"] for name in ("post", "pre", "delay"))
@@ -146,8 +134,7 @@ def simulate_brian2(arrays: dict, counts: np.ndarray) -> list[np.ndarray]:
     """Return the spikes of each hidden layer in Brian2, bool [T + tail_steps, N].
 
     counts: [T, inputs] of one sample.
-    By default, a layer acts on the next one a step late in Brian2.  Here all parts share one slot
-    of that schedule: layer after layer, and within each layer synapses, neurons, spikes.
+    In Brian2 a spike acts in the next step, so hidden layer i runs i + 1 steps late.
     """
     import brian2
 
@@ -160,38 +147,34 @@ def simulate_brian2(arrays: dict, counts: np.ndarray) -> list[np.ndarray]:
     sources = []
     for k in range(counts.max()):
         t, cell = np.nonzero(counts > k)
-        group = brian2.SpikeGeneratorGroup(counts.shape[1], cell, t * step, when="groups", order=-1)
-        sources.append(group)
+        sources.append(brian2.SpikeGeneratorGroup(counts.shape[1], cell, t * step))
     network = brian2.Network(sources)
 
-    decay = 1 - 1 / float(arrays["tau_steps"])
-    constants = {"decay": decay, "threshold": float(arrays["threshold"])}
+    decay, threshold = 1 - 1 / float(arrays["tau_steps"]), float(arrays["threshold"])
+    variables = "v : 1\n current : 1\n arriving : 1"
+    update = "v = int(t_in_timesteps >= late) * (decay * v + current + arriving)\n arriving = 0"
+    fires = {"threshold": "v >= threshold", "reset": "v = 0"}
     monitors = []
-    for i in layers_of(arrays)[:-1]:
+    for i in range(arrays["layers"] - 1):
         size = len(arrays[f"current_{i}"])
-        variables = "v : 1\n h : 1\n s : 1\n arriving : 1\n current : 1"
-        layer = brian2.NeuronGroup(size, variables, threshold="s > 0", namespace=constants)
+        constants = {"decay": decay, "threshold": threshold, "late": i + 1}
+        layer = brian2.NeuronGroup(size, variables, **fires, namespace=constants)
         layer.current = arrays[f"current_{i}"]
-        update = "h = decay * v + current + arriving\n s = int(h >= threshold)\n"
-        update += "v = h * (1 - s)\n arriving = 0"
-        layer.run_regularly(update, when="groups", order=3 * i + 1)
-        layer.thresholder["spike"].when = "groups"
-        layer.thresholder["spike"].order = 3 * i + 2
-
+        layer.run_regularly(update)
         for source in sources:
             synapses = brian2.Synapses(source, layer, "w : 1", on_pre="arriving_post += w")
             synapses.connect(i=arrays[f"pre_{i}"], j=arrays[f"post_{i}"])
             synapses.w = arrays[f"weight_{i}"]
             synapses.delay = arrays[f"delay_{i}"] * step
-            synapses.pre.when = "groups"
-            synapses.pre.order = 3 * i
             network.add(synapses)
-        monitors.append(brian2.StateMonitor(layer, "s", record=True, when="end"))
+        monitors.append(brian2.StateMonitor(layer, "v", record=True, when="synapses"))
         network.add(layer, monitors[-1])
         sources = [layer]
 
-    network.run((len(counts) + int(arrays["tail_steps"])) * step)
-    return [monitor.s.T > 0 for monitor in monitors]
+    steps = len(counts) + int(arrays["tail_steps"])
+    network.run((steps + len(monitors)) * step)
+    potentials = [monitor.v.T[late:][:steps] for late, monitor in enumerate(monitors, 1)]
+    return [potential >= threshold for potential in potentials]
 
 
 def compare_brian2(net: DelaySNN, arrays: dict, samples: data.Spikes, number: int) -> None:
@@ -233,24 +216,19 @@ def main(argv: list[str] | None = None) -> None:
     add("--samples", type=train.positive, default=20, help="samples for Brian2; default: 20")
     add("--data-dir", help="folder of the data set's files; default: that of the run")
     options = parser.parse_args(argv)
+    train.set_backend()
     try:
-        perform(options)
+        net, of_run = train.load_run(options.run)
+        arrays = arrays_of(net, of_run)
+        if options.out:
+            np.savez(options.out, **arrays)
+        samples = data.load(of_run.dataset, "test", options.data_dir or of_run.data_dir)
+        if options.brian2:
+            compare_brian2(net, arrays, samples, options.samples)
+            return
+        result = json.loads(Path(options.run, "result.json").read_text())
     except (UserError, OSError, ImportError) as problem:
         sys.exit(f"export.py: {problem}")
-
-
-def perform(options: argparse.Namespace) -> None:
-    train.set_backend()
-    net, of_run = train.load_run(options.run)
-    arrays = arrays_of(net, of_run)
-    if options.out:
-        np.savez(options.out, **arrays)
-    samples = data.load(of_run.dataset, "test", options.data_dir or of_run.data_dir)
-    if options.brian2:
-        compare_brian2(net, arrays, samples, options.samples)
-        return
-    with open(os.path.join(options.run, "result.json")) as file:
-        result = json.load(file)
     print(f"test accuracy of the arrays {accuracy_of(arrays, samples):.2%}")
     if result["test_accuracy"] is not None:  # the run may have left the test set alone
         print(f"test accuracy of the run {result['test_accuracy']:.2%}")

@@ -33,16 +33,16 @@ SHD, TEN = "SHD (regenerated)", "--connections 10"
 # Data, epochs, what is compared, and the variant and options of either side.  The tests are
 # two-sided: the sign of a difference that holds says which side is better.
 CLAIMS = [
-    (SHD, "150", "learned against fixed", LEARNED, FIXED),
-    (SHD, "150", "learned against fixed, equal parameters", ("learned", "--hidden 165"), FIXED),
-    (SHD, "30", f"fixed against none, tau {CHOSEN_TAU} ms", FIXED, SLOW),
-    (SHD, "30", f"none, tau {CHOSEN_TAU} against 10.05 ms", SLOW, NONE),
-    (SHD, "30", "ours against the authors' libraries", LEARNED, ("authors", "")),
-    (SHD, "30", "shrinking against constant sigma", LEARNED, ("constant-sigma", "")),
-    (SHD, "60", "sparse: learned against fixed", ("learned", TEN), ("fixed", TEN)),
-    (SHD, "60", "sparse: constant against shrinking", ("constant-sigma", TEN), ("learned", TEN)),
-    ("toy", "20", "learned against none, tau 100 ms", LEARNED, ("none", "--tau 100.0")),
-    ("toy", "20", "learned against fixed, equal parameters", ("learned", "--hidden 21"), FIXED),
+    (SHD, 150, "learned against fixed", LEARNED, FIXED),
+    (SHD, 150, "learned against fixed, equal parameters", ("learned", "--hidden 165"), FIXED),
+    (SHD, 30, f"fixed against none, tau {CHOSEN_TAU} ms", FIXED, SLOW),
+    (SHD, 30, f"none, tau {CHOSEN_TAU} against 10.05 ms", SLOW, NONE),
+    (SHD, 30, "ours against the authors' libraries", LEARNED, ("authors", "")),
+    (SHD, 30, "shrinking against constant sigma", LEARNED, ("constant-sigma", "")),
+    (SHD, 60, "sparse: learned against fixed", ("learned", TEN), ("fixed", TEN)),
+    (SHD, 60, "sparse: constant against shrinking", ("constant-sigma", TEN), ("learned", TEN)),
+    ("toy", 20, "learned against none, tau 100 ms", LEARNED, ("none", "--tau 100.0")),
+    ("toy", 20, "learned against fixed, equal parameters", ("learned", "--hidden 21"), FIXED),
 ]
 
 
@@ -50,13 +50,13 @@ def t_test(rows: pandas.DataFrame, base: pandas.DataFrame, paired: bool) -> tupl
     """Return by how many points rows are above base with the 95 % interval, p, and both n.
 
     paired: over the seeds that both have.  Otherwise it is Welch's test of the two means.
-    p is nan for fewer than three shared seeds or, unpaired, fewer than two runs on either side.
+    p is nan for fewer than three runs on either side.
     """
     one, other = [100 * side.set_index("seed")["accuracy"] for side in (rows, base)]
     if paired:
         one, other = one.align(other, join="inner")
     counts = f"{len(one)} and {len(other)}"
-    if min(len(one), len(other)) < (3 if paired else 2):
+    if min(len(one), len(other)) < 3:
         return "-", math.nan, counts
     test = stats.ttest_rel(one, other) if paired else stats.ttest_ind(one, other, equal_var=False)
     low, high = test.confidence_interval(0.95)
@@ -77,22 +77,20 @@ def are_pairs(rows: pandas.DataFrame, base: pandas.DataFrame) -> bool:
     return beginnings.nunique() == 1 and bool(one_processor)
 
 
-def holm(values: list[float]) -> list[str]:
+def holm(p: pandas.Series) -> pandas.Series:
     """Return a verdict on each p at 0.05, by Holm's correction.
 
     nan is a claim that was not run, but it counts in the length of the list.
     """
-    verdicts = ["not run" if math.isnan(p) else "not shown" for p in values]
-    for rank, i in enumerate(pandas.Series(values).sort_values().index):  # nan comes last
-        if not values[i] <= 0.05 / (len(values) - rank):
-            break
-        verdicts[i] = "holds"
-    return verdicts
+    ordered = p.sort_values()  # nan comes last
+    corrected = ordered * list(range(len(p), 0, -1))
+    holds = (corrected <= 0.05).cummin()  # up to the first that does not
+    return holds.map({True: "holds", False: "not shown"}).where(p.notna(), "not run")
 
 
 def claims_table(rows: pandas.DataFrame) -> pandas.DataFrame:
     """Return the table of CLAIMS.  The other test is named if only one interval contains 0."""
-    heads = ["claim", "data", "difference", "p", "n", "test", "processor", "other test", "verdict"]
+    heads = ["claim", "data", "difference", "p", "n", "test", "processor", "other test"]
     names = {True: "paired", False: "Welch"}
     groups = dict(list(rows.groupby(["data", "epochs", "variant", "options"])))
     lines = []
@@ -100,19 +98,11 @@ def claims_table(rows: pandas.DataFrame) -> pandas.DataFrame:
         one, other = [groups.get((name, epochs, *side), rows[:0]) for side in sides]
         paired = are_pairs(one, other)
         difference, p, counts = t_test(one, other, paired)
-        other_difference, other_p, _ = t_test(one, other, not paired)
-        line = {
-            "claim": f"{number}. {claim}",
-            "data": f"{name}, {epochs} epochs",
-            "n": counts,
-            "p": p,
-        }
-        if not math.isnan(p):
-            line |= {"difference": difference, "test": names[paired]}
-            line["processor"] = "; ".join(sorted({*one["machine"], *other["machine"]}))
-        if p < 0.05 <= other_p or other_p < 0.05 <= p:
-            line["other test"] = f"{names[not paired]} {other_difference}"
-        lines.append(line)
+        second, other_p, _ = t_test(one, other, not paired)
+        disagrees = p < 0.05 <= other_p or other_p < 0.05 <= p
+        line = [f"{number}. {claim}", f"{name}, {epochs} epochs", difference, p, counts]
+        line += [names[paired], "; ".join(sorted({*one["machine"], *other["machine"]})) or "-"]
+        lines.append([*line, f"{names[not paired]} {second}" if disagrees else "-"])
     found = pandas.DataFrame(lines, columns=heads)
     p = found["p"].map("{:.2g}".format, na_action="ignore")
     return found.assign(verdict=holm(found["p"]), p=p)
@@ -124,26 +114,24 @@ COMMON = ["data", "epochs", "padding", "variant", "options", "change"]  # of the
 SHARES = {"last epoch": "accuracy", "unrounded": "unrounded", "best on test": "best_on_test"}
 PAIRS = ["1,8", "2,10", "3,6", "0,9", "7,11"]  # speakers of SHD that are held out together
 MEMBRANES = ["", *(f"--tau {tau}.0 --tau-readout 10.05" for tau in (50, 100, 200, 400))]
-REWRITTEN = {"axonal", "dendritic", "recurrent", "adaptive"}  # ideas changed since their runs
 
 
-def all_rows() -> tuple[list[dict], list[dict]]:
-    """Return the rows of runs.csv evaluated on test, and those on held-out speakers."""
-    rows = pandas.read_csv(Path(FOLDER, "runs.csv"), dtype=str, keep_default_na=False)
+def all_rows() -> pandas.DataFrame:
+    """Return the rows of runs.csv, with what the tables need besides."""
+    rows = pandas.read_csv(Path(FOLDER, "runs.csv"), dtype={"options": str, "change": str})
+    rows = rows.fillna({"options": "", "change": ""})
     held_out = rows["options"].str.extract(r"--valid-speakers (\S+) --no-test ?(.*)")
     rows["speakers"] = held_out[0].fillna("")
     rows["options"] = held_out[1].fillna(rows["options"])
-    rows["connections"] = rows["options"].str.extract(r"(--connections \S+)").fillna("")
-    threads = ", " + rows["threads"] + " threads"
+    rows["sparse"] = rows["options"].str.contains("--connections")
+    threads = ", " + rows["threads"].astype(str) + " threads"
     rows["machine"] = rows["processor"] + threads.replace(", 1 threads", "")
-    on_test = rows["result_test"] != ""
-    rows["accuracy"] = rows["result_test"].where(on_test, rows["valid_accuracy"])  # last epoch
-    rows["accuracy"] = pandas.to_numeric(rows["accuracy"])
-    return rows[on_test].to_dict("records"), rows[~on_test].to_dict("records")
+    rows["accuracy"] = rows["result_test"].fillna(rows["valid_accuracy"])  # last epoch
+    return rows
 
 
-def spread(rows: list[dict], column: str) -> str:
-    values = 100 * pandas.to_numeric(pandas.DataFrame(rows)[column]).dropna()
+def spread(shares: pandas.Series) -> str:
+    values = 100 * shares.dropna()
     if len(values) < 3:
         return ", ".join(f"{value:.2f}" for value in values) or "-"
     return f"{values.mean():.2f} ± {values.std():.2f}"
@@ -152,14 +140,14 @@ def spread(rows: list[dict], column: str) -> str:
 def table(rows: pandas.DataFrame, columns: list[str]) -> pandas.DataFrame:
     """Return these columns, with a line for all runs that differ only in seed or speakers."""
     lines = []
-    rows = rows.sort_values("epochs", key=pandas.to_numeric, ascending=False, kind="stable")
+    rows = rows.sort_values("epochs", ascending=False, kind="stable")
     for _, runs in rows.groupby(COMMON, sort=False):
         line = runs.iloc[0].to_dict()
         line["variant"] = f"{line['variant']}, {line['options']}".removesuffix(", ")
-        line["parameters"] = f"{int(line['parameters']):,}" if line["parameters"] else "-"
-        line |= {head: spread(runs, column) for head, column in SHARES.items()}
-        line |= {pair: spread(own, "accuracy") for pair, own in runs.groupby("speakers")}
-        samples = pandas.to_numeric(runs["valid_samples"])
+        line["parameters"] = f"{line['parameters']:,.0f}".replace("nan", "-")
+        line |= {head: spread(runs[column]) for head, column in SHARES.items()}
+        line |= {pair: spread(own["accuracy"]) for pair, own in runs.groupby("speakers")}
+        samples = runs["valid_samples"]
         line["pooled"] = f"{100 * (runs['accuracy'] * samples / samples.sum()).sum():.2f}"
         line |= {"n": len(runs), "processor": "; ".join(sorted(set(runs["machine"])))}
         lines.append(line)
@@ -168,24 +156,23 @@ def table(rows: pandas.DataFrame, columns: list[str]) -> pandas.DataFrame:
 
 def all_tables() -> dict[str, str]:
     """Return every table by its name, in Markdown."""
-    tested, held_out = [pandas.DataFrame(rows).query("change == ''") for rows in all_rows()]
-    today = tested[(tested["padding"] == "yes") & ~tested["variant"].isin(REWRITTEN)]
-    earlier = tested.query("data == @SHD and padding == 'no'")
+    rows = all_rows().query("change == ''")
+    today = rows.query("speakers == '' and padding == 'yes'")
+    earlier = rows.query("speakers == '' and padding == 'no' and data == @SHD")
     ours = today.query("data == @SHD and variant != 'authors'")
-    sparse = pandas.concat([ours, earlier]).query("connections != ''")
-    tau = held_out.query("epochs == '30' and options in @MEMBRANES")
+    tau = rows.query("speakers != '' and epochs == 30 and options in @MEMBRANES")
     tau = tau.query("variant == 'none' or options == ''")
     of_line = ["variant", "options", "padding"]
     tau = tau.groupby(of_line).filter(lambda runs: len(runs) == len(PAIRS)).sort_values(of_line)
 
     shd = ["variant", "parameters", "epochs", *SHARES, "n", "processor"]
     toy = [head for head in shd if head not in ("epochs", "best on test")]
-    unpadded = table(earlier.query("connections == ''"), shd)
+    unpadded = table(earlier.query("not sparse"), shd)
     authors = table(today.query("variant == 'authors'"), shd)
     tables = {
         "claims": claims_table(today),
-        SHD: table(ours.query("connections == ''"), shd),
-        "sparse": table(sparse, ["padding", *shd]),
+        SHD: table(ours.query("not sparse"), shd),
+        "sparse": table(pandas.concat([ours, earlier]).query("sparse"), ["padding", *shd]),
         "toy": table(today.query("data == 'toy'"), toy),
         "validation": table(tau, ["variant", "padding", *PAIRS, "pooled", "n", "processor"]),
         "unpadded": unpadded.rename(columns={"variant": "commits 9c3082d to 72060dc"}),
