@@ -9,7 +9,6 @@ your own events.  Fetching files comes last.
 import gzip
 import hashlib
 import http.client
-import lzma
 import os
 import shutil
 import sys
@@ -197,10 +196,7 @@ def read_published(dataset: str, split: str, data_dir: str, binning=bin_sample) 
 
     binning: a function with the arguments and the result of bin_sample.
     """
-    path = find(dataset, split, data_dir)
-    if path is None:
-        name = next(name for name in MD5 if name.startswith(f"{dataset}_{split}."))
-        path = fetch(name, data_dir)
+    path = find(dataset, split, data_dir) or fetch(dataset, split, data_dir)
     try:
         if path.endswith(".h5"):
             return read_h5(path, binning)
@@ -216,8 +212,7 @@ def read_published(dataset: str, split: str, data_dir: str, binning=bin_sample) 
 
 
 # What gzip, zipfile and h5py raise for a broken file, and read_h5 for one with invalid contents.
-BROKEN = (OSError, EOFError, KeyError, RuntimeError, UserError)
-BROKEN += (zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+BROKEN = (OSError, EOFError, KeyError, RuntimeError, UserError, zipfile.BadZipFile, zlib.error)
 
 
 def find(dataset: str, split: str, data_dir: str) -> str | None:
@@ -287,9 +282,8 @@ def from_events(sample, step, channel, labels, inputs: int, speakers=None) -> Sp
         raise UserError(f"sample, step and channel have {sizes} entries: expected equal numbers")
     order = np.argsort(sample, kind="stable")  # the spikes of sample 0, then of sample 1, ...
     ends = np.bincount(sample, minlength=len(labels)).cumsum()  # where each sample's spikes end
-    counts = []
-    for indices in np.split(order, ends[:-1]):
-        counts.append(count_spikes(step[indices], channel[indices], inputs))
+    parts = np.split(order, ends[:-1])  # of each sample, the indices of its spikes
+    counts = [count_spikes(step[part], channel[part], inputs) for part in parts]
     return join(counts, labels, speakers)
 
 
@@ -318,25 +312,24 @@ MD5 = {
 DATA_DIR = "data"  # the default folder
 
 
-def fetch(name: str, data_dir: str) -> str:
-    """Download a published file from the first server that has it, and return its path.
+def fetch(dataset: str, split: str, data_dir: str) -> str:
+    """Download the file of a split from the first server that has it, and return its path.
 
-    The file gets its name only after its md5 has been checked.
+    The file comes to data_dir only after its md5 has been checked.
     """
-    os.makedirs(data_dir, exist_ok=True)
+    name = next(name for name in MD5 if name.startswith(f"{dataset}_{split}."))
     path = os.path.join(data_dir, name)
-    part = f"{path}.{os.getpid()}.part"
+    os.makedirs(data_dir, exist_ok=True)
     problems = []
     for server in SERVERS:
         try:
-            download(f"{server}/{name}", part, MD5[name])
-            os.replace(part, path)
+            with tempfile.TemporaryDirectory(dir=data_dir) as folder:
+                part = os.path.join(folder, name)
+                download(f"{server}/{name}", part, MD5[name])
+                os.replace(part, path)
             return path
         except (OSError, http.client.HTTPException) as problem:
             problems.append(f"{server}: {' '.join(str(problem).split())}")
-        finally:
-            if os.path.exists(part):
-                os.remove(part)
     raise UserError(
         f"{name} is not in {data_dir} and could not be fetched ({'; '.join(problems)}): put it "
         "there by hand, or try --dataset toy, which needs no files"

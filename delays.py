@@ -250,8 +250,7 @@ class DelayedLinear(nn.Module):
         if delay_per not in shapes:
             raise ValueError(f"delay_per is {delay_per!r}: expected synapse, axon or dendrite.")
         bound = math.sqrt(6 / (fan_in * count))  # Kaiming's uniform distribution for relu
-        weight = torch.empty(shapes["synapse"]).uniform_(-bound, bound)
-        self.weight = nn.Parameter(weight)
+        self.weight = nn.Parameter(torch.empty(shapes["synapse"]).uniform_(-bound, bound))
         delay = torch.empty(shapes[delay_per]).uniform_(0, taps - 1)
         self.delay = nn.Parameter(delay) if learn_delays else nn.Buffer(delay.round())
 

@@ -773,8 +773,9 @@ def test_a_download_that_fails_is_tried_at_the_next_server(server, tmp_path, mon
 
     def impatient(url, timeout):
         assert timeout == 30
-        # Its name is this process's own, so that programs that download at once do not meet.
-        assert os.listdir(tmp_path / "d") == [f"{NAME}.{os.getpid()}.part"]
+        # In a folder of its own, so that programs that download at once do not meet.
+        (folder,) = os.listdir(tmp_path / "d")
+        assert os.listdir(tmp_path / "d" / folder) == [NAME]
         return urlopen(url, timeout=0.2 if kind == "silence" else 30)
 
     monkeypatch.setattr(data, "urlopen", impatient)
@@ -788,7 +789,7 @@ def test_a_download_that_fails_is_tried_at_the_next_server(server, tmp_path, mon
     assert os.listdir(tmp_path / "d") == []
 
     server.answers[f"/b/{NAME}"] = sends(server.body)
-    assert data.fetch(NAME, str(tmp_path / "d")) == str(tmp_path / "d" / NAME)
+    assert data.fetch("shd", "test", str(tmp_path / "d")) == str(tmp_path / "d" / NAME)
     assert os.listdir(tmp_path / "d") == [NAME]
     assert server.asked == [f"/a/{NAME}", f"/b/{NAME}"] * 2
 

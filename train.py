@@ -24,13 +24,11 @@ from delays import DelayedLinear, DelaySNN, class_scores, shrinking_sigma
 
 # The paper's settings for SHD and SSC, and those of the toy task.  tau is in ms here and in steps
 # in delays.py.  The paper's other settings, such as learning rates, are defaults in make_parser.
-# fmt: off
 DEFAULTS = {
     "shd": dict(hidden=256, layers=2, taps=25, tau=10.05, dropout=0.4, batch_size=256, epochs=150),
     "ssc": dict(hidden=512, layers=3, taps=31, tau=15.0, dropout=0.25, batch_size=128, epochs=60),
     "toy": dict(hidden=40, layers=1, taps=33, tau=10.05, dropout=0.0, batch_size=50, epochs=20),
 }
-# fmt: on
 
 # ---------------------------------------------------------------------- the network, its optimizer
 
