@@ -139,7 +139,7 @@ def train_epoch(net, optimizer, spikes, batches, loss=cross_entropy, augment=Non
     spikes: the training samples.  batches: those of data.batches.
     """
     net.train()
-    sums = 0  # becomes a tensor: reading it in every batch would make the program wait for a GPU
+    sums = 0  # becomes a tensor, which is read once at the end: each read waits for a GPU
     for number, (indices, longest) in enumerate(batches, 1):
         counts = data.padded(spikes, indices, longest)  # [B, T, inputs]
         labels = spikes.labels[indices]  # [B]
@@ -173,9 +173,9 @@ def predict(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=T
     net.eval()
     for layer in delayed_layers(net):
         layer.train(not rounded)  # the layer's mode decides which kernel it uses
-    # A sample's scores include net.tail steps after its own.  Every layer has to run for all of
-    # them, since batch norm can make neurons spike without input.  The longest sample has no
-    # padding, so zeros follow: as many as the tail, less the taps // 2 that the first layer adds.
+    # For the scores, every layer has to run for a sample's own steps and the tail, since batch norm
+    # can make neurons spike without input.  The first layer adds taps // 2 steps to its input.
+    # Zeros after the longest sample add the rest of the tail.
     zeros = net.tail - net.layers[0].taps // 2
     order, scores = [], []
     for indices, longest in data.batches(spikes, batch_size, shuffle=False):

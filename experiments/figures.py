@@ -150,7 +150,7 @@ def why_figure() -> Figure:
         style(sent, title, y="input")
         style(arrived, "as it arrives, each spike after its delay", y="input")
         style(summed, "the weighted sum (grey: the neuron fires)", "time (steps)")
-    words = "Seed 9: of seeds 0 to 11, the only one with which all neurons line up all six spikes."
+    words = "Seed 9, the only one of twelve to line up all spikes at all neurons. Four are enough."
     figure.supxlabel(words, x=0.01, ha="left", fontsize=8, color=INK)
     return figure
 
