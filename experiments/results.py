@@ -159,7 +159,8 @@ def all_tables() -> dict[str, str]:
     rows = all_rows().query("change == ''")
     today = rows.query("speakers == '' and padding == 'yes'")
     earlier = rows.query("speakers == '' and padding == 'no' and data == @SHD")
-    ours = today.query("data == @SHD and variant != 'authors'")
+    ours = today.query("variant != 'authors'")
+    sparse = pandas.concat([ours, earlier]).query("sparse and data == @SHD")
     tau = rows.query("speakers != '' and epochs == 30 and options in @MEMBRANES")
     tau = tau.query("variant == 'none' or options == ''")
     of_line = ["variant", "options", "padding"]
@@ -171,8 +172,8 @@ def all_tables() -> dict[str, str]:
     authors = table(today.query("variant == 'authors'"), shd)
     tables = {
         "claims": claims_table(today),
-        SHD: table(ours.query("not sparse"), shd),
-        "sparse": table(pandas.concat([ours, earlier]).query("sparse"), ["padding", *shd]),
+        **{name: table(runs, shd) for name, runs in ours.query("not sparse").groupby("data")},
+        "sparse": table(sparse, ["padding", *shd]),
         "toy": table(today.query("data == 'toy'"), toy),
         "validation": table(tau, ["variant", "padding", *PAIRS, "pooled", "n", "processor"]),
         "unpadded": unpadded.rename(columns={"variant": "commits 9c3082d to 72060dc"}),
