@@ -123,7 +123,7 @@ def toy(split: str, *, noise: float = 0.02) -> Spikes:
     begins = rng.random((samples, steps, inputs)) < noise  # True where a burst begins
     sample, place = np.arange(samples)[:, None], np.arange(inputs)
     # In each sample, the burst of place p begins at onset + burst * p, in input orders[label, p].
-    begins[sample, onset + burst * place, orders[labels]] = True
+    begins[sample, onset + burst * place, orders[labels]] = True  # [samples, places], all three
     counts = begins.astype(np.uint8)
     for later in range(1, burst):
         counts[:, later:] |= begins[:, :-later]

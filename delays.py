@@ -5,11 +5,10 @@ Learnable Spacings" (Hammouamri, Khalfaoui-Hassani, Masquelier, ICLR 2024, arXiv
 is the authors' library.
 
 Time is discrete.  A synapse delays each spike and multiplies it by a weight.  This is a convolution
-over time.  Its kernel has an entry, or tap, for each possible delay, and exactly one tap is
-nonzero: it holds the weight, at the position of the delay.  A position is an integer, so no
-gradient reaches it.  In training, a Gaussian centred on the delay therefore spreads the weight over
-the taps, and its width sigma shrinks over the first quarter of the epochs.  In evaluation the
-weight is at the tap round(delay).
+over time.  Its kernel has an entry, or tap, for each possible delay.  In evaluation exactly one tap
+is nonzero: round(delay), which holds the weight.  Rounding has no gradient, so in training a
+Gaussian centred on the delay spreads the weight over the taps.  Its width sigma shrinks over the
+first quarter of the epochs.
 
 Signals are tensors [B, T, N]: batch, time, neurons.  Delays, sigma and tau are in steps of time.
 
@@ -72,9 +71,9 @@ def integer_kernel(weight: Tensor, delay: Tensor, taps: int) -> Tensor:
 def shrinking_sigma(epoch: int, epochs: int, taps: int, offset=0.27, last=0.23) -> float:
     """Return sigma, the width of the Gaussian in steps, for an epoch counted from 0.
 
-    Over the first quarter of the epochs, sigma - offset falls exponentially from taps // 2, half
-    the range of delays, to `last`, and stays there.  The offset is that of DCLS.  With 25 taps,
-    sigma goes from 12.27 to 0.5 steps.
+    Over the first quarter of the epochs, sigma falls from offset + taps // 2 (12.27 with 25 taps)
+    to offset + last (0.5), and stays there.  The second term falls exponentially.  The offset is
+    the smallest width that DCLS allows.
 
     If only delays are trained, sigma has to shrink: with 0.5 from the start, none of twelve small
     networks learned its task (experiments/tour.ipynb).  If weights are trained too, 0.5 may do.
@@ -134,7 +133,7 @@ def spike(x: Tensor, alpha: float = 5.0) -> Tensor:
     alpha: steepness of the smooth step.  5 is the authors' value for SHD and SSC.
     """
     smooth = torch.arctan(math.pi / 2 * alpha * x) / math.pi
-    return (x >= 0).to(x.dtype) + (smooth - smooth.detach())  # the bracket is 0, with the slope
+    return (x >= 0).to(x.dtype) + (smooth - smooth.detach())  # the bracket is 0, its slope is not
 
 
 def lif_loop(current: Tensor, tau, threshold=1.0, alpha: float = 5.0) -> Tensor:
@@ -162,7 +161,7 @@ def lif_loop(current: Tensor, tau, threshold=1.0, alpha: float = 5.0) -> Tensor:
     return torch.stack(spikes, 1)  # [B, T, N]
 
 
-def leaky_integrator(current: Tensor, tau: float) -> Tensor:
+def leaky_integrator(current: Tensor, tau) -> Tensor:
     """Return the potentials of the readout neurons, which leak but do not spike, [B, T, N].
 
         v[t] = (1 - 1/tau) v[t-1] + I[t] = sum_{u <= t} (1 - 1/tau)^(t-u) I[u]
@@ -172,7 +171,7 @@ def leaky_integrator(current: Tensor, tau: float) -> Tensor:
     """
     t = torch.arange(current.shape[1], dtype=torch.float64, device=current.device)
     # t - u, [T, T]: a row for each t, a column for each u.  Where u is later than t, tril puts 0.
-    # Without clamp, powers there could be inf, and a learned tau would get the gradient 0 * inf.
+    # The clamp keeps the power finite there, or a learned tau would get the gradient 0 * inf.
     elapsed = (t[:, None] - t).clamp(min=0)
     memory = (decay_of(tau) ** elapsed).tril()
     return memory.to(current.dtype) @ current
@@ -242,7 +241,7 @@ class DelayedLinear(nn.Module):
         self.conv = "auto"
 
         copies = (count,) if count > 1 else ()
-        shapes = {  # of the delays; weights always have the first
+        shapes = {  # of .delay; .weight always has that of "synapse"
             "synapse": (*copies, out_features, in_features),
             "axon": (*copies, 1, in_features),
             "dendrite": (*copies, out_features, 1),
@@ -289,7 +288,7 @@ class DelayedLinear(nn.Module):
         """Return the kernel in use, [out, in, taps]: soft_kernel if delays are being trained.
 
         In evaluation, and with fixed delays, each synapse has one nonzero tap.
-        weight: replaces the layer's masked weights.  With ones, each tap is its share of a weight.
+        weight: replaces the layer's masked weights, for example by ones to draw the kernels.
         """
         if weight is None:
             weight = self.weight * self.mask  # so missing synapses get no gradient
@@ -444,19 +443,19 @@ def conv_fourier(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
     period = steps + max(taps - 1, tail)
     f = torch.arange(period // 2 + 1, device=spikes.device)  # F frequencies
     t = torch.arange(period, device=spikes.device)
-    part_of_turn = torch.outer(f, t) % period  # without whole turns, so that angles stay small
-    angle = part_of_turn.double() * (2 * math.pi / period)
+    turns = torch.outer(f, t) % period  # in 1 / period; whole turns go, so angles stay small
+    angle = turns.double() * (2 * math.pi / period)
     basis = torch.cat([angle.cos(), -angle.sin()]).to(spikes)  # exp(-i angle), [2 F, period]
-    # The signals are real, so frequency period - f mirrors f.  It is left out, and f counts twice.
+    # The signals are real, so frequency period - f mirrors f.  It is left out and f counts twice.
     # Only 0 and period / 2 have no mirror image.
     twice = (f > 0) & (2 * f < period)
-    share = (1 + twice.int()).to(spikes) / period  # [F]
+    scale = (1 + twice.int()).to(spikes) / period  # [F]
 
     # The way back, in the last line, is a product with the transposed basis:
-    # y[t] = sum_f share[f] (Re Y[f] cos(angle) - Im Y[f] sin(angle)).  The factor share[f] is
+    # y[t] = sum_f scale[f] (Re Y[f] cos(angle) - Im Y[f] sin(angle)).  The factor scale[f] is
     # applied to the kernel instead, which is smaller than the output.
     x = (basis[:, :steps] @ spikes).transpose(0, 1)  # [2 F, B, in]
-    weighted = basis[:, :taps] * share.repeat(2)[:, None]  # [2 F, taps]
+    weighted = basis[:, :taps] * scale.repeat(2)[:, None]  # [2 F, taps]
     k = weighted @ kernel.transpose(1, 2)  # [out, 2 F, in]
     k = k.permute(1, 2, 0)  # [2 F, in, out]
 

@@ -92,13 +92,13 @@ def one_cycle(epoch: int, epochs: int, peak: float) -> tuple[float, float]:
     least four epochs, these are the values of torch's OneCycleLR.  The schedule is a
     function of the epoch, so it has no state to save.
     """
-    # The epoch of the peak, counted from 0 as in OneCycleLR.  It need not be a whole number.
+    # The epoch of the peak, counted from 0 as in OneCycleLR.  nearness is 1 there, 0 at both ends.
     top = max(0.3 * epochs - 1, 0)
     if epoch < top:
         low, nearness = peak / 25, epoch / top
     else:
         low, nearness = peak / 25e4, 1 - (epoch - top) / max(epochs - 1 - top, 1)
-    height = (1 - math.cos(math.pi * nearness)) / 2  # 1 at the peak, 0 at both ends
+    height = (1 - math.cos(math.pi * nearness)) / 2  # a smooth nearness
     return low + (peak - low) * height, 0.95 - 0.1 * height
 
 
@@ -173,9 +173,9 @@ def predict(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=T
     net.eval()
     for layer in delayed_layers(net):
         layer.train(not rounded)  # the layer's mode decides which kernel it uses
-    # For the scores, every layer has to run for a sample's own steps and the tail, since batch norm
-    # can make neurons spike without input.  The first layer adds taps // 2 steps to its input.
-    # Zeros after the longest sample add the rest of the tail.
+    # Batch norm can make neurons spike without input.  So every layer must run for the tail too, or
+    # the longest sample of a batch would lack such spikes, and only that one.  The first layer adds
+    # taps // 2 steps itself; zeros add the rest.
     zeros = net.tail - net.layers[0].taps // 2
     order, scores = [], []
     for indices, longest in data.batches(spikes, batch_size, shuffle=False):
@@ -213,9 +213,10 @@ def train(options: argparse.Namespace, net=None, loss=None, augment=None, on_epo
     net = (build(options) if net is None else net).to(options.device)
     loss = loss or cross_entropy
     optimizer = make_optimizer(net, options)
-    # The initial delays, drawn from the seed.  A resumed run loads its trained ones below.
+    # The initial delays, drawn from the seed, before a resumed run loads its trained ones.
     first_delays = [layer.positions().detach().clone() for layer in delayed_layers(net)]
     names = {"network": type(net).__name__, "loss": name_of(loss), "augment": name_of(augment)}
+    # The log so far, which is empty for a new run.
     rows = resume(net, optimizer, names, options) if options.resume else start(net, sets, options)
     # With a validation set, the test set is not evaluated until the last epoch has ended.
     judge = "valid" if "valid" in sets else "test"
@@ -263,7 +264,7 @@ def epoch_that_counts(rows: list[dict]) -> int:
 
 def finish(net: DelaySNN, sets: dict[str, data.Spikes], rows: list[dict], options) -> dict:
     """Return the content of result.json, for the network of the epoch that counts."""
-    load_checkpoint(options.out, "net.pt", net)
+    load_checkpoint(options.out, "net.pt", net)  # of the epoch that counts
     net.eval()
     epoch = epoch_that_counts(rows)
     validated = "valid" in sets

@@ -150,7 +150,7 @@ def why_figure() -> Figure:
         style(sent, title, y="input")
         style(arrived, "as it arrives, each spike after its delay", y="input")
         style(summed, "the weighted sum (grey: the neuron fires)", "time (steps)")
-    words = "Seed 9, the only one of twelve to line up all spikes at all neurons. Four are enough."
+    words = "Seed 9 alone of twelve lines up all spikes at all neurons. Four make a neuron fire."
     figure.supxlabel(words, x=0.01, ha="left", fontsize=8, color=INK)
     return figure
 
@@ -197,7 +197,7 @@ def kernel_figure() -> Figure:
 
     figure = Figure(figsize=(7.2, 2.8), layout="constrained")
     axis = figure.subplots()
-    for level, (name, kernel, delay) in enumerate(rows):
+    for level, (name, kernel, delay) in enumerate(reversed(rows)):
         heights = 0.85 * kernel.flatten() / kernel.max()
         axis.bar(range(15), heights.tolist(), bottom=level, color="#92b9dd")
         axis.vlines(delay, level, level + 0.85, color=RED, linewidth=1.5)
