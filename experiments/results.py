@@ -189,8 +189,6 @@ def all_tables() -> dict[str, str]:
 # ------------------------------------------------------ runs and commands: skip on a first reading
 
 FOLDER = Path(__file__).resolve().parent
-# Hidden sizes at which fixed delays or none have as many parameters as learned ones by default.
-WIDE = {"shd": 388, "ssc": 741, "toy": 76}
 # fmt: off
 DATA_NAMES = {  # by the first digits of the training file's md5, unpacked or packed
     "8e9877c8": "SHD", "d47c9825": "SHD", "db7189fb": SHD, "210a81f5": SHD, "d102be95": "SSC",
@@ -199,21 +197,18 @@ DATA_NAMES = {  # by the first digits of the training file's md5, unpacked or pa
 # fmt: on
 
 
-def variant_and_words(options: argparse.Namespace) -> tuple[str, str]:
-    """Return the variant of a run, and its other options that are not the defaults, as words."""
-    variant, words = options.delays, []
+def changed_options(options: argparse.Namespace) -> str:
+    """Return the options of a run that are not the defaults, without --delays and places."""
+    words = []
     known = options.dataset in data.DATASETS  # a fork's own has the defaults of SHD
     usual = vars(train.parse(["--dataset", options.dataset] if known else []))
-    if variant in ("fixed", "none") and options.hidden == WIDE.get(options.dataset):
-        variant += "-wide"
-        usual["hidden"] = options.hidden
     free = ["delays", "epochs", "seed", "data_dir", "device", "out", "resume", "eval"]
     for name, value in vars(options).items():
         if name not in free and value != usual[name]:
             words.append("--" + name.replace("_", "-"))
             if value is not True:
                 words.append(str(value))
-    return variant, " ".join(words)
+    return " ".join(words)
 
 
 def row_of_run(folder: str) -> dict:
@@ -227,7 +222,8 @@ def row_of_run(folder: str) -> dict:
     row |= {f"result_{split}": result[f"{split}_accuracy"] for split in ("test", "valid")}
     if result["delays"] not in ("fixed", "none"):  # those are whole steps in any case
         row["unrounded"] = result["unrounded_accuracy"]
-    row["variant"], row["options"] = variant_and_words(argparse.Namespace(**config["options"]))
+    row["variant"] = result["delays"]
+    row["options"] = changed_options(argparse.Namespace(**config["options"]))
     md5 = [digest[:8] for digest in config["md5"].values()]
     row |= {"md5": " ".join(md5), "data": result["dataset"]}
     if md5:
@@ -266,11 +262,9 @@ def add(folders: list[str], variant: str | None) -> None:
 def train_all(variants: list[str], seeds: list[str], others: list[str]) -> None:
     """Train a run for each variant and seed, in folders that say what differs from the paper."""
     for variant in variants:
-        words = [*others, "--delays", variant.removesuffix("-wide")]
-        if variant.endswith("-wide"):
-            words += ["--hidden", str(WIDE[train.parse(words).dataset])]
+        words = [*others, "--delays", variant]
         options = train.parse(words)
-        variant, changed = variant_and_words(options)
+        changed = changed_options(options)
         for seed in seeds:
             parts = [options.dataset, str(options.epochs), variant, seed]
             folder = "runs/" + "-".join(parts + changed.replace("--", "").split())
@@ -284,7 +278,7 @@ def main(argv: list[str] | None = None) -> None:
     kind = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=kind, allow_abbrev=False)
     parser.add_argument("command", choices=["train", "add", "tables"])
-    parser.add_argument("--variants", default="learned", help="to train, as in learned,fixed-wide")
+    parser.add_argument("--variants", default="learned", help="to train, as in learned,fixed")
     parser.add_argument("--seeds", default="0", help="to train, as in 0,1,2")
     parser.add_argument("--variant", help="to add: the name of a network of your own")
     arguments, words = parser.parse_known_args(argv)

@@ -256,7 +256,7 @@ def test_networks_that_begin_alike_on_the_same_processor_are_pairs(results):
     assert pairs("fixed", "") and pairs("constant-sigma", ten, own_options=ten)
     assert pairs("none", "--tau 100.0 --tau-readout 10.05")
     assert not pairs("fixed", "", processor=["A", "A", "A", "B", "A"])
-    assert not pairs("fixed-wide", "") and not pairs("authors", "")
+    assert not pairs("authors", "")
     assert not pairs("fixed", ten) and not pairs("fixed", "", own_options="--hidden 165")
     net, *others = [
         train.build(train.parse(["--dataset", "toy", "--connections", "5", "--delays", delays]))
@@ -412,7 +412,7 @@ def test_twelve_seeds_of_the_tour_need_a_sigma_that_shrinks():
 def test_accuracies_in_the_tour_are_those_of_runs_csv(results):
     toy = dict(re.findall(r"^\| (.*?) \| .*? \| (\d\S+) ±", results.all_tables()["toy"], re.M))
     told = re.findall(r"(?:100 ms|reach|learned|fixed) ([\d.]+) %", tour("c19")["c19"])
-    names = ["learned", "fixed", "none, --tau 100.0", "fixed-wide", "learned, --hidden 21"]
+    names = ["learned", "fixed", "none, --tau 100.0", "fixed, --hidden 76", "learned, --hidden 21"]
     assert told == [toy[name] for name in names]
 
 
