@@ -76,7 +76,7 @@ def shrinking_sigma(epoch: int, epochs: int, taps: int, offset=0.27, last=0.23) 
     the smallest width that DCLS allows.
 
     If only delays are trained, sigma has to shrink: with 0.5 from the start, none of twelve small
-    networks learned its task (experiments/tour.ipynb).  If weights are trained too, 0.5 may do.
+    networks learned its task (experiments/tour.ipynb).  With trained weights, it matters less.
     """
     quarter = epochs // 4
     first = max(taps // 2, last)  # `last` if there is a single tap: then sigma is always 0.5
