@@ -123,7 +123,7 @@ def toy(split: str, *, noise: float = 0.02) -> Spikes:
     begins = rng.random((samples, steps, inputs)) < noise  # True where a burst begins
     sample, place = np.arange(samples)[:, None], np.arange(inputs)
     # In each sample, the burst of place p begins at onset + burst * p, in input orders[label, p].
-    begins[sample, onset + burst * place, orders[labels]] = True  # [samples, places], all three
+    begins[sample, onset + burst * place, orders[labels]] = True  # all [samples, places]
     counts = begins.astype(np.uint8)
     for later in range(1, burst):
         counts[:, later:] |= begins[:, :-later]
@@ -231,7 +231,7 @@ def open_packed(path: str):
 def read_h5(file, binning) -> Spikes:
     """Return the Spikes of an .h5 file (a path or an open file) in the layout of SHD and SSC.
 
-    labels and extra/speaker have one entry per sample, spikes/times and spikes/units one array.
+    labels and extra/speaker have an entry per sample, spikes/times and spikes/units an array each.
     """
     with h5py.File(file, "r") as h5:
         labels = whole_numbers("label", h5["labels"][:])

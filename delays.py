@@ -71,9 +71,9 @@ def integer_kernel(weight: Tensor, delay: Tensor, taps: int) -> Tensor:
 def shrinking_sigma(epoch: int, epochs: int, taps: int, offset=0.27, last=0.23) -> float:
     """Return sigma, the width of the Gaussian in steps, for an epoch counted from 0.
 
-    Over the first quarter of the epochs, sigma falls from offset + taps // 2 (12.27 with 25 taps)
-    to offset + last (0.5), and stays there.  The second term falls exponentially.  The offset is
-    the smallest width that DCLS allows.
+    Over the first quarter of the epochs, sigma - offset falls exponentially from taps // 2 to
+    `last`, and stays there.  With 25 taps, sigma goes from 12.27 to 0.5.  The offset is the
+    smallest width that DCLS allows.
 
     If only delays are trained, sigma has to shrink: with 0.5 from the start, none of twelve small
     networks learned its task (experiments/tour.ipynb).  With trained weights, it matters less.
@@ -171,7 +171,7 @@ def leaky_integrator(current: Tensor, tau) -> Tensor:
     """
     t = torch.arange(current.shape[1], dtype=torch.float64, device=current.device)
     # t - u, [T, T]: a row for each t, a column for each u.  Where u is later than t, tril puts 0.
-    # The clamp keeps the power finite there, or a learned tau would get the gradient 0 * inf.
+    # Without clamp, powers there could be inf, and 0 * inf would be the gradient of a learned tau.
     elapsed = (t[:, None] - t).clamp(min=0)
     memory = (decay_of(tau) ** elapsed).tril()
     return memory.to(current.dtype) @ current
@@ -212,7 +212,7 @@ class DelayedLinear(nn.Module):
         the authors' code.  A spike that would arrive after the output's end is lost.
     count: synapses between each pair of neurons.
     learn_delays: False rounds the random delays to whole steps and does not train them.
-    connections: inputs of each neuron, chosen at random.  0 connects all.
+    connections: the number of inputs of each neuron, drawn at random.  0 connects all.
     delay_per: "synapse", "axon" for one delay per input, or "dendrite" for one per neuron.  With
         count > 1, each of the count copies has its own.  Another word raises a ValueError.
 
@@ -258,7 +258,7 @@ class DelayedLinear(nn.Module):
             # Each neuron gets fan_in different inputs.
             chosen = torch.rand(out_features, in_features).argsort(1)[:, :fan_in]
             mask = torch.zeros_like(mask).scatter_(1, chosen, True)
-        self.weight.data.mul_(mask)  # missing synapses are saved as 0
+        self.weight.data.mul_(mask)  # so saved files have 0 for missing synapses
         self.mask = nn.Buffer(mask)
 
     def positions(self):
@@ -438,12 +438,13 @@ def conv_fourier(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
     (measured in experiments/RESULTS.md).
     """
     steps, taps = spikes.shape[1], kernel.shape[2]
-    # All spikes have arrived after steps + taps - 1 steps, and the output has steps + tail.  In a
-    # period as long as the longer of the two, no spike wraps around to the beginning.
+    # A product of transforms is a circular convolution: what comes after the period wraps around to
+    # step 0.  So the period is the output's steps + tail, or steps + taps - 1 if that is longer,
+    # since all spikes have arrived by then.
     period = steps + max(taps - 1, tail)
     f = torch.arange(period // 2 + 1, device=spikes.device)  # F frequencies
     t = torch.arange(period, device=spikes.device)
-    turns = torch.outer(f, t) % period  # in 1 / period; whole turns go, so angles stay small
+    turns = torch.outer(f, t) % period  # in 1 / period, less whole turns, so that angles stay small
     angle = turns.double() * (2 * math.pi / period)
     basis = torch.cat([angle.cos(), -angle.sin()]).to(spikes)  # exp(-i angle), [2 F, period]
     # The signals are real, so frequency period - f mirrors f.  It is left out and f counts twice.

@@ -56,7 +56,7 @@ def build(options: argparse.Namespace, kind: type[DelaySNN] = DelaySNN) -> Delay
         tau_readout=tau_readout / dataset.step_ms,
         dropout=options.dropout,
         count=options.kernel_count,
-        learn_delays=options.delays in ("learned", "constant-sigma"),
+        learn_delays=options.delays in ("learned", "constant-sigma"),  # the latter: sigma 0.5
         connections=options.connections or 0,
     )
 
@@ -92,7 +92,7 @@ def one_cycle(epoch: int, epochs: int, peak: float) -> tuple[float, float]:
     least four epochs, these are the values of torch's OneCycleLR.  The schedule is a
     function of the epoch, so it has no state to save.
     """
-    # The epoch of the peak, counted from 0 as in OneCycleLR.  nearness is 1 there, 0 at both ends.
+    # top: the epoch of the peak, from 0 as in OneCycleLR.  nearness: 1 there and 0 at both ends.
     top = max(0.3 * epochs - 1, 0)
     if epoch < top:
         low, nearness = peak / 25, epoch / top
@@ -115,7 +115,7 @@ def set_schedules(optimizer, net, epoch: int, options: argparse.Namespace) -> fl
     others.update(lr=lr, betas=(beta1, 0.999))
     delays.update(lr=delay_lr, betas=(0.9, 0.999))
     for layer in delayed_layers(net):
-        shrinks = options.delays == "learned"
+        shrinks = options.delays == "learned"  # fixed delays do not use sigma
         layer.sigma = shrinking_sigma(epoch, options.epochs, layer.taps) if shrinks else 0.5
     return lr
 
@@ -136,7 +136,7 @@ def cross_entropy(net, counts: Tensor, membrane: Tensor, labels: Tensor) -> Tens
 def train_epoch(net, optimizer, spikes, batches, loss=cross_entropy, augment=None) -> list[float]:
     """Train on all batches once.  Returns the means of loss, accuracy and each firing rate.
 
-    spikes: the training samples.  batches: those of data.batches.
+    spikes: the training samples, data.Spikes.  batches: pairs from data.batches.
     """
     net.train()
     sums = 0  # becomes a tensor, which is read once at the end: each read waits for a GPU
@@ -173,9 +173,9 @@ def predict(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=T
     net.eval()
     for layer in delayed_layers(net):
         layer.train(not rounded)  # the layer's mode decides which kernel it uses
-    # Batch norm can make neurons spike without input.  So every layer must run for the tail too, or
-    # the longest sample of a batch would lack such spikes, and only that one.  The first layer adds
-    # taps // 2 steps itself; zeros add the rest.
+    # Batch norm can make neurons spike without input.  Shorter samples run on in their padding, and
+    # with these zeros the longest does too, so every layer covers each sample's own steps and the
+    # tail.  class_scores leaves out what comes later.
     zeros = net.tail - net.layers[0].taps // 2
     order, scores = [], []
     for indices, longest in data.batches(spikes, batch_size, shuffle=False):
@@ -224,7 +224,7 @@ def train(options: argparse.Namespace, net=None, loss=None, augment=None, on_epo
     for epoch in range(len(rows), options.epochs):
         begun = time.time()
         # Each epoch has its own seed, so a resumed run needs no state of the generator.  The factor
-        # keeps the epochs of one seed apart from those of the next.
+        # keeps a run from repeating the epochs of another seed.
         torch.manual_seed(options.seed + 1_000_003 * (epoch + 1))
         lr = set_schedules(optimizer, net, epoch, options)
         batches = data.batches(sets["train"], options.batch_size)

@@ -150,7 +150,7 @@ def why_figure() -> Figure:
         style(sent, title, y="input")
         style(arrived, "as it arrives, each spike after its delay", y="input")
         style(summed, "the weighted sum (grey: the neuron fires)", "time (steps)")
-    words = "Seed 9 alone of twelve lines up all spikes at all neurons. Four make a neuron fire."
+    words = "Seed 9, the only one of twelve where all spikes line up at all neurons. Four suffice."
     figure.supxlabel(words, x=0.01, ha="left", fontsize=8, color=INK)
     return figure
 
