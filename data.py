@@ -61,7 +61,7 @@ class Dataset(NamedTuple):
     """What the programs know about a data set.
 
     read: a function of a split's name and the data folder that returns the Spikes of the split.
-    splits: "train", and "test", "valid" or both.
+    splits: "train" and at least one of "test" and "valid".
     step_ms: the length of a step of time in ms.
     """
 

@@ -171,7 +171,7 @@ def leaky_integrator(current: Tensor, tau) -> Tensor:
     """
     t = torch.arange(current.shape[1], dtype=torch.float64, device=current.device)
     # t - u, [T, T]: a row for each t, a column for each u.  Where u is later than t, tril puts 0.
-    # Without clamp, powers there could be inf, and 0 * inf would be the gradient of a learned tau.
+    # Without clamp, powers there could be inf, and a learned tau would get the gradient 0 * inf.
     elapsed = (t[:, None] - t).clamp(min=0)
     memory = (decay_of(tau) ** elapsed).tril()
     return memory.to(current.dtype) @ current
@@ -439,15 +439,15 @@ def conv_fourier(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
     """
     steps, taps = spikes.shape[1], kernel.shape[2]
     # A product of transforms is a circular convolution: what comes after the period wraps around to
-    # step 0.  So the period is the output's steps + tail, or steps + taps - 1 if that is longer,
-    # since all spikes have arrived by then.
+    # step 0.  So the period is the output's length, steps + tail, or steps + taps - 1 if that is
+    # longer: by then all spikes have arrived.
     period = steps + max(taps - 1, tail)
     f = torch.arange(period // 2 + 1, device=spikes.device)  # F frequencies
     t = torch.arange(period, device=spikes.device)
-    turns = torch.outer(f, t) % period  # in 1 / period, less whole turns, so that angles stay small
+    turns = torch.outer(f, t) % period  # in 1 / period of a turn; whole turns are dropped
     angle = turns.double() * (2 * math.pi / period)
     basis = torch.cat([angle.cos(), -angle.sin()]).to(spikes)  # exp(-i angle), [2 F, period]
-    # The signals are real, so frequency period - f mirrors f.  It is left out and f counts twice.
+    # The signals are real, so the frequency (period - f) mirrors f: f counts twice instead.
     # Only 0 and period / 2 have no mirror image.
     twice = (f > 0) & (2 * f < period)
     scale = (1 + twice.int()).to(spikes) / period  # [F]

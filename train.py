@@ -173,9 +173,9 @@ def predict(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=T
     net.eval()
     for layer in delayed_layers(net):
         layer.train(not rounded)  # the layer's mode decides which kernel it uses
-    # Batch norm can make neurons spike without input.  Shorter samples run on in their padding, and
-    # with these zeros the longest does too, so every layer covers each sample's own steps and the
-    # tail.  class_scores leaves out what comes later.
+    # Neurons may spike without input, since batch norm adds a constant.  So every layer has to run
+    # for a sample's own steps and the tail.  The first layer adds taps // 2 steps to its input, and
+    # zeros after the longest sample add the rest.
     zeros = net.tail - net.layers[0].taps // 2
     order, scores = [], []
     for indices, longest in data.batches(spikes, batch_size, shuffle=False):

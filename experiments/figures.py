@@ -150,7 +150,7 @@ def why_figure() -> Figure:
         style(sent, title, y="input")
         style(arrived, "as it arrives, each spike after its delay", y="input")
         style(summed, "the weighted sum (grey: the neuron fires)", "time (steps)")
-    words = "Seed 9, the only one of twelve where all spikes line up at all neurons. Four suffice."
+    words = "Seed 9 of twelve. Four spikes that arrive together make a neuron fire."
     figure.supxlabel(words, x=0.01, ha="left", fontsize=8, color=INK)
     return figure
 
