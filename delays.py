@@ -447,7 +447,7 @@ def conv_fourier(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
     turns = torch.outer(f, t) % period  # in 1 / period of a turn; whole turns are dropped
     angle = turns.double() * (2 * math.pi / period)
     basis = torch.cat([angle.cos(), -angle.sin()]).to(spikes)  # exp(-i angle), [2 F, period]
-    # The signals are real, so the frequency (period - f) mirrors f: f counts twice instead.
+    # The signals are real, so frequency (period - f) mirrors f.  It is left out; f counts twice.
     # Only 0 and period / 2 have no mirror image.
     twice = (f > 0) & (2 * f < period)
     scale = (1 + twice.int()).to(spikes) / period  # [F]

@@ -98,7 +98,7 @@ def one_cycle(epoch: int, epochs: int, peak: float) -> tuple[float, float]:
         low, nearness = peak / 25, epoch / top
     else:
         low, nearness = peak / 25e4, 1 - (epoch - top) / max(epochs - 1 - top, 1)
-    height = (1 - math.cos(math.pi * nearness)) / 2  # a smooth nearness
+    height = (1 - math.cos(math.pi * nearness)) / 2  # also 0 to 1, along half a cosine
     return low + (peak - low) * height, 0.95 - 0.1 * height
 
 

@@ -198,7 +198,10 @@ DATA_NAMES = {  # by the first digits of the training file's md5, unpacked or pa
 
 
 def changed_options(options: argparse.Namespace) -> str:
-    """Return the options of a run that are not the defaults, without --delays and places."""
+    """Return the options of a run that are not the defaults, as words.
+
+    --delays, --epochs, --seed and the places of files have columns of their own, or none.
+    """
     words = []
     known = options.dataset in data.DATASETS  # a fork's own has the defaults of SHD
     usual = vars(train.parse(["--dataset", options.dataset] if known else []))
