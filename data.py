@@ -1,7 +1,7 @@
 """Spike data: SHD and SSC, a toy task, and your own events.
 
 SHD and SSC (Cramer et al. 2020) are recordings of spoken words that a model of the cochlea turned
-into spikes on 700 channels.  A split of a data set is one tensor of counts, sample after sample.
+into spikes on 700 channels.  The samples of a split lie one after another in one tensor of counts.
 The samples, the table of data sets, the toy task and the batches come first, then reading files and
 your own events.  Fetching files comes last.
 """
@@ -79,7 +79,7 @@ STEP_MS = 10
 
 PAIR, TRIPLE = ("train", "test"), ("train", "valid", "test")
 
-# To add a data set, add a row here and one in train.DEFAULTS.  A row has reader, splits, inputs,
+# To add a data set, add a row here and one in train.DEFAULTS.  A row has read, splits, inputs,
 # classes and step_ms.  The readers are further down, so the lambdas look them up when called.
 DATASETS = {
     "shd": Dataset(lambda *args: read_published("shd", *args), PAIR, INPUTS, 20, STEP_MS),
@@ -114,7 +114,8 @@ def toy(split: str, *, noise: float = 0.02) -> Spikes:
     inputs, burst, steps = 8, 4, 80
     samples, seed = {"train": (2000, 1), "test": (1000, 2)}[split]
     orders = np.tile(np.arange(inputs), (10, 1))
-    # orders[c, p]: the input that fires in place p in class c, the same for train and test.
+    # orders[c, p]: the input that fires in place p in class c, the same for train and test.  Each
+    # row is shuffled on its own.
     orders = np.random.default_rng(0).permuted(orders, axis=1)
     labels = np.arange(samples, dtype=np.int64) % 10
 
@@ -123,7 +124,7 @@ def toy(split: str, *, noise: float = 0.02) -> Spikes:
     begins = rng.random((samples, steps, inputs)) < noise  # True where a burst begins
     sample, place = np.arange(samples)[:, None], np.arange(inputs)
     # In each sample, the burst of place p begins at onset + burst * p, in input orders[label, p].
-    begins[sample, onset + burst * place, orders[labels]] = True  # all [samples, places]
+    begins[sample, onset + burst * place, orders[labels]] = True  # broadcast to [samples, places]
     counts = begins.astype(np.uint8)
     for later in range(1, burst):
         counts[:, later:] |= begins[:, :-later]

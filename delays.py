@@ -36,8 +36,8 @@ def gaussian_kernel(weight: Tensor, delay: Tensor, sigma: float | Tensor, taps: 
 
     The division makes the taps of each synapse add up to its weight.  The 1e-7 is from DCLS.
 
-    weight: [out, in], or [count, out, in] for `count` synapses between each pair of neurons, whose
-        kernels are added.
+    weight: [out, in], or [count, out, in] for `count` synapses between each pair of neurons.  The
+        kernels of a pair are added.
     delay: in steps.  It has the shape of the weights or one that broadcasts to it: [1, in] is one
         delay per axon, which all synapses of an input share, and [out, 1] is one per dendrite.  It
         should lie in 0..taps-1, as it does after DelayedLinear.clamp_delays.
@@ -166,12 +166,12 @@ def leaky_integrator(current: Tensor, tau) -> Tensor:
 
         v[t] = (1 - 1/tau) v[t-1] + I[t] = sum_{u <= t} (1 - 1/tau)^(t-u) I[u]
 
-    current: I, [B, T, N].  tau: in steps, at least 1.  Nothing resets these neurons, so v is the
-    product of a [T, T] matrix with I, which is faster than a loop over time.
+    current: I, [B, T, N].  tau: in steps, at least 1, the same for all neurons.  Nothing resets
+    them, so v is the product of a [T, T] matrix with I, which is faster than a loop over time.
     """
     t = torch.arange(current.shape[1], dtype=torch.float64, device=current.device)
     # t - u, [T, T]: a row for each t, a column for each u.  Where u is later than t, tril puts 0.
-    # Without clamp, powers there could be inf, and a learned tau would get the gradient 0 * inf.
+    # There, clamp avoids negative powers: one that is inf would make the gradient of tau nan.
     elapsed = (t[:, None] - t).clamp(min=0)
     memory = (decay_of(tau) ** elapsed).tril()
     return memory.to(current.dtype) @ current
@@ -450,11 +450,8 @@ def conv_fourier(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
     # The signals are real, so frequency (period - f) mirrors f.  It is left out; f counts twice.
     # Only 0 and period / 2 have no mirror image.
     twice = (f > 0) & (2 * f < period)
-    scale = (1 + twice.int()).to(spikes) / period  # [F]
+    scale = (1 + twice.int()).to(spikes) / period  # [F], of Y, but applied to K, which is smaller
 
-    # The way back, in the last line, is a product with the transposed basis:
-    # y[t] = sum_f scale[f] (Re Y[f] cos(angle) - Im Y[f] sin(angle)).  The factor scale[f] is
-    # applied to the kernel instead, which is smaller than the output.
     x = (basis[:, :steps] @ spikes).transpose(0, 1)  # [2 F, B, in]
     weighted = basis[:, :taps] * scale.repeat(2)[:, None]  # [2 F, taps]
     k = weighted @ kernel.transpose(1, 2)  # [out, 2 F, in]
@@ -466,4 +463,5 @@ def conv_fourier(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
     c, d = k.chunk(2)  # of K, [F, in, out]
     ac, bd = a @ c, b @ d
     y = torch.cat([ac - bd, (a + b) @ (c + d) - ac - bd])  # [2 F, B, out]
+    # Back to time, with the transposed basis: y[t] = sum_f Re Y[f] cos(angle) - Im Y[f] sin(angle).
     return basis[:, : steps + tail].T @ y.transpose(0, 1)  # [B, T + tail, out]

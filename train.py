@@ -56,7 +56,7 @@ def build(options: argparse.Namespace, kind: type[DelaySNN] = DelaySNN) -> Delay
         tau_readout=tau_readout / dataset.step_ms,
         dropout=options.dropout,
         count=options.kernel_count,
-        learn_delays=options.delays in ("learned", "constant-sigma"),  # the latter: sigma 0.5
+        learn_delays=options.delays in ("learned", "constant-sigma"),  # the latter: sigma is 0.5
         connections=options.connections or 0,
     )
 
@@ -173,9 +173,9 @@ def predict(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=T
     net.eval()
     for layer in delayed_layers(net):
         layer.train(not rounded)  # the layer's mode decides which kernel it uses
-    # Neurons may spike without input, since batch norm adds a constant.  So every layer has to run
-    # for a sample's own steps and the tail.  The first layer adds taps // 2 steps to its input, and
-    # zeros after the longest sample add the rest.
+    # Neurons may spike without input, since batch norm adds a constant.  So every layer, even the
+    # first, has to run for a sample's own steps and the tail.  Of the tail, the first layer adds
+    # its own taps // 2 steps.  Zeros after the longest sample add those of the layers behind it.
     zeros = net.tail - net.layers[0].taps // 2
     order, scores = [], []
     for indices, longest in data.batches(spikes, batch_size, shuffle=False):
@@ -213,7 +213,7 @@ def train(options: argparse.Namespace, net=None, loss=None, augment=None, on_epo
     net = (build(options) if net is None else net).to(options.device)
     loss = loss or cross_entropy
     optimizer = make_optimizer(net, options)
-    # The initial delays, drawn from the seed, before a resumed run loads its trained ones.
+    # The seed's initial delays have to be copied before a resumed run loads its trained ones.
     first_delays = [layer.positions().detach().clone() for layer in delayed_layers(net)]
     names = {"network": type(net).__name__, "loss": name_of(loss), "augment": name_of(augment)}
     # The log so far, which is empty for a new run.
@@ -223,8 +223,8 @@ def train(options: argparse.Namespace, net=None, loss=None, augment=None, on_epo
 
     for epoch in range(len(rows), options.epochs):
         begun = time.time()
-        # Each epoch has its own seed, so a resumed run needs no state of the generator.  The factor
-        # keeps a run from repeating the epochs of another seed.
+        # Each epoch has its own seed, so a resumed run needs no state of the generator.  Without
+        # the factor, the second epoch of seed 0 would draw the numbers of the first of seed 1.
         torch.manual_seed(options.seed + 1_000_003 * (epoch + 1))
         lr = set_schedules(optimizer, net, epoch, options)
         batches = data.batches(sets["train"], options.batch_size)

@@ -306,12 +306,12 @@ def test_accuracies_in_results_and_readme_are_those_of_runs_csv(results):
     assert len(ours) >= 6 and [table[:200] for table in ours if table not in printed] == []
     lines = "\n".join(printed).splitlines()
     readme = (FOLDER.parent / "README.md").read_text()
-    head, *rows = re.findall(r"^\| (?:delays \||.*±).*", readme, re.MULTILINE)
-    assert len(rows) >= 3
-    for row in rows:
-        for cell, of_column in zip(row.split("|")[3:6], re.findall(r"n = \d+", head), strict=True):
-            accuracy, n = re.findall(r"[\d., ±]*\d", cell + of_column)[:2]
-            assert any(f"|{accuracy} |" in line and f"|{n} |" in line for line in lines), cell
+    cells = re.findall(r"([\d.]+ ± [\d.]+) \((?:n = )?(\d+)\)", readme)
+    assert len(cells) >= 13
+    for accuracy, n in cells:
+        assert any(f"| {accuracy} |" in line and f"| {n} |" in line for line in lines), accuracy
+    cost = re.search(r"a constant sigma costs (\S+) points", readme)[1]
+    assert any("constant sigma" in line and f"+{cost} [" in line for line in lines)
 
 
 # --------------------------------------------------------------------------------------- regenerate
