@@ -44,6 +44,7 @@ CLAIMS = [
     ("toy", 20, "learned against none, tau 100 ms", LEARNED, ("none", "--tau 100.0")),
     ("toy", 20, "learned against fixed, equal parameters", ("learned", "--hidden 21"), FIXED),
 ]
+LISTED = "2026-11-28 19:52"  # when the list was committed (3e8c1f5), in UTC
 
 
 def t_test(rows: pandas.DataFrame, base: pandas.DataFrame, paired: bool) -> tuple:
@@ -64,7 +65,7 @@ def t_test(rows: pandas.DataFrame, base: pandas.DataFrame, paired: bool) -> tupl
 
 
 def are_pairs(rows: pandas.DataFrame, base: pandas.DataFrame) -> bool:
-    """Return whether runs of the same seed begin alike, on the same processor."""
+    """Return whether runs of the same seed begin alike, on the same processor and threads."""
     # With layers of the same sizes, a seed gives these four the same first weights, masks, batches
     # and dropout, whatever the membranes, and the same delays, which fixed ones round.  With layers
     # of other sizes, runs share only the order of the batches.
@@ -73,8 +74,8 @@ def are_pairs(rows: pandas.DataFrame, base: pandas.DataFrame) -> bool:
     options = both["options"].str.replace(r"--tau\S* \S+", "", regex=True).str.strip()
     beginnings = both["variant"].replace(alike) + options
     shared = rows.merge(base, on="seed")
-    one_processor = len(shared) and (shared["processor_x"] == shared["processor_y"]).all()
-    return beginnings.nunique() == 1 and bool(one_processor)
+    same_machine = len(shared) and (shared["machine_x"] == shared["machine_y"]).all()
+    return beginnings.nunique() == 1 and bool(same_machine)
 
 
 def holm(p: pandas.Series) -> pandas.Series:
@@ -90,7 +91,7 @@ def holm(p: pandas.Series) -> pandas.Series:
 
 def claims_table(rows: pandas.DataFrame) -> pandas.DataFrame:
     """Return the table of CLAIMS.  The other test is named if only one interval contains 0."""
-    heads = ["claim", "data", "difference", "p", "n", "test", "processor", "other test"]
+    heads = ["claim", "data", "difference", "p", "n", "seen", "test", "processor", "other test"]
     names = {True: "paired", False: "Welch"}
     groups = dict(list(rows.groupby(["data", "epochs", "variant", "options"])))
     lines = []
@@ -101,7 +102,9 @@ def claims_table(rows: pandas.DataFrame) -> pandas.DataFrame:
         second, other_p, _ = t_test(one, other, not paired)
         disagrees = p < 0.05 <= other_p or other_p < 0.05 <= p
         line = [f"{number}. {claim}", f"{name}, {epochs} epochs", difference, p, counts]
-        line += [names[paired], "; ".join(sorted({*one["machine"], *other["machine"]})) or "-"]
+        line += [" and ".join(str((side["ended"] <= LISTED).sum()) for side in (one, other))]
+        machines = ["; ".join(sorted(set(side["machine"]))) or "-" for side in (one, other)]
+        line += [names[paired], " against ".join(machines)]
         lines.append([*line, f"{names[not paired]} {second}" if disagrees else "-"])
     found = pandas.DataFrame(lines, columns=heads)
     p = found["p"].map("{:.2g}".format, na_action="ignore")
@@ -119,7 +122,7 @@ MEMBRANES = ["", *(f"--tau {tau}.0 --tau-readout 10.05" for tau in (50, 100, 200
 def all_rows() -> pandas.DataFrame:
     """Return the rows of runs.csv, with what the tables need besides."""
     rows = pandas.read_csv(Path(FOLDER, "runs.csv"), dtype={"options": str, "change": str})
-    rows = rows.fillna({"options": "", "change": ""})
+    rows = rows.fillna({"options": "", "change": "", "ended": ""})  # the oldest have no "ended"
     held_out = rows["options"].str.extract(r"--valid-speakers (\S+) --no-test ?(.*)")
     rows["speakers"] = held_out[0].fillna("")
     rows["options"] = held_out[1].fillna(rows["options"])

@@ -205,8 +205,9 @@ def runs(percents, **columns):
     """Return rows of runs of seeds 0, 1, ... with these accuracies."""
     rows = pytest.importorskip("pandas").DataFrame({"accuracy": percents}) / 100
     usual = dict(data="SHD (regenerated)", epochs=150, padding="yes", variant="learned", options="")
-    usual |= dict(change="", seed=rows.index, processor="A", machine="A", parameters=math.nan)
+    usual |= dict(change="", seed=rows.index, machine="A", parameters=math.nan)
     usual |= dict(speakers="", unrounded=math.nan, best_on_test=rows["accuracy"], valid_samples=1)
+    usual |= dict(ended=["", "2026-11-28 19:52", *["2026-11-28 19:53"] * 3][: len(rows)])
     return rows.assign(**usual | columns)
 
 
@@ -220,12 +221,11 @@ INTERVALS = {"paired": "+0.61 [+0.21, +1.01]", "Welch": "+0.61 [-0.25, +1.47]"}
 @pytest.mark.parametrize("there, test, other", [("A", "paired", "Welch"), ("B", "Welch", "paired")])
 def test_a_claim_names_its_test_and_the_other_if_that_disagrees(results, there, test, other):
     toy = dict(data="toy", epochs=20)
-    rows = [runs(ONE), runs(OTHER, variant="fixed", processor=there, machine=there)]
+    rows = [runs(ONE), runs(OTHER, variant="fixed", machine=there)]
     rows += [runs(ONE, **toy), runs([1, 2, 4], variant="none", options="--tau 100.0", **toy)]
     found = results.claims_table(pytest.importorskip("pandas").concat(rows))
-    machines = "; ".join(sorted({"A", there}))
-    line = [INTERVALS[test], {"A": "0.014", "B": "0.14"}[there], "5 and 5", test, machines]
-    line += [f"{other} {INTERVALS[other]}", "not shown"]
+    line = [INTERVALS[test], {"A": "0.014", "B": "0.14"}[there], "5 and 5", "2 and 2", test]
+    line += [f"A against {there}", f"{other} {INTERVALS[other]}", "not shown"]
     assert found.iloc[0].tolist()[2:] == line
     assert found["verdict"].tolist() == ["not shown", *["not run"] * 7, "holds", "not run"]
     assert found["n"][8] == "3 and 3"  # the seeds that both have
@@ -248,14 +248,14 @@ def test_holms_correction_counts_claims_that_were_not_run(results):
 
 
 def test_networks_that_begin_alike_on_the_same_processor_are_pairs(results):
-    def pairs(one, options, processor="A", own_options=""):
-        rows = runs(ONE, variant=one, options=options, processor=processor)
+    def pairs(one, options, machine="A", own_options=""):
+        rows = runs(ONE, variant=one, options=options, machine=machine)
         return results.are_pairs(rows, runs(OTHER[:4], options=own_options))
 
     ten = "--connections 10"
     assert pairs("fixed", "") and pairs("constant-sigma", ten, own_options=ten)
     assert pairs("none", "--tau 100.0 --tau-readout 10.05")
-    assert not pairs("fixed", "", processor=["A", "A", "A", "B", "A"])
+    assert not pairs("fixed", "", machine=["A", "A", "A", "B", "A"])
     assert not pairs("authors", "")
     assert not pairs("fixed", ten) and not pairs("fixed", "", own_options="--hidden 165")
     net, *others = [
