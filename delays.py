@@ -171,7 +171,7 @@ def leaky_integrator(current: Tensor, tau) -> Tensor:
     """
     t = torch.arange(current.shape[1], dtype=torch.float64, device=current.device)
     # t - u, [T, T]: a row for each t, a column for each u.  Where u is later than t, tril puts 0.
-    # There, clamp avoids negative powers: one that is inf would make the gradient of tau nan.
+    # There, clamp avoids negative powers: one could be inf, and the gradient of tau 0 * inf = nan.
     elapsed = (t[:, None] - t).clamp(min=0)
     memory = (decay_of(tau) ** elapsed).tril()
     return memory.to(current.dtype) @ current
@@ -444,13 +444,13 @@ def conv_fourier(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
     period = steps + max(taps - 1, tail)
     f = torch.arange(period // 2 + 1, device=spikes.device)  # F frequencies
     t = torch.arange(period, device=spikes.device)
-    turns = torch.outer(f, t) % period  # in 1 / period of a turn; whole turns are dropped
-    angle = turns.double() * (2 * math.pi / period)
+    parts = torch.outer(f, t) % period  # of a turn that has `period` parts; whole turns are dropped
+    angle = parts.double() * (2 * math.pi / period)
     basis = torch.cat([angle.cos(), -angle.sin()]).to(spikes)  # exp(-i angle), [2 F, period]
     # The signals are real, so frequency (period - f) mirrors f.  It is left out; f counts twice.
     # Only 0 and period / 2 have no mirror image.
     twice = (f > 0) & (2 * f < period)
-    scale = (1 + twice.int()).to(spikes) / period  # [F], of Y, but applied to K, which is smaller
+    scale = (1 + twice.int()).to(spikes) / period  # [F], a factor of Y; `weighted` has it
 
     x = (basis[:, :steps] @ spikes).transpose(0, 1)  # [2 F, B, in]
     weighted = basis[:, :taps] * scale.repeat(2)[:, None]  # [2 F, taps]

@@ -89,10 +89,10 @@ def one_cycle(epoch: int, epochs: int, peak: float) -> tuple[float, float]:
 
     The rate rises along half a cosine from peak / 25 to the peak, at 30 % of the epochs, and falls
     along half a cosine to peak / 250,000.  beta1 goes from 0.95 to 0.85 and back.  For runs of at
-    least four epochs, these are the values of torch's OneCycleLR.  The schedule is a
-    function of the epoch, so it has no state to save.
+    least four epochs, these are the values of torch's OneCycleLR.  The schedule is a function of
+    the epoch, so it has no state to save.
     """
-    # top: the epoch of the peak, from 0 as in OneCycleLR.  nearness: 1 there and 0 at both ends.
+    # top: the epoch of the peak, counted from 0.  nearness: 1 there and 0 at both ends.
     top = max(0.3 * epochs - 1, 0)
     if epoch < top:
         low, nearness = peak / 25, epoch / top
@@ -175,7 +175,8 @@ def predict(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=T
         layer.train(not rounded)  # the layer's mode decides which kernel it uses
     # Neurons may spike without input, since batch norm adds a constant.  So every layer, even the
     # first, has to run for a sample's own steps and the tail.  Of the tail, the first layer adds
-    # its own taps // 2 steps.  Zeros after the longest sample add those of the layers behind it.
+    # its own taps // 2 steps.  Zeros after the longest sample add those of the layers behind it,
+    # which then run for longer, but class_scores leaves those steps out.
     zeros = net.tail - net.layers[0].taps // 2
     order, scores = [], []
     for indices, longest in data.batches(spikes, batch_size, shuffle=False):
