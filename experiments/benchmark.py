@@ -1,7 +1,6 @@
-"""Compare our network with the authors': equality, time and operations.
+"""Compare our network with the authors': equality and time.
 
     python -m experiments.benchmark --data-dir DIR    # SHD's files, fetched if they are missing
-    python -m experiments.benchmark --operations      # count the GPU operations of a training step
 
 The authors' network, "peer", is built from dcls and spikingjelly (from PyPI).  The networks take
 turns, step by step, and the medians are printed.  A step trains on a batch of 256; an epoch is
@@ -29,8 +28,6 @@ from torch.utils._pytree import tree_leaves
 import data
 import train
 from delays import DelaySNN, class_scores
-
-LONGEST = 137  # steps of SHD's longest training sample
 
 
 class Peer(nn.Module):
@@ -235,22 +232,6 @@ def place() -> str:
     return "elsewhere"
 
 
-def count_operations() -> Counter:
-    """Return how often a training step on a batch of SHD's size calls each operation."""
-    settings = train.parse(["--device", "cpu"])
-    counts = [np.ones((LONGEST, data.INPUTS), np.uint8)] * 256
-    spikes = data.join(counts, np.arange(256) % 20).to(CARD)
-    batches = [(torch.arange(256, device=CARD), LONGEST)]
-    with Card() as card:
-        net = train.build(settings).to(CARD)
-        optimizer = train.make_optimizer(net, settings)
-        train.set_schedules(optimizer, net, 0, settings)
-        for _ in range(2):  # the first step also sets up Adam
-            card.calls.clear()
-            train.train_epoch(net, optimizer, spikes, batches)
-    return card.calls
-
-
 def main() -> None:
     lines = argparse.RawTextHelpFormatter  # keeps the lines of the docstring
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=lines)
@@ -258,13 +239,8 @@ def main() -> None:
     add("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
     add("--data-dir", default=data.DATA_DIR, help="folder of SHD's files")
     add("--rounds", type=train.positive, default=5, help="timed steps of each; default: 5")
-    add("--operations", action="store_true", help="only count the operations of a training step")
     options = parser.parse_args()
     logging.disable(logging.WARNING)  # hides a missing Triton, which is not needed
-    if options.operations:
-        calls = count_operations()
-        print(f"{calls.total():,} operations, most often {calls.most_common(9)}")
-        return
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     for name, difference in compare().items():
         print(f"{name:<24} differs by {difference:.1e}")
