@@ -12,18 +12,22 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 import zipfile
+from collections import Counter
 
 import h5py
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import data
 import delays
 import train
 from delays import DelayedLinear, DelaySNN, class_scores, delay_conv, integer_kernel, lif, spike
-from experiments.benchmark import CARD, Card
+from experiments import benchmark
 
 torch.set_num_threads(1)  # several threads fight over the cores of a busy machine
 
@@ -346,8 +350,6 @@ def test_the_authors_libraries_compute_the_same_network(hidden):
     if "DELAYS_REQUIRE_PEER" not in os.environ:  # .ci/run sets it: there, a missing one is an error
         for library in ("DCLS", "spikingjelly"):
             pytest.importorskip(library, reason=f"not compared with the authors': no {library}")
-    from experiments import benchmark
-
     differences = benchmark.compare(hidden)
     assert len(differences) >= 1 + 3 * 2 + 2 * 4 + 1  # of layers, of norms
     for name, difference in differences.items():
@@ -1616,6 +1618,46 @@ def test_help_shows_the_defaults_of_the_chosen_data_set(capsys):
 
 
 # ------------------------------------------------------------------------- a card that is not there
+
+CARD = torch.device("meta")  # its tensors have only a shape
+
+
+class Card(TorchDispatchMode):
+    """Watch what a program sends to the card.  As on a GPU, operations on two devices raise.
+
+    .calls: how often each operation was called, by name.  .waits: the functions that waited for
+    the card, to read a number, which is always 0, or to copy to or from the card.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.waits = Counter(), []
+        # The fused Adam works on meta, but its check of the device refuses.
+        sys.modules[torch.optim.Adam.__module__]._device_dtype_check_for_fused = lambda _: None
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        self.calls[str(operation)] += 1
+        if operation is torch.ops.aten._local_scalar_dense.default and args[0].device == CARD:
+            self.waits.append(place())
+            return 0
+        devices = {leaf.device for leaf in tree_leaves((args, kwargs)) if torch.is_tensor(leaf)}
+        if operation is torch.ops.aten._to_copy.default:
+            target = kwargs.get("device") or args[0].device
+            if devices != {target}:
+                self.waits.append(place())
+            if devices == {CARD} and target != CARD:
+                return torch.zeros(args[0].shape, dtype=args[0].dtype)
+        elif CARD in devices and len(devices) > 1:
+            raise AssertionError(f"{place()}: {operation} mixes devices")
+        return operation(*args, **kwargs)
+
+
+def place():
+    """Return the function of delays.py, data.py or train.py that is running."""
+    for frame, _ in traceback.walk_stack(None):  # the innermost first
+        if frame.f_globals["__name__"] in ("delays", "data", "train"):
+            return f"{frame.f_globals['__name__']}.{frame.f_code.co_name}"
 
 
 @pytest.fixture

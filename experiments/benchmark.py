@@ -10,20 +10,14 @@ training plus test evaluation, timed once.
 import argparse
 import logging
 import platform
-import sys
 import time
-import traceback
-from collections import Counter
 from itertools import pairwise
-from pathlib import Path
 from statistics import median
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import data
 import train
@@ -182,54 +176,6 @@ def contest(options: argparse.Namespace) -> None:
             own, base = median(seconds[name, task]), median(seconds["learned", task])
             row += f"{own:>9.3f} s{own / base:>12.2f}"
         print(row)
-
-
-# -------------------------------------------------------------------------- a GPU that is not there
-
-CARD = torch.device("meta")
-
-
-class Card(TorchDispatchMode):
-    """Count the operations that a program sends to a GPU, with tensors that have only a shape.
-
-    They are on torch's meta device.  Operations on tensors of two devices raise, as on a GPU.
-    .calls: how often each operation was called, by name.
-    .waits: the functions of the project that waited for the GPU, to read a number (item, tolist,
-        cpu, `if`) or to copy to or from the GPU.  Every number read is 0.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.calls = Counter()
-        self.waits = []
-        # The fused Adam works on meta, but its check of the device refuses.
-        sys.modules[torch.optim.Adam.__module__]._device_dtype_check_for_fused = lambda _: None
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        self.calls[str(operation)] += 1
-        if operation is torch.ops.aten._local_scalar_dense.default and args[0].device == CARD:
-            self.waits.append(place())
-            return 0
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if torch.is_tensor(leaf)]
-        devices = {tensor.device for tensor in tensors}
-        if operation is torch.ops.aten._to_copy.default:
-            target = kwargs.get("device") or args[0].device
-            if devices != {target}:
-                self.waits.append(place())
-            if devices == {CARD} and target != CARD:
-                return torch.zeros(args[0].shape, dtype=args[0].dtype)
-        elif CARD in devices and len(devices) > 1:
-            raise AssertionError(f"{place()}: {operation} mixes devices")
-        return operation(*args, **kwargs)
-
-
-def place() -> str:
-    """Return the function of delays.py, data.py or train.py that is running."""
-    for frame in reversed(traceback.extract_stack()):
-        if Path(frame.filename).stem in ("delays", "data", "train"):
-            return f"{Path(frame.filename).stem}.{frame.name}"
-    return "elsewhere"
 
 
 def main() -> None:
