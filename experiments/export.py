@@ -1,7 +1,7 @@
 """Export a trained network from torch as plain arrays that any simulator can read.
 
     python -m experiments.export RUN --out net.npz
-    python -m experiments.export RUN --brian2 --samples 20
+    python -m experiments.export RUN --brian2 20
 
 RUN is the folder of a run.  The first command writes the arrays, simulates them on all test samples
 and prints their accuracy next to the network's.  The second runs the hidden layers in the simulator
@@ -210,8 +210,8 @@ def main(argv: list[str] | None = None) -> None:
     task = parser.add_mutually_exclusive_group(required=True)
     add("run", metavar="RUN", help="folder of a finished run")
     task.add_argument("--out", metavar="NPZ", help="write the arrays to this file")
-    task.add_argument("--brian2", action="store_true", help="compare hidden spikes with Brian2")
-    add("--samples", type=train.positive, default=20, help="samples for Brian2; default: 20")
+    words = "compare the hidden spikes of the first N test samples with Brian2"
+    task.add_argument("--brian2", metavar="N", type=train.positive, help=words)
     add("--data-dir", help="folder of the data set's files; default: that of the run")
     options = parser.parse_args(argv)
     train.set_backend()
@@ -222,7 +222,7 @@ def main(argv: list[str] | None = None) -> None:
             np.savez(options.out, **arrays)
         samples = data.load(of_run.dataset, "test", options.data_dir or of_run.data_dir)
         if options.brian2:
-            compare_brian2(net, arrays, samples, options.samples)
+            compare_brian2(net, arrays, samples, options.brian2)
             return
     except (UserError, OSError, ImportError) as problem:
         sys.exit(f"export.py: {problem}")

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 import data
 import test_delays as oracle
 import train
-from delays import DelayedLinear, DelaySNN, class_scores, lif
+from delays import DelayedLinear, class_scores, lif
 from experiments import export, ideas, regenerate
 
 FOLDER = Path(__file__).resolve().parent
@@ -117,28 +117,21 @@ def test_whole_steps_freeze_rounded_delays_in_the_last_fifth(monkeypatch):
 @pytest.fixture(scope="module")
 def trained():
     """A network with all that the arrays can hold, its arrays, and samples of several lengths."""
-    torch.manual_seed(0)
-    net = DelaySNN(8, [6, 5], 10, taps=9, tau=2.5, tau_readout=6.0, count=2, connections=4)
-    net.layers[0] = DelayedLinear(8, 6, taps=4, count=2, connections=3)
+    net = oracle.small(count=2, connections=4, tau=2.5, tau_readout=6.0).float()
+    net.layers[0] = DelayedLinear(6, 8, taps=4, count=2, connections=3)
     net.layers[0].delay.data[:, :, ::3] = 2.5  # half steps go to the even step
     net.layers[1].delay.data[1] = net.layers[1].delay.data[0]  # two synapses may share a tap
-    for layer in net.layers:
-        layer.sigma = 0.5
     for norm in net.norms:
         norm.weight.data.uniform_(-2, 2)
         norm.bias.data.uniform_(-0.5, 1.5)
         norm.eps = 0.01
-    for _ in range(20):
-        net(torch.poisson(torch.full((10, 20, 8), 0.5)))
-    rng = np.random.default_rng(0)
-    counts = [rng.poisson(0.5, (steps, 8)).astype(np.uint8) for steps in range(5, 45, 5)]
     arrays = export.arrays_of(net.eval(), argparse.Namespace(dataset="toy"))
-    return net, arrays, data.join(counts, np.arange(8))
+    return net, arrays, oracle.from_lengths(range(5, 45, 5))
 
 
 def test_arrays_have_the_scores_of_the_network(trained):
     net, arrays, samples = trained
-    assert arrays["tail_steps"] == 2 + 4 + 4 and len(arrays["delay_0"]) == 6 * 3 * 2
+    assert arrays["tail_steps"] == 2 + 2 + 2 and len(arrays["delay_0"]) == 8 * 3 * 2
     want = train.predict(net, samples)
     for x, scores in zip(samples.counts.split(samples.steps.tolist()), want, strict=True):
         membrane = export.simulate(arrays, x[None].float())
