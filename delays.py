@@ -444,13 +444,13 @@ def conv_fourier(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
     period = steps + max(taps - 1, tail)
     f = torch.arange(period // 2 + 1, device=spikes.device)  # F frequencies
     t = torch.arange(period, device=spikes.device)
-    parts = torch.outer(f, t) % period  # of a turn that has `period` parts; whole turns are dropped
+    parts = torch.outer(f, t) % period  # the angles in units of 1 / period turns, less whole turns
     angle = parts.double() * (2 * math.pi / period)
     basis = torch.cat([angle.cos(), -angle.sin()]).to(spikes)  # exp(-i angle), [2 F, period]
     # The signals are real, so frequency (period - f) mirrors f.  It is left out; f counts twice.
     # Only 0 and period / 2 have no mirror image.
     twice = (f > 0) & (2 * f < period)
-    scale = (1 + twice.int()).to(spikes) / period  # [F], a factor of Y; `weighted` has it
+    scale = (1 + twice.int()).to(spikes) / period  # [F], a factor of Y that is applied to K
 
     x = (basis[:, :steps] @ spikes).transpose(0, 1)  # [2 F, B, in]
     weighted = basis[:, :taps] * scale.repeat(2)[:, None]  # [2 F, taps]
