@@ -16,6 +16,8 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable
+from functools import partial
+from itertools import zip_longest
 from typing import NamedTuple
 from urllib.request import urlopen
 
@@ -77,32 +79,8 @@ GROUP = 5  # channels that are summed to one input
 INPUTS = CHANNELS // GROUP
 STEP_MS = 10
 
-PAIR, TRIPLE = ("train", "test"), ("train", "valid", "test")
 
-# To add a data set, add a row here and one in train.DEFAULTS.  A row has read, splits, inputs,
-# classes and step_ms.  The readers are further down, so the lambdas look them up when called.
-DATASETS = {
-    "shd": Dataset(lambda *args: read_published("shd", *args), PAIR, INPUTS, 20, STEP_MS),
-    "ssc": Dataset(lambda *args: read_published("ssc", *args), TRIPLE, INPUTS, 35, STEP_MS),
-    "toy": Dataset(lambda split, data_dir: toy(split), PAIR, 8, 10, STEP_MS),
-}
-
-
-def load(dataset: str, split: str, data_dir: str) -> Spikes:
-    """Return the Spikes of a split, on the CPU.  A published file is fetched if it is missing.
-
-    Raises a UserError if the file cannot be fetched or read, or does not match its row in DATASETS.
-    """
-    row = DATASETS[dataset]
-    spikes = row.read(split, data_dir)
-    inputs, classes = spikes.counts.shape[1], int(spikes.labels.max()) + 1
-    if inputs != row.inputs or classes > row.classes:
-        rule = f"its row in DATASETS says {row.inputs} and {row.classes}"
-        raise UserError(f"{dataset} {split} has {inputs} inputs and {classes} classes: {rule}")
-    return spikes
-
-
-def toy(split: str, *, noise: float = 0.02) -> Spikes:
+def toy(split: str, data_dir: str = "", *, noise: float = 0.02) -> Spikes:
     """Return a split of a task that needs a memory: ten classes that differ in timing alone.
 
     Each class is an order in which eight inputs fire, each in a burst of four steps.  This pattern
@@ -241,23 +219,25 @@ def read_h5(file, binning) -> Spikes:
             speakers = speakers.asstr()
         speakers = speakers[:]
         times, units = h5["spikes/times"], h5["spikes/units"]
-        sizes = [len(labels), len(speakers), len(times), len(units)]
-        if len(set(sizes)) > 1:
-            raise UserError(f"it has {sizes} labels, speakers, times, units: expected equal sizes")
-
         counts = []
-        for start in range(0, len(labels), 128):  # h5py is slow at reading them one by one
+        for start in range(0, max(len(times), len(units)), 128):  # one by one, h5py is slow
             block = slice(start, start + 128)
-            for sample in zip(times[block], units[block], strict=True):
+            for sample in zip_longest(times[block], units[block], fillvalue=np.zeros(0)):
                 counts.append(binning(*sample, f"sample {len(counts)}"))
             progress(f"reading sample {len(counts)} of {len(labels)}")
     return join(counts, labels, speakers)
 
 
 def join(counts: list[np.ndarray], labels: np.ndarray, speakers=None) -> Spikes:
-    """Return the Spikes made of the counts of each sample.  Without speakers, all are -1."""
-    steps = torch.tensor([len(sample) for sample in counts])
+    """Return the Spikes made of the counts of each sample.  Without speakers, all are -1.
+
+    Raises a UserError if the numbers of samples, labels and speakers differ.
+    """
     speakers = np.full(len(labels), -1) if speakers is None else np.asarray(speakers)
+    sizes = [len(counts), len(labels), len(speakers)]
+    if len(set(sizes)) > 1:
+        raise UserError(f"{sizes} samples, labels and speakers: expected equal numbers")
+    steps = torch.tensor([len(sample) for sample in counts])
     rows = torch.from_numpy(np.concatenate(counts))
     return Spikes(rows, steps, torch.from_numpy(labels), speakers)
 
@@ -300,6 +280,30 @@ def whole_numbers(name: str, values, limit: int = 2**31) -> np.ndarray:
     return array.astype(np.int64)
 
 
+# --------------------------------------------------------------------------- the table of data sets
+
+# To add a data set, add a row here and one in train.DEFAULTS.
+DATASETS = {
+    "shd": Dataset(partial(read_published, "shd"), ("train", "test"), INPUTS, 20, STEP_MS),
+    "ssc": Dataset(partial(read_published, "ssc"), ("train", "valid", "test"), INPUTS, 35, STEP_MS),
+    "toy": Dataset(toy, ("train", "test"), inputs=8, classes=10, step_ms=10),
+}
+
+
+def load(dataset: str, split: str, data_dir: str) -> Spikes:
+    """Return the Spikes of a split, on the CPU.  A published file is fetched if it is missing.
+
+    Raises a UserError if the file cannot be fetched or read, or does not match its row in DATASETS.
+    """
+    row = DATASETS[dataset]
+    spikes = row.read(split, data_dir)
+    inputs, classes = spikes.counts.shape[1], int(spikes.labels.max()) + 1
+    if inputs != row.inputs or classes > row.classes:
+        rule = f"its row in DATASETS says {row.inputs} and {row.classes}"
+        raise UserError(f"{dataset} {split} has {inputs} inputs and {classes} classes: {rule}")
+    return spikes
+
+
 # --------------------------------------- fetching the published files: skip this on a first reading
 
 SERVERS = ["https://zenkelab.org/datasets", "https://compneuro.net/datasets"]
@@ -310,7 +314,6 @@ MD5 = {
     "ssc_valid.h5.zip": "b4eee3516a4a90dd0c71a6ac23a8ae43",
     "ssc_test.h5.zip": "a35ff1e9cffdd02a20eb850c17c37748",
 }
-DATA_DIR = "data"  # the default folder
 
 
 def fetch(dataset: str, split: str, data_dir: str) -> str:

@@ -36,22 +36,19 @@ def gaussian_kernel(weight: Tensor, delay: Tensor, sigma: float | Tensor, taps: 
 
     The division makes the taps of each synapse add up to its weight.  The 1e-7 is from DCLS.
 
-    weight: [out, in], or [count, out, in] for `count` synapses between each pair of neurons.  The
-        kernels of a pair are added.
-    delay: in steps.  It has the shape of the weights or one that broadcasts to it: [1, in] is one
-        delay per axon, which all synapses of an input share, and [out, 1] is one per dendrite.  It
-        should lie in 0..taps-1, as it does after DelayedLinear.clamp_delays.
+    weight: [out, in].
+    delay: in steps, [out, in] or a shape that broadcasts to it: [1, in] is one delay per axon,
+        which all synapses of an input share, and [out, 1] is one per dendrite.  It should lie in
+        0..taps-1, as it does after DelayedLinear.clamp_delays.
     sigma: the width of the Gaussian in steps, above 0.  A number or a tensor that broadcasts.
     taps: the length of the kernel, for delays of 0..taps-1 steps.
     Returns [out, in, taps], with gradients for weight, delay and sigma.
     """
-    weight = weight.reshape(-1, *weight.shape[-2:])  # [count, out, in]
-    delay = delay.expand_as(weight)
     d = torch.arange(taps, dtype=delay.dtype, device=delay.device)
-    d = d.view(-1, 1, 1, 1)  # taps come first, so that [count, out, in] broadcasts behind them
-    g = torch.exp(-((d - delay) / sigma).square() / 2)  # [taps, count, out, in]
-    kernel = g * (weight / (g.sum(0) + 1e-7))  # [taps, count, out, in]
-    return kernel.sum(1).permute(1, 2, 0)  # [out, in, taps]
+    d = d[:, None, None]  # taps come first, so that [out, in] broadcasts behind them
+    g = torch.exp(-((d - delay) / sigma).square() / 2)  # [taps, out, in]
+    kernel = g * (weight / (g.sum(0) + 1e-7))  # [taps, out, in]
+    return kernel.permute(1, 2, 0)  # [out, in, taps]
 
 
 def integer_kernel(weight: Tensor, delay: Tensor, taps: int) -> Tensor:
@@ -60,58 +57,58 @@ def integer_kernel(weight: Tensor, delay: Tensor, taps: int) -> Tensor:
     The arguments and the result are as in gaussian_kernel, without sigma, and delays get no
     gradient.  torch raises a RuntimeError for a delay that rounds to a step outside 0..taps-1.
     """
-    weight = weight.reshape(-1, *weight.shape[-2:])  # [count, out, in]
-    position = delay.detach().round().long().expand_as(weight)  # [count, out, in]
+    position = delay.detach().round().long().expand_as(weight)  # [out, in]
     kernel = weight.new_zeros(taps, *weight.shape)
-    # kernel[position[c,o,i], c, o, i] = weight[c,o,i]
+    # kernel[position[o,i], o, i] = weight[o,i]
     kernel = kernel.scatter(0, position.unsqueeze(0), weight.unsqueeze(0))
-    return kernel.sum(1).permute(1, 2, 0)  # [out, in, taps]
+    return kernel.permute(1, 2, 0)  # [out, in, taps]
 
 
-def shrinking_sigma(epoch: int, epochs: int, taps: int, offset=0.27, last=0.23) -> float:
+def shrinking_sigma(epoch: int, epochs: int, taps: int, offset=0.27, narrow=0.23) -> float:
     """Return sigma, the width of the Gaussian in steps, for an epoch counted from 0.
 
     Over the first quarter of the epochs, sigma - offset falls exponentially from taps // 2 to
-    `last`, and stays there.  With 25 taps, sigma goes from 12.27 to 0.5.  The offset is the
+    `narrow`, and stays there.  With 25 taps, sigma goes from 12.27 to 0.5.  The offset is the
     smallest width that DCLS allows.
 
     If only delays are trained, sigma has to shrink: with 0.5 from the start, none of twelve small
     networks learned its task (experiments/tour.ipynb).  With trained weights, it matters less.
     """
     quarter = epochs // 4
-    first = max(taps // 2, last)  # `last` if there is a single tap: then sigma is always 0.5
+    wide = max(taps // 2, narrow)  # `narrow` if there is a single tap: then sigma is always 0.5
     if epoch >= quarter:  # always true for a run of fewer than four epochs
-        return offset + last
-    return offset + first * (last / first) ** (epoch / quarter)
+        return offset + narrow
+    return offset + wide * (narrow / wide) ** (epoch / quarter)
 
 
 # --------------------------------------------------------------------------------- the delayed sum
 
 
-def delay_conv(spikes: Tensor, kernel: Tensor, tail: int = 0, method: str = "auto") -> Tensor:
-    """Return what arrives at each neuron: the sum over its synapses, each with its own delay.
+def delay_conv(spikes: Tensor, kernel: Tensor, tail: int = 0) -> Tensor:
+    """Sum each neuron's inputs, each delayed by its own synapse.
 
         y[b,t,o] = sum_i sum_d k[o,i,d] x[b,t-d,i],   x = 0 before its first step and after its last
 
     spikes: [B, T, in].  kernel: [out, in, taps].
     tail: the number of steps by which the output is longer than the input, for late arrivals.
-    method: "direct" is torch's convolution.  "fourier" uses the convolution theorem and gives the
-        same numbers up to rounding.  "auto" is fourier on a CPU and direct elsewhere.  For samples
-        of many hundreds of steps, direct is faster on a CPU too: set .conv of your layers.
-    Returns [B, T + tail, out].  Raises a ValueError if the shapes do not match or the method is
-    unknown.  On a GPU, TF32 makes the sums less exact; train.set_backend turns it off.
+    Returns [B, T + tail, out], by whichever of two methods is faster.  Their results differ by
+    rounding alone.  On a GPU, TF32 makes both less exact; train.set_backend turns it off.
     """
-    if spikes.dim() != 3 or kernel.dim() != 3 or spikes.shape[2] != kernel.shape[1]:
-        found = f"spikes {list(spikes.shape)}, kernel {list(kernel.shape)}"
-        raise ValueError(f"{found}: expected [B, T, in] and [out, in, taps].")
-    if method not in ("auto", "direct", "fourier"):
-        raise ValueError(f"method is {method!r}: expected auto, direct or fourier.")
-
     spikes = spikes.to(kernel.dtype)
-    if kernel.shape[2] == 1:  # no delays: a linear layer, and zeros for the tail
+    outputs, inputs, taps = kernel.shape
+    if taps == 1:  # no delays: a linear layer, and zeros for the tail
         return F.pad(F.linear(spikes, kernel[:, :, 0]), (0, 0, 0, tail))
-    if method == "fourier" or (method == "auto" and spikes.device.type == "cpu"):
+    # The multiplications per step: a CPU's time follows them, a GPU's does not.
+    direct = taps * inputs * outputs
+    period = spikes.shape[1] + max(taps - 1, tail)  # of the transforms in conv_fourier
+    fourier = period * (inputs + outputs) + 1.5 * inputs * outputs
+    if spikes.device.type == "cpu" and fourier < direct:
         return conv_fourier(spikes, kernel, tail)
+    return conv_direct(spikes, kernel, tail)
+
+
+def conv_direct(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
+    """Compute delay_conv by torch's convolution."""
     # The taps - 1 zeros in front keep the sum causal.  A convolution reverses its kernel, but
     # torch's conv1d does not: hence the flip.
     x = F.pad(spikes.transpose(1, 2), (kernel.shape[2] - 1, tail))  # [B, in, taps - 1 + T + tail]
@@ -195,11 +192,11 @@ def class_scores(membrane: Tensor, steps: Tensor | None = None) -> Tensor:
         includes all.
     Training takes the cross-entropy of these scores, a second softmax, as in the authors' code.
     """
-    share = membrane.softmax(2)
+    probability = membrane.softmax(2)
     if steps is not None:
         t = torch.arange(membrane.shape[1], device=membrane.device)
-        share = share * (t < steps[:, None]).unsqueeze(2)  # [B, T, 1]
-    return share.sum(1)
+        probability = probability * (t < steps[:, None]).unsqueeze(2)  # [B, T, 1]
+    return probability.sum(1)
 
 
 # --------------------------------------------------------------------------------------- the layer
@@ -208,58 +205,47 @@ def class_scores(membrane: Tensor, steps: Tensor | None = None) -> Tensor:
 class DelayedLinear(nn.Module):
     """A linear layer whose synapses have delays, without bias: [B, T, in] -> [B, T + taps//2, out].
 
-    taps: delays are 0..taps-1 steps.  The output is taps // 2 steps longer than the input, as in
-        the authors' code.  A spike that would arrive after the output's end is lost.
-    count: synapses between each pair of neurons.
+    taps: delays are 0..taps-1 steps.  The output is taps // 2 steps longer than the input, so that
+        late spikes can arrive.  A spike that would arrive after the output's end is lost.
+    count: synapses between each pair of neurons.  The layer sees its inputs `count` times.
     learn_delays: False rounds the random delays to whole steps and does not train them.
     connections: the number of inputs of each neuron, drawn at random.  0 connects all.
-    delay_per: "synapse", "axon" for one delay per input, or "dendrite" for one per neuron.  With
-        count > 1, each of the count copies has its own.  Another word raises a ValueError.
+    delay_per: "synapse", "axon" for one delay per input and copy, or "dendrite" for one per neuron,
+        which all of its synapses share.  Another word raises a ValueError.
 
-    .weight: [out, in], or [count, out, in] if count > 1.
-    .delay: in steps.  A parameter if it is learned, otherwise a buffer.
-    .mask: [out, in], True where there is a connection.
+    .weight: [out, count * in].
+    .delay: in steps.  [out, count * in], [1, count * in] per axon or [out, 1] per dendrite.  A
+        parameter if it is learned, otherwise a buffer.
+    .mask: [out, count * in], True where there is a connection.
     .sigma: the width of the Gaussian in steps.  None until the training loop sets it.
-    .conv: the method of delay_conv.
     """
 
     def __init__(
-        self,
-        in_features,
-        out_features,
-        taps,
-        count=1,
-        learn_delays=True,
-        connections=0,
-        delay_per="synapse",
+        self, inputs, outputs, taps, count=1, learn_delays=True, connections=0, delay_per="synapse"
     ):
         super().__init__()
-        fan_in = min(connections or in_features, in_features)
+        fan_in = min(connections or inputs, inputs)
         self.taps = taps
+        self.count = count
         self.learn_delays = learn_delays
         self.sigma = None
-        self.conv = "auto"
 
-        copies = (count,) if count > 1 else ()
-        shapes = {  # of .delay; .weight always has that of "synapse"
-            "synapse": (*copies, out_features, in_features),
-            "axon": (*copies, 1, in_features),
-            "dendrite": (*copies, out_features, 1),
-        }
-        if delay_per not in shapes:
+        if delay_per not in ("synapse", "axon", "dendrite"):
             raise ValueError(f"delay_per is {delay_per!r}: expected synapse, axon or dendrite.")
+        rows = 1 if delay_per == "axon" else outputs
+        columns = 1 if delay_per == "dendrite" else count * inputs
         bound = math.sqrt(6 / (fan_in * count))  # Kaiming's uniform distribution for relu
-        self.weight = nn.Parameter(torch.empty(shapes["synapse"]).uniform_(-bound, bound))
-        delay = torch.empty(shapes[delay_per]).uniform_(0, taps - 1)
+        self.weight = nn.Parameter(torch.empty(outputs, count * inputs).uniform_(-bound, bound))
+        delay = torch.empty(rows, columns).uniform_(0, taps - 1)
         self.delay = nn.Parameter(delay) if learn_delays else nn.Buffer(delay.round())
 
-        mask = torch.ones(out_features, in_features, dtype=torch.bool)
-        if fan_in < in_features:
+        mask = torch.ones(outputs, inputs, dtype=torch.bool)
+        if fan_in < inputs:
             # Each neuron gets fan_in different inputs.
-            chosen = torch.rand(out_features, in_features).argsort(1)[:, :fan_in]
+            chosen = torch.rand(outputs, inputs).argsort(1)[:, :fan_in]
             mask = torch.zeros_like(mask).scatter_(1, chosen, True)
-        self.weight.data.mul_(mask)  # so saved files have 0 for missing synapses
-        self.mask = nn.Buffer(mask)
+        self.mask = nn.Buffer(mask.repeat(1, count))
+        self.weight.data.mul_(self.mask)  # so saved files have 0 for missing synapses
 
     def positions(self):
         """Return the delays in use, in steps: .delay, unless a subclass computes its own.
@@ -273,9 +259,9 @@ class DelayedLinear(nn.Module):
         return [self.delay] if self.learn_delays else []
 
     def soft_kernel(self, weight):
-        """Return the kernel that trains the delays, [out, in, taps].  Override this to use another.
+        """Return the training kernel, [out, count * in, taps].  Override this to use another.
 
-        weight: [out, in] or [count, out, in], with 0 for missing synapses.
+        weight: [out, count * in], with 0 for missing synapses.
         A parameter of your own is trained at the delays' rate if delay_parameters returns it.
         Raises a ValueError if sigma has not been set.
         """
@@ -284,28 +270,26 @@ class DelayedLinear(nn.Module):
             raise ValueError(f"sigma is None: expected a width in steps; {rule}.")
         return gaussian_kernel(weight, self.positions(), self.sigma, self.taps)
 
-    def kernel(self, weight=None):
+    def kernel(self):
         """Return the kernel in use, [out, in, taps]: soft_kernel if delays are being trained.
 
         In evaluation, and with fixed delays, each synapse has one nonzero tap.
-        weight: replaces the layer's masked weights, for example by ones to draw the kernels.
         """
-        if weight is None:
-            weight = self.weight * self.mask  # so missing synapses get no gradient
+        weight = self.weight * self.mask  # so missing synapses get no gradient
         if self.training and self.learn_delays:
-            return self.soft_kernel(weight)
-        return integer_kernel(weight, self.positions(), self.taps)
+            kernel = self.soft_kernel(weight)
+        else:
+            kernel = integer_kernel(weight, self.positions(), self.taps)
+        if self.count > 1:  # add the synapses of each pair
+            kernel = kernel.unflatten(1, (self.count, -1)).sum(1)
+        return kernel
 
     def forward(self, spikes):
-        return delay_conv(spikes, self.kernel(), self.taps // 2, self.conv)
+        return delay_conv(spikes, self.kernel(), self.taps // 2)
 
     def clamp_delays(self):
         """Clamp .delay to 0..taps-1.  Call this after each optimizer step."""
         self.delay.data.clamp_(0, self.taps - 1)
-
-    def extra_repr(self):
-        sizes = f"weight {list(self.weight.shape)}, delay {list(self.delay.shape)}"
-        return f"{sizes}, taps={self.taps}, learn_delays={self.learn_delays}"
 
 
 # ------------------------------------------------------------------------------------- the network
@@ -321,7 +305,7 @@ class DelaySNN(nn.Module):
     tau, tau_readout: time constants of the hidden neurons and of the readout, in steps.  If
         tau_readout is None, it is the same as tau.
     dropout: share of the neurons that are silenced in training.
-    of_layer: count, learn_delays, connections and delay_per of DelayedLinear.
+    options: count, learn_delays, connections and delay_per of DelayedLinear.
     taps=1, learn_delays=False gives the network without delays.
 
     .layers: the DelayedLinear layers, the readout last.  .norms: the batch norms.
@@ -334,20 +318,12 @@ class DelaySNN(nn.Module):
     layer_class = DelayedLinear
 
     def __init__(
-        self,
-        in_features,
-        hidden,
-        classes,
-        taps=25,
-        tau=1.005,
-        dropout=0.4,
-        tau_readout=None,
-        **of_layer,
+        self, inputs, hidden, classes, taps=25, tau=1.005, dropout=0.4, tau_readout=None, **options
     ):
         super().__init__()
-        sizes = [in_features, *hidden, classes]
+        sizes = [inputs, *hidden, classes]
         self.layers = nn.ModuleList(
-            self.layer_class(before, after, taps, **of_layer) for before, after in pairwise(sizes)
+            self.layer_class(before, after, taps, **options) for before, after in pairwise(sizes)
         )
         self.norms = nn.ModuleList(nn.BatchNorm1d(size) for size in sizes[1:-1])
         self.tau = tau

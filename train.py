@@ -22,8 +22,10 @@ import data
 from data import UserError
 from delays import DelayedLinear, DelaySNN, class_scores, shrinking_sigma
 
-# The paper's settings for SHD and SSC, and those of the toy task.  tau is in ms here and in steps
-# in delays.py.  The paper's other settings, such as learning rates, are defaults in make_parser.
+# The paper's settings for SHD and SSC, and those of the toy task.  A data set's row of DEFAULTS may
+# also override RATES, and settings that it leaves out are those of SHD.  tau is in ms here and in
+# steps in delays.py.
+RATES = dict(lr=5e-3, delay_lr=0.1, weight_decay=1e-5)
 DEFAULTS = {
     "shd": dict(hidden=256, layers=2, taps=25, tau=10.05, dropout=0.4, batch_size=256, epochs=150),
     "ssc": dict(hidden=512, layers=3, taps=31, tau=15.0, dropout=0.25, batch_size=128, epochs=60),
@@ -33,10 +35,10 @@ DEFAULTS = {
 # ---------------------------------------------------------------------- the network, its optimizer
 
 
-def build(options: argparse.Namespace, kind: type[DelaySNN] = DelaySNN) -> DelaySNN:
+def build(options: argparse.Namespace, net_class: type[DelaySNN] = DelaySNN) -> DelaySNN:
     """Return the network that the options and their seed describe, on the CPU.  Seeds torch.
 
-    kind: DelaySNN or a subclass of it.
+    net_class: DelaySNN or a subclass of it.
     """
     dataset = data.DATASETS[options.dataset]
     tau_readout = options.tau if options.tau_readout is None else options.tau_readout
@@ -45,9 +47,9 @@ def build(options: argparse.Namespace, kind: type[DelaySNN] = DelaySNN) -> Delay
             rule = f"expected at least {dataset.step_ms} ms, one step"
             raise UserError(f"--tau or --tau-readout {tau}: {rule}")
     if not 0 <= options.dropout < 1:
-        raise UserError(f"--dropout {options.dropout}: expected a share from 0 to below 1")
+        raise UserError(f"--dropout {options.dropout}: expected a fraction from 0 to below 1")
     torch.manual_seed(options.seed)
-    return kind(
+    return net_class(
         dataset.inputs,
         [options.hidden] * options.layers,
         dataset.classes,
@@ -69,8 +71,8 @@ def delayed_layers(net: nn.Module) -> list[DelayedLinear]:
 def make_optimizer(net: nn.Module, options: argparse.Namespace) -> torch.optim.Adam:
     """Return Adam for all parameters of the network, in three groups: weights, delays, others.
 
-    Fixed delays are not parameters, so their group is empty.  set_schedules sets the learning rates
-    in each epoch.
+    Fixed delays are not parameters, so their group is empty.  set_learning_rates sets the rates in
+    each epoch.
     """
     layers = delayed_layers(net)
     weights = [layer.weight for layer in layers]
@@ -102,11 +104,11 @@ def one_cycle(epoch: int, epochs: int, peak: float) -> tuple[float, float]:
     return low + (peak - low) * height, 0.95 - 0.1 * height
 
 
-def set_schedules(optimizer, net, epoch: int, options: argparse.Namespace) -> float:
-    """Set the learning rates, Adam's beta1 and sigma for an epoch, counted from 0.
+def set_learning_rates(optimizer, epoch: int, options: argparse.Namespace) -> float:
+    """Set the learning rates and Adam's beta1 for an epoch, counted from 0.
 
-    As in the paper, the delays' rate falls along a cosine from its initial value towards 0, with a
-    constant beta1.  Returns the weights' rate.
+    The delays' rate falls along a cosine from its initial value towards 0, with a constant beta1.
+    Returns the weights' rate.
     """
     lr, beta1 = one_cycle(epoch, options.epochs, options.lr)
     delay_lr = options.delay_lr * (1 + math.cos(math.pi * epoch / options.epochs)) / 2
@@ -114,10 +116,18 @@ def set_schedules(optimizer, net, epoch: int, options: argparse.Namespace) -> fl
     weights.update(lr=lr, betas=(beta1, 0.999))
     others.update(lr=lr, betas=(beta1, 0.999))
     delays.update(lr=delay_lr, betas=(0.9, 0.999))
+    return lr
+
+
+def set_sigma(net: nn.Module, epoch: int, options: argparse.Namespace) -> None:
+    """Set each layer's width of the Gaussian for an epoch, counted from 0.
+
+    To prune or freeze something in the middle of a run, wrap this function: it is called before
+    each epoch, in a resumed run too.
+    """
     for layer in delayed_layers(net):
         shrinks = options.delays == "learned"  # fixed delays do not use sigma
         layer.sigma = shrinking_sigma(epoch, options.epochs, layer.taps) if shrinks else 0.5
-    return lr
 
 
 # -------------------------------------------------------------------------- training and evaluation
@@ -139,7 +149,7 @@ def train_epoch(net, optimizer, spikes, batches, loss=cross_entropy, augment=Non
     spikes: the training samples, data.Spikes.  batches: pairs from data.batches.
     """
     net.train()
-    sums = 0  # becomes a tensor, which is read once at the end: each read waits for a GPU
+    sums = 0  # accumulates on the device; the tolist() below is the only wait for a GPU
     for number, (indices, longest) in enumerate(batches, 1):
         counts = data.padded(spikes, indices, longest)  # [B, T, inputs]
         labels = spikes.labels[indices]  # [B]
@@ -166,21 +176,19 @@ def predict(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=T
     """Return the class scores of all samples, [samples, classes], in the order of the samples.
 
     Runs the network in evaluation mode and restores its mode afterwards.  A sample's scores are
-    summed over its own steps and the tail, so they do not depend on the rest of its batch.
-    rounded: False uses the kernels of training instead of whole steps.
+    summed over its own steps and the tail, so they do not depend on the rest of its batch.  For a
+    single sample, class_scores(net(counts)) is not the same: here zeros follow the counts.
+    rounded: False uses the training kernels instead of whole steps.
     """
     was_training = net.training
     net.eval()
     for layer in delayed_layers(net):
         layer.train(not rounded)  # the layer's mode decides which kernel it uses
     # Neurons may spike without input, since batch norm adds a constant.  So every layer, even the
-    # first, has to run for a sample's own steps and the tail.  Of the tail, the first layer adds
-    # its own taps // 2 steps.  Zeros after the longest sample add those of the layers behind it,
-    # which then run for longer, but class_scores leaves those steps out.
-    zeros = net.tail - net.layers[0].taps // 2
+    # first, has to run for a sample's own steps and the tail: as many zeros follow the counts.
     order, scores = [], []
     for indices, longest in data.batches(spikes, batch_size, shuffle=False):
-        membrane = net(data.padded(spikes, indices, longest + zeros))
+        membrane = net(data.padded(spikes, indices, longest + net.tail))
         scores.append(class_scores(membrane, spikes.steps[indices] + net.tail))
         order.append(indices)
     net.train(was_training)
@@ -188,7 +196,11 @@ def predict(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=T
 
 
 def evaluate(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=True) -> float:
-    """Return the accuracy, correct / total.  The arguments are those of predict."""
+    """Return the accuracy, correct / total.  The arguments are those of predict.
+
+    If your samples have no classes, replace this function: the epoch with its highest value on the
+    validation set is the reported one.
+    """
     guess = predict(net, spikes, batch_size, rounded).argmax(1)
     return (guess == spikes.labels).sum().item() / len(spikes.labels)
 
@@ -205,7 +217,8 @@ def train(options: argparse.Namespace, net=None, loss=None, augment=None, on_epo
     loss: a function to use instead of cross_entropy, with the same arguments.
     augment: a function of (counts [B, T, inputs], labels [B]) that returns the counts to train on.
         It may change T.
-    on_epoch: a function of (net, row of the log), called after each epoch.
+    on_epoch: a function of (net, row of the log), called after each epoch and its checkpoint.  What
+        it changes in the network is lost if the run is resumed there: see set_sigma.
     Returns the content of result.json, and leaves the network in evaluation mode.
     Raises a UserError for mistakes that the user can fix.
     """
@@ -214,32 +227,39 @@ def train(options: argparse.Namespace, net=None, loss=None, augment=None, on_epo
     net = (build(options) if net is None else net).to(options.device)
     loss = loss or cross_entropy
     optimizer = make_optimizer(net, options)
-    # The seed's initial delays have to be copied before a resumed run loads its trained ones.
+    # Copy the initial delays now: resuming overwrites them.
     first_delays = [layer.positions().detach().clone() for layer in delayed_layers(net)]
     names = {"network": type(net).__name__, "loss": name_of(loss), "augment": name_of(augment)}
-    # The log so far, which is empty for a new run.
-    rows = resume(net, optimizer, names, options) if options.resume else start(net, sets, options)
+
+    rows = []  # of the log
+    if not options.resume:
+        start(net, sets, options)
+    elif os.path.exists(os.path.join(options.out, "last.pt")):  # else it stopped in its first epoch
+        saved = load_checkpoint(options.out, "last.pt", net, names)
+        optimizer.load_state_dict(saved["adam"])
+        rows = saved["rows"]
     # With a validation set, the test set is not evaluated until the last epoch has ended.
-    judge = "valid" if "valid" in sets else "test"
+    monitored = "valid" if "valid" in sets else "test"
 
     for epoch in range(len(rows), options.epochs):
         begun = time.time()
         # Each epoch has its own seed, so a resumed run needs no state of the generator.  Without
         # the factor, the second epoch of seed 0 would draw the numbers of the first of seed 1.
         torch.manual_seed(options.seed + 1_000_003 * (epoch + 1))
-        lr = set_schedules(optimizer, net, epoch, options)
+        lr = set_learning_rates(optimizer, epoch, options)
+        set_sigma(net, epoch, options)
         batches = data.batches(sets["train"], options.batch_size)
         means = train_epoch(net, optimizer, sets["train"], batches, loss, augment)
         if not math.isfinite(means[0]):
             raise UserError(f"the loss of epoch {epoch + 1} is {means[0]}: try a lower --lr")
 
-        accuracy = evaluate(net, sets[judge], options.batch_size)
+        accuracy = evaluate(net, sets[monitored], options.batch_size)
         row = {
             "epoch": epoch + 1,
             "loss": means[0],
             "train_accuracy": means[1],
-            "valid_accuracy": accuracy if judge == "valid" else None,
-            "test_accuracy": accuracy if judge == "test" else None,
+            "valid_accuracy": accuracy if monitored == "valid" else None,
+            "test_accuracy": accuracy if monitored == "test" else None,
             "sigma": net.layers[0].sigma if net.layers[0].learn_delays else None,
             "lr": lr,
             "moved_ms": moved_ms(net, first_delays, options),
@@ -252,35 +272,43 @@ def train(options: argparse.Namespace, net=None, loss=None, augment=None, on_epo
         if on_epoch is not None:
             on_epoch(net, row)
 
-    result = finish(net, sets, rows, options)
-    write(options.out, "result.json", json.dumps(result, indent=1))
-    return result
+    return finish(net, sets, rows, options)
 
 
-def epoch_that_counts(rows: list[dict]) -> int:
-    """Return the epoch to report: the first of the best on validation, or else the last."""
+def reported_epoch(rows: list[dict]) -> int:
+    """Return the reported epoch: the first of the best on validation, or else the last."""
     accuracy = [row["valid_accuracy"] for row in rows]
     return len(rows) if None in accuracy else accuracy.index(max(accuracy)) + 1
 
 
 def finish(net: DelaySNN, sets: dict[str, data.Spikes], rows: list[dict], options) -> dict:
-    """Return the content of result.json, for the network of the epoch that counts."""
-    load_checkpoint(options.out, "net.pt", net)  # of the epoch that counts
+    """Evaluate the network of the reported epoch, print its accuracy and write result.json.
+
+    Returns the content of result.json.
+    """
+    load_checkpoint(options.out, "net.pt", net)  # the network of the reported epoch
     net.eval()
-    epoch = epoch_that_counts(rows)
+    epoch = reported_epoch(rows)
     validated = "valid" in sets
-    reported = sets.get("test", sets.get("valid"))
-    accuracy = evaluate(net, reported, options.batch_size)
+    split = "test" if "test" in sets else "valid"
+    accuracy = evaluate(net, sets[split], options.batch_size)
     result = {key: vars(options)[key] for key in ("dataset", "delays", "seed", "epochs")}
-    return result | {
+    result |= {
         "parameters": count_parameters(net),
-        "test_accuracy": accuracy if "test" in sets else None,
+        "test_accuracy": accuracy if split == "test" else None,
         "rule": f"best on validation, epoch {epoch}" if validated else "last epoch",
         "valid_accuracy": rows[epoch - 1]["valid_accuracy"],
         "best_on_test": None if validated else max(row["test_accuracy"] for row in rows),
-        "unrounded_accuracy": evaluate(net, reported, options.batch_size, rounded=False),
+        "unrounded_accuracy": evaluate(net, sets[split], options.batch_size, rounded=False),
         "seconds": sum(row["seconds"] for row in rows),
     }
+    write(options.out, "result.json", json.dumps(result, indent=1))
+
+    if not validated:
+        print(f"best on test {result['best_on_test']:.2%}")
+    print(f"unrounded accuracy {result['unrounded_accuracy']:.2%}")
+    print(f"{split} accuracy {accuracy:.2%} ({result['rule']})")
+    return result
 
 
 def load_sets(options: argparse.Namespace) -> dict[str, data.Spikes]:
@@ -291,18 +319,32 @@ def load_sets(options: argparse.Namespace) -> dict[str, data.Spikes]:
     if options.no_test:
         splits = [split for split in splits if split != "test"]
     sets = {split: data.load(options.dataset, split, options.data_dir) for split in splits}
-    if options.valid_speakers:  # they replace the data set's own validation set
-        everyone = sets["train"]
-        names = everyone.speakers.astype(str).tolist()
+    if options.valid_speakers or options.valid_share is not None:
+        held_out = hold_out(sets["train"], options)
+        sets["valid"] = sets["train"].select(held_out)  # replaces the data set's own
+        sets["train"] = sets["train"].select(~held_out)
+    if len(sets) == 1:
+        raise UserError("there is no test and no validation set: hold out some --valid-speakers")
+    return {split: spikes.to(options.device) for split, spikes in sets.items()}
+
+
+def hold_out(samples: data.Spikes, options: argparse.Namespace) -> np.ndarray:
+    """Return which training samples are held out for validation, bool [samples]."""
+    if options.valid_speakers:
+        names = samples.speakers.astype(str).tolist()
         wanted = options.valid_speakers.split(",")
         if not set(wanted) < set(names):  # a proper subset
             rule = f"expected some, not all, of {sorted(set(names))[:20]}"
             raise UserError(f"--valid-speakers {options.valid_speakers}: {rule}")
-        held_out = np.isin(names, wanted)
-        sets["train"], sets["valid"] = everyone.select(~held_out), everyone.select(held_out)
-    if len(sets) == 1:
-        raise UserError("there is no test and no validation set: hold out some --valid-speakers")
-    return {split: spikes.to(options.device) for split, spikes in sets.items()}
+        return np.isin(names, wanted)
+
+    # A generator of its own: a seed holds out the same samples for all variants and after --resume.
+    order = np.random.default_rng([1, options.seed]).permutation(len(samples.labels))
+    held_out = order < options.valid_share * len(order)
+    if held_out.all() or not held_out.any():  # nan holds out none
+        rule = "expected a fraction, more than 0 and less than 1"
+        raise UserError(f"--valid-share {options.valid_share}: {rule}")
+    return held_out
 
 
 def moved_ms(net: nn.Module, first_delays: list[Tensor], options: argparse.Namespace) -> float:
@@ -310,7 +352,7 @@ def moved_ms(net: nn.Module, first_delays: list[Tensor], options: argparse.Names
     distances = []
     for layer, before in zip(delayed_layers(net), first_delays, strict=True):
         distance = (layer.positions().detach() - before).abs().expand_as(layer.weight)
-        distances.append(distance[layer.mask.expand_as(distance)])
+        distances.append(distance[layer.mask])
     return torch.cat(distances).mean().item() * data.DATASETS[options.dataset].step_ms
 
 
@@ -320,7 +362,7 @@ def count_parameters(net: nn.Module) -> int:
     for layer in delayed_layers(net):
         for value in (layer.weight, *layer.delay_parameters()):
             if value.requires_grad and value.shape == layer.weight.shape:  # one per synapse
-                total -= int((~layer.mask).expand_as(value).sum())
+                total -= int((~layer.mask).sum())
     return total
 
 
@@ -338,8 +380,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     first, _ = parser.parse_known_args([word for word in argv if word not in ("-h", "--help")])
     run = first.resume or first.eval
     saved = read_options(run) if run else {}
-    # Options that a row of DEFAULTS leaves out are as for SHD.
-    defaults = saved or (DEFAULTS["shd"] | DEFAULTS[first.dataset])
+    defaults = saved or (RATES | DEFAULTS["shd"] | DEFAULTS[first.dataset])
     unknown = sorted(defaults.keys() - vars(first).keys())
     if unknown:
         origin = run or f"train.DEFAULTS[{first.dataset!r}]"
@@ -351,8 +392,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         if vars(options)[name] != saved[name]:
             rule = "leave the option out, or start a new run"
             raise UserError(f"{run} used --{name.replace('_', '-')} {saved[name]}: {rule}")
-    default_out = f"runs/{options.dataset}-{options.delays}-{options.seed}"
-    options.out = options.resume or options.out or default_out
+    options.out = options.resume or options.out
     if options.device == "auto":
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -371,8 +411,11 @@ def make_parser() -> argparse.ArgumentParser:
     sets, variants = list(data.DATASETS), ["learned", "constant-sigma", "fixed", "none"]
 
     add("--dataset", choices=sets, default="shd", help="data set; -h shows its defaults")
-    add("--data-dir", default=data.DATA_DIR, help="folder of the files; missing ones are fetched")
-    add("--valid-speakers", default="", help="speakers to hold out for validation, such as 3,6")
+    add("--data-dir", default="data", help="folder of the files; missing ones are fetched")
+    held_out = parser.add_mutually_exclusive_group().add_argument
+    held_out("--valid-speakers", default="", help="speakers to hold out for validation, as in 3,6")
+    words = "random fraction of the training samples to hold out; flatters, as speakers are shared"
+    held_out("--valid-share", type=float, help=words)
     add("--no-test", action="store_true", help="do not read the test set; needs a validation set")
 
     add("--delays", choices=variants, default="learned", help="constant-sigma: sigma is 0.5 steps")
@@ -383,17 +426,17 @@ def make_parser() -> argparse.ArgumentParser:
     add("--connections", type=positive, help="random inputs of each neuron; None: all inputs")
     add("--tau", type=float, help="time constant of the membranes, ms")
     add("--tau-readout", type=float, help="time constant of the readout, ms; None: same as --tau")
-    add("--dropout", type=float, help="share of the hidden neurons silenced in training")
+    add("--dropout", type=float, help="fraction of the hidden neurons silenced in training")
 
     add("--epochs", type=positive, help="passes over the training samples")
     add("--batch-size", type=positive, help="samples in a batch")
-    add("--lr", type=float, default=5e-3, help="peak learning rate of the weights")
-    add("--delay-lr", type=float, default=0.1, help="initial learning rate of the delays, in steps")
-    add("--weight-decay", type=float, default=1e-5, help="L2 penalty of the weights")
+    add("--lr", type=float, help="peak learning rate of the weights")
+    add("--delay-lr", type=float, help="initial learning rate of the delays, in steps")
+    add("--weight-decay", type=float, help="L2 penalty of the weights")
     add("--seed", type=int, default=0, help="seed of weights, delays, batches and dropout")
 
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: a GPU if found")
-    add("--out", help="folder for the results; None: runs/DATASET-DELAYS-SEED")
+    add("--out", help="new folder for the results; None: runs/DATASET-DELAYS-SEED, if free")
     add("--resume", metavar="RUN", help="continue the run in this folder")
     add("--eval", metavar="RUN", help="only print the accuracy of the run in this folder")
     return parser
@@ -423,9 +466,33 @@ def set_backend() -> None:
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
-def start(net: nn.Module, sets: dict[str, data.Spikes], options: argparse.Namespace) -> list:
-    """Make the folder of a new run, with its config.json.  Returns its log, which is empty."""
+# The folder of a run without --out.  If it exists, -2, -3, ... is added.
+RUNS = "runs/{dataset}-{delays}-{seed}"
+
+
+def make_folder(options: argparse.Namespace) -> str:
+    """Make the folder of a new run and return it: --out, or the first free name of RUNS."""
+    usual = options.out or RUNS.format(**vars(options))
+    folder, number = usual, 1
+    while True:
+        try:
+            os.makedirs(folder)  # of two processes at once, only one succeeds
+            break
+        except FileExistsError:
+            if options.out:
+                rule = f"continue that run with --resume {folder}, or choose another --out"
+                raise UserError(f"{folder} exists already: {rule}") from None
+        number += 1
+        folder = f"{usual}-{number}"
+    if number > 1:
+        print(f"{usual} exists (--resume continues it); this run is {folder}")
+    return folder
+
+
+def start(net: nn.Module, sets: dict[str, data.Spikes], options: argparse.Namespace) -> None:
+    """Make the folder of a new run, set options.out to it, and write its config.json."""
     paths = [data.find(options.dataset, split, options.data_dir) for split in sets]
+    options.out = make_folder(options)
     config = {
         "options": vars(options),
         "samples": {split: len(spikes.labels) for split, spikes in sets.items()},
@@ -434,24 +501,9 @@ def start(net: nn.Module, sets: dict[str, data.Spikes], options: argparse.Namesp
         "device": torch.cuda.get_device_name() if options.device == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
     }
-    try:
-        os.makedirs(options.out)
-    except FileExistsError:
-        rule = f"continue that run with --resume {options.out}, or choose another --out"
-        raise UserError(f"{options.out} exists already: {rule}") from None
     write(options.out, "config.json", json.dumps(config, indent=1))
     print(f"{options.dataset} {config['samples']}, {count_parameters(net):,} parameters")
     print(f"results in {options.out}; if stopped, continue with --resume {options.out}")
-    return []
-
-
-def resume(net: nn.Module, optimizer, names: dict, options: argparse.Namespace) -> list[dict]:
-    """Load the state of a run.  Returns its log."""
-    if not os.path.exists(os.path.join(options.out, "last.pt")):  # stopped in its first epoch
-        return []
-    saved = load_checkpoint(options.out, "last.pt", net, names)
-    optimizer.load_state_dict(saved["adam"])
-    return saved["rows"]
 
 
 def save(net: nn.Module, optimizer, names: dict, rows: list[dict], options) -> None:
@@ -461,7 +513,7 @@ def save(net: nn.Module, optimizer, names: dict, rows: list[dict], options) -> N
     """
     state = names | {"net": net.state_dict(), "epoch": len(rows)}
     state["sigma"] = [layer.sigma for layer in delayed_layers(net)]
-    if epoch_that_counts(rows) == len(rows):
+    if reported_epoch(rows) == len(rows):
         write(options.out, "net.pt", state)
     lines = [rows[0].keys(), *(row.values() for row in rows)]
     texts = [["" if value is None else str(value) for value in line] for line in lines]
@@ -482,15 +534,14 @@ def load_checkpoint(folder: str, name: str, net: nn.Module, names: dict | None =
     Raises a UserError if the file cannot be read or does not fit.
     """
     path = os.path.join(folder, name)
-    rule = "use the program that trained it, or restore a copy"
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         net.load_state_dict(saved["net"])
     except Exception as problem:  # torch raises many kinds, some of several lines
-        words = " ".join(str(problem).split())
-        raise UserError(f"{path} cannot be loaded ({words}): {rule}") from problem
+        raise UserError(f"{path} cannot be loaded: {' '.join(str(problem).split())}") from problem
     for part, wanted in (names or {"network": type(net).__name__}).items():
         if saved[part] != wanted:
+            rule = "use the program that trained it"
             raise UserError(f"{path} has the {part} {saved[part]}, not {wanted}: {rule}")
     for layer, sigma in zip(delayed_layers(net), saved["sigma"], strict=True):
         layer.sigma = sigma
@@ -498,19 +549,19 @@ def load_checkpoint(folder: str, name: str, net: nn.Module, names: dict | None =
 
 
 def read_options(folder: str) -> dict:
-    """Return the options of a saved run."""
+    """Return the options of a saved run.  Those that it did not know yet have their defaults."""
     with open(os.path.join(folder, "config.json")) as file:
         options = json.load(file)["options"]
     if options["dataset"] not in data.DATASETS:
         rule = "use the script that adds its row to data.DATASETS"
         raise UserError(f"{folder} was trained on {options['dataset']}: {rule}")
-    return options
+    return vars(make_parser().parse_args([])) | options
 
 
 def load_run(folder: str, net: DelaySNN | None = None) -> tuple[DelaySNN, argparse.Namespace]:
     """Return the network of a run, in evaluation and on the CPU, and the options of the run.
 
-    The weights are those of the epoch that counts: the best on validation, or else the last.
+    The weights are those of the reported epoch: the best on validation, or else the last.
     Seeds torch, as build does.
     net: a network of your own to load them into, built like the one that was trained.
     """
@@ -539,14 +590,6 @@ def print_row(row: dict) -> None:
     print(*(f"{value:>9}" for value in values), flush=True)
 
 
-def print_result(result: dict) -> None:
-    for key in ("best_on_test", "unrounded_accuracy"):
-        if result[key] is not None:
-            print(f"{key.replace('_', ' ')} {result[key]:.2%}")
-    headline = "valid" if result["test_accuracy"] is None else "test"
-    print(f"{headline} accuracy {result[f'{headline}_accuracy']:.2%} ({result['rule']})")
-
-
 def print_evaluation(options: argparse.Namespace, net: DelaySNN) -> None:
     """Print the accuracy of the run of --eval: on test, or on valid if the run has no test."""
     set_backend()
@@ -568,7 +611,7 @@ def main(argv=None, net_class=DelaySNN, loss=None, augment=None, on_epoch=None) 
         if options.eval:
             print_evaluation(options, net)
         else:
-            print_result(train(options, net, loss, augment, on_epoch))
+            train(options, net, loss, augment, on_epoch)
     except (UserError, OSError) as problem:
         sys.exit(f"train.py: {problem}")
 

@@ -138,7 +138,8 @@ def our_tasks(device: str, delays: str) -> tuple:
     settings = train.parse(["--delays", delays, "--device", device])
     net = train.build(settings).to(device)
     optimizer = train.make_optimizer(net, settings)
-    train.set_schedules(optimizer, net, 0, settings)
+    train.set_learning_rates(optimizer, 0, settings)
+    train.set_sigma(net, 0, settings)
 
     def train_epoch(spikes):
         train.train_epoch(net, optimizer, spikes, data.batches(spikes, 256))
@@ -183,7 +184,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=lines)
     add = parser.add_argument
     add("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
-    add("--data-dir", default=data.DATA_DIR, help="folder of SHD's files")
+    add("--data-dir", default="data", help="folder of SHD's files")
     add("--rounds", type=train.positive, default=5, help="timed steps of each; default: 5")
     options = parser.parse_args()
     logging.disable(logging.WARNING)  # hides a missing Triton, which is not needed

@@ -80,8 +80,12 @@ class Recurrent(DelaySNN):
     def neurons(self, i, current):
         echo = self.echoes[i]
         weight = echo.weight * echo.mask
-        # How much of a spike has arrived d + 1 steps later, [taps, 1, N].
-        spread = echo.kernel(torch.ones_like(echo.delay))[0].T[:, None]
+        # How much of a spike arrives d + 1 steps later, [taps, 1, N].
+        ones = torch.ones_like(echo.delay)  # [1, N]
+        if echo.training and echo.learn_delays:
+            spread = echo.soft_kernel(ones).permute(2, 0, 1)
+        else:
+            spread = integer_kernel(ones, echo.delay, echo.taps).permute(2, 0, 1)
         v = torch.zeros_like(current[:, 0])  # [B, N]
         nothing = v[None]
         coming = nothing.repeat(echo.taps, 1, 1)  # what each axon delivers d steps from now

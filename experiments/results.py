@@ -273,7 +273,7 @@ def train_all(variants: list[str], seeds: list[str], others: list[str]) -> None:
             print(folder, flush=True)
             if not Path(folder, "result.json").exists():
                 place = ["--resume" if Path(folder).exists() else "--out", folder]
-                train.print_result(train.train(train.parse([*words, "--seed", seed, *place])))
+                train.train(train.parse([*words, "--seed", seed, *place]))
 
 
 def main(argv: list[str] | None = None) -> None:
