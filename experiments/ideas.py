@@ -1,4 +1,4 @@
-"""Ideas from the literature: short extensions of delays.py, to copy.
+"""Variants of the network: ideas from the literature, controls, and the method less one part.
 
     python -m experiments.ideas recurrent --dataset toy
     python -m experiments.ideas base --dataset shd-opened --data-dir DIR --epochs 30 --seed 1
@@ -14,11 +14,24 @@ The first word names the idea, and all options of train.py may follow:
     shift         training samples are shifted along the inputs by a random amount
     shift-smooth  the same, with labels smoothed by 0.1
 
+    control       Gaussians narrow around random whole steps, where the delays stay
+    tail-25       any --taps, with the tail of 25 taps
+
+    no-tail       a layer's output ends with its input
+    one-softmax   the loss applies no second softmax
+    drop-steps    dropout draws a new mask in each step
+    alpha-2       the surrogate gradient is wider (alpha 2 instead of 5)
+    alpha-20      the surrogate gradient is narrower
+    triangle      a triangle of the same variance replaces the Gaussian
+    from-zero     all delays start at 0
+    no-norm       no batch norm
+
 --dataset shd-opened is SHD in the time steps of the paper's experiments (see open_steps).
 
-Results go to runs/DATASET-IDEA-DELAYS-SEED unless --out names another folder.
+Results go to runs/DATASET-IDEA-DELAYS-SEED (or the next free -2, -3, ...) or to --out.
 """
 
+import math
 import sys
 
 import numpy as np
@@ -28,7 +41,8 @@ from torch.nn import functional as F
 
 import data
 import train
-from delays import DelayedLinear, DelaySNN, class_scores, integer_kernel, spike
+from delays import DelayedLinear, DelaySNN, class_scores, delay_conv, integer_kernel, lif, spike
+from train import set_sigma
 
 
 class Axonal(DelaySNN):
@@ -157,21 +171,135 @@ class LateSteps(DelayedLinear):
 class WholeSteps(DelaySNN):
     """In the last fifth of the epochs, weights learn with the kernels of evaluation.
 
-    Rounding then costs no accuracy, which matters where timing has to be exact.  A run resumed
-    within that fifth would have Gaussians again in its first epoch.
+    Rounding then costs no accuracy, which matters where timing has to be exact.
     """
 
     layer_class = LateSteps
 
 
-def freeze_late(epochs: int):
-    """Return the on_epoch of WholeSteps for a run of that many epochs."""
+def set_sigma_and_freeze(net, epoch, options):
+    """Do what train.set_sigma does before each epoch, and freeze the delays of WholeSteps in time.
 
-    def on_epoch(net, row):
-        for layer in net.layers:
-            layer.frozen = row["epoch"] >= 0.8 * epochs
+    This way a resumed run is the same as one that was never stopped.
+    """
+    set_sigma(net, epoch, options)
+    for layer in net.layers:
+        layer.frozen = epoch >= 0.8 * options.epochs
 
-    return on_epoch
+
+# ----------------------------------------------------------------------------------------- controls
+
+
+class Still(DelayedLinear):
+    """A layer with the delays of --delays fixed, inside Gaussians that narrow."""
+
+    def __init__(self, *sizes, **others):
+        super().__init__(*sizes, **others)
+        self.delay.data.round_()
+        self.delay.requires_grad_(False)
+
+
+class Control(DelaySNN):
+    """Does it help that delays move, or is it the Gaussians alone?  Here they do not move.
+
+    They start at whole steps, so that rounding them for evaluation costs less.  For delays that
+    stay between steps, there is --delay-lr 0.
+    """
+
+    layer_class = Still
+
+
+class TailOf25(DelayedLinear):
+    """A layer whose output is 12 steps longer than its input, whatever its taps."""
+
+    def forward(self, spikes):
+        return delay_conv(spikes, self.kernel(), 12)
+
+
+class Tail25(DelaySNN):
+    """Compare numbers of taps without changing the tail, which is taps // 2 steps otherwise."""
+
+    layer_class = TailOf25
+
+    @property
+    def tail(self):
+        return 12 * len(self.layers)
+
+
+# ---------------------------------------------------------------------- the method less one part
+
+
+class NoTailLayer(DelayedLinear):
+    def forward(self, spikes):
+        return delay_conv(spikes, self.kernel())
+
+
+class NoTail(DelaySNN):
+    """What arrives after the last step of the input is lost."""
+
+    layer_class = NoTailLayer
+    tail = 0
+
+
+def one_softmax(net, counts, membrane, labels):
+    """Return the loss of train.cross_entropy without its second softmax.
+
+    The scores, divided by the number of steps, are probabilities already.
+    """
+    return F.nll_loss((class_scores(membrane) / membrane.shape[1]).log(), labels)
+
+
+class DropSteps(DelaySNN):
+    """Dropout draws a new mask in each step, instead of one per sample."""
+
+    def __init__(self, *sizes, dropout=0.4, **others):
+        super().__init__(*sizes, dropout=0.0, **others)
+        self.each_step = dropout
+
+    def neurons(self, i, current):
+        return F.dropout(lif(current, self.tau), self.each_step, self.training)
+
+
+class Alpha2(DelaySNN):
+    def neurons(self, i, current):
+        return lif(current, self.tau, alpha=2.0)
+
+
+class Alpha20(DelaySNN):
+    def neurons(self, i, current):
+        return lif(current, self.tau, alpha=20.0)
+
+
+class TriangleLayer(DelayedLinear):
+    """A triangle of half-width sqrt(6) sigma, which has the variance sigma^2."""
+
+    def soft_kernel(self, weight):
+        d = torch.arange(self.taps, device=weight.device)[:, None, None]
+        distance = (d - self.positions()).abs()  # [taps, out, in]
+        g = (1 - distance / (math.sqrt(6) * self.sigma)).clamp(min=0)
+        return (g * (weight / (g.sum(0) + 1e-7))).permute(1, 2, 0)
+
+
+class Triangle(DelaySNN):
+    layer_class = TriangleLayer
+
+
+class FromZeroLayer(DelayedLinear):
+    def __init__(self, *sizes, **others):
+        super().__init__(*sizes, **others)
+        self.delay.data.zero_()
+
+
+class FromZero(DelaySNN):
+    layer_class = FromZeroLayer
+
+
+class NoNorm(DelaySNN):
+    """Without batch norm, and so without its gains and biases."""
+
+    def __init__(self, *sizes, **others):
+        super().__init__(*sizes, **others)
+        self.norms = nn.ModuleList(nn.Identity() for _ in self.norms)
 
 
 # --------------------------------------------------------------------- augmentation, data, a loss
@@ -199,7 +327,10 @@ def open_steps(times, units, name="the sample"):
     steps is dropped.  The arguments and the result are those of data.bin_sample.
     """
     order = np.argsort(times, kind="stable")
-    ms = times[order].astype(np.float32) * 1000
+    # As in SpikingJelly, these are products and differences in float16, which has steps of 0.5 ms
+    # from 512 ms on.
+    ms = times[order] * np.float16(1000)
+    ms = (ms - ms[:1]).astype(np.float32)
     step = np.zeros(len(ms), np.int64)
     first, number = 0, 0
     while first < len(ms):
@@ -224,6 +355,16 @@ IDEAS = {  # arguments of train.main
     "whole-steps": dict(net_class=WholeSteps),
     "shift": dict(augment=shift),
     "shift-smooth": dict(augment=shift, loss=smoothed),
+    "control": dict(net_class=Control),
+    "tail-25": dict(net_class=Tail25),
+    "no-tail": dict(net_class=NoTail),
+    "one-softmax": dict(loss=one_softmax),
+    "drop-steps": dict(net_class=DropSteps),
+    "alpha-2": dict(net_class=Alpha2),
+    "alpha-20": dict(net_class=Alpha20),
+    "triangle": dict(net_class=Triangle),
+    "from-zero": dict(net_class=FromZero),
+    "no-norm": dict(net_class=NoNorm),
 }
 
 
@@ -234,17 +375,10 @@ def main(argv: list[str]) -> None:
         sys.exit(f"the first word is {idea}: expected one of {', '.join(IDEAS)}")
     data.DATASETS["shd-opened"] = data.DATASETS["shd"]._replace(read=read_opened)
     train.DEFAULTS["shd-opened"] = train.DEFAULTS["shd"]
-    try:
-        options = train.parse(words)
-    except (data.UserError, OSError) as problem:
-        sys.exit(f"ideas.py: {problem}")
-    seams = dict(IDEAS[idea])
+    train.RUNS = "runs/{dataset}-" + idea + "-{delays}-{seed}"
     if idea == "whole-steps":
-        seams["on_epoch"] = freeze_late(options.epochs)
-    if not any(word.split("=")[0] in ("--out", "--resume", "--eval") for word in words):
-        out = f"runs/{options.dataset}-{idea}-{options.delays}-{options.seed}"
-        words = [*words, "--out", out]
-    train.main(words, **seams)
+        train.set_sigma = set_sigma_and_freeze
+    train.main(words, **IDEAS[idea])
 
 
 if __name__ == "__main__":
