@@ -64,7 +64,7 @@ class Dataset(NamedTuple):
 
     read: a function of a split's name and the data folder that returns the Spikes of the split.
     splits: "train" and at least one of "test" and "valid".
-    step_ms: the length of a step of time in ms.
+    step_ms: the length of a time step in ms.
     """
 
     read: Callable[[str, str], Spikes]
@@ -141,7 +141,7 @@ def bin_sample(times: np.ndarray, units: np.ndarray, name: str = "the sample") -
     """Return the counts of one sample of SHD or SSC, uint8 [steps, INPUTS].
 
     times: float16 [spikes], in seconds.  units: channels 0..699.  name: the sample's, for errors.
-    As in the authors' code, time starts at the first spike of the sample.
+    Time starts at the first spike, as in SpikingJelly's reader, which the authors used.
     """
     units = whole_numbers(f"{name}: unit", units, CHANNELS)
     if len(times) != len(units):

@@ -10,7 +10,7 @@ is nonzero: round(delay), which holds the weight.  Rounding has no gradient, so 
 Gaussian centred on the delay spreads the weight over the taps.  Its width sigma shrinks over the
 first quarter of the epochs.
 
-Signals are tensors [B, T, N]: batch, time, neurons.  Delays, sigma and tau are in steps of time.
+Signals are tensors [B, T, N]: batch, time, neurons.  Delays, sigma and tau are in time steps.
 
 For readers of the authors' code: taps is their max_delay, delay is taps // 2 - P, sigma is |SIG| +
 0.27, and a layer's tail is right_padding.  Their versions "gauss" and "max" are gaussian_kernel and
@@ -29,12 +29,13 @@ from torch.nn import functional as F
 
 
 def gaussian_kernel(weight: Tensor, delay: Tensor, sigma: float | Tensor, taps: int) -> Tensor:
-    """Return the differentiable kernel of training (section 3.1; version "gauss" of DCLS).
+    """Return the differentiable training kernel (version "gauss" of DCLS).
 
         k[o,i,d] = w[o,i] g[d] / (sum_d' g[d'] + 1e-7)
         g[d] = exp(-((d - delay[o,i]) / sigma)^2 / 2)
 
-    The division makes the taps of each synapse add up to its weight.  The 1e-7 is from DCLS.
+    The division makes the taps of each synapse add up to its weight, however wide the Gaussian is
+    and however close to an end.  Without the 1e-7, a narrow one between two taps would be 0 / 0.
 
     weight: [out, in].
     delay: in steps, [out, in] or a shape that broadcasts to it: [1, in] is one delay per axon,
@@ -68,11 +69,13 @@ def shrinking_sigma(epoch: int, epochs: int, taps: int, offset=0.27, narrow=0.23
     """Return sigma, the width of the Gaussian in steps, for an epoch counted from 0.
 
     Over the first quarter of the epochs, sigma - offset falls exponentially from taps // 2 to
-    `narrow`, and stays there.  With 25 taps, sigma goes from 12.27 to 0.5.  The offset is the
-    smallest width that DCLS allows.
+    `narrow`, and stays there.  With 25 taps, sigma goes from 12.27 to 0.5.
 
-    If only delays are trained, sigma has to shrink: with 0.5 from the start, none of twelve small
-    networks learned its task (experiments/tour.ipynb).  With trained weights, it matters less.
+    A wide Gaussian lets a delay learn from spikes far from it; a narrow one loses less when the
+    delay is rounded.  Where only delays are trained, the wide start does best: eleven of twelve
+    small networks learned their task with it, five with a constant 1.0 and none with a constant
+    0.5 (experiments/tour.ipynb).  With trained weights it matters less.  The offset is the smallest
+    width that DCLS allows.  No reason is known for taps // 2, for 0.5 or for a quarter.
     """
     quarter = epochs // 4
     wide = max(taps // 2, narrow)  # `narrow` if there is a single tap: then sigma is always 0.5
@@ -127,7 +130,7 @@ def spike(x: Tensor, alpha: float = 5.0) -> Tensor:
         slope(x) = (alpha/2) / (1 + ((pi/2) alpha x)^2)
 
     x: membrane potential minus threshold, of any shape.
-    alpha: steepness of the smooth step.  5 is the authors' value for SHD and SSC.
+    alpha: steepness of the smooth step.  The paper uses 5; no reason is known.
     """
     smooth = torch.arctan(math.pi / 2 * alpha * x) / math.pi
     return (x >= 0).to(x.dtype) + (smooth - smooth.detach())  # the bracket is 0, its slope is not
@@ -144,16 +147,19 @@ def lif_loop(current: Tensor, tau, threshold=1.0, alpha: float = 5.0) -> Tensor:
     tau: time constant of the membrane in steps, at least 1.
     threshold: the potential at which a neuron spikes.  Potentials are 0 at first and after a spike.
     alpha: steepness of the surrogate gradient (see spike).
-    Networks use `lif`, which computes the same thing faster.  Read this one, and copy it to build
-    other neurons.
+    A spike resets its neuron, so the steps have to be computed one after the other.  Networks use
+    `lif`, which computes the same thing faster, with the default threshold and alpha.  Read this
+    one, and copy it to build other neurons.
     """
     decay = decay_of(tau)
     v = torch.zeros_like(current[:, 0])  # [B, N]
     spikes = []
-    for current_now in current.unbind(1):  # one step of time, [B, N]
+    for current_now in current.unbind(1):  # one time step, [B, N]
         h = decay * v + current_now
         s = spike(h - threshold, alpha)
-        v = h * (1 - s.detach())  # as in the paper, no gradient flows through the reset
+        # No gradient flows through the reset, as in the paper.  At a tau near 1, v is so small that
+        # it hardly matters.
+        v = h * (1 - s.detach())
         spikes.append(s)
     return torch.stack(spikes, 1)  # [B, T, N]
 
@@ -163,8 +169,9 @@ def leaky_integrator(current: Tensor, tau) -> Tensor:
 
         v[t] = (1 - 1/tau) v[t-1] + I[t] = sum_{u <= t} (1 - 1/tau)^(t-u) I[u]
 
-    current: I, [B, T, N].  tau: in steps, at least 1, the same for all neurons.  Nothing resets
-    them, so v is the product of a [T, T] matrix with I, which is faster than a loop over time.
+    current: I, [B, T, N].  tau: in steps, at least 1, the same for all neurons.
+    Nothing resets them, so v is the product of a [T, T] matrix with I, which is faster than a loop.
+    Its powers are computed in float64, since a power multiplies the rounding error of its base.
     """
     t = torch.arange(current.shape[1], dtype=torch.float64, device=current.device)
     # t - u, [T, T]: a row for each t, a column for each u.  Where u is later than t, tril puts 0.
@@ -175,7 +182,7 @@ def leaky_integrator(current: Tensor, tau) -> Tensor:
 
 
 def decay_of(tau):
-    """Return the share of its potential that a membrane keeps from one step to the next, 1 - 1/tau.
+    """Return the fraction of its potential that a membrane keeps from step to step, 1 - 1/tau.
 
     tau: a number or a tensor.  Raises a ValueError if a tau is below 1 step.
     """
@@ -190,7 +197,9 @@ def class_scores(membrane: Tensor, steps: Tensor | None = None) -> Tensor:
     membrane: potentials of the readout, [B, T, classes].
     steps: [B], how many steps of each sample to include: its own and the network's tail.  None
         includes all.
-    Training takes the cross-entropy of these scores, a second softmax, as in the authors' code.
+    Summing a softmax of each step is from Bittar and Garner (2022).  Training takes the
+    cross-entropy of the sums, which applies a second softmax, in their code and in the authors'.
+    No reason is known for the second.
     """
     probability = membrane.softmax(2)
     if steps is not None:
@@ -206,7 +215,8 @@ class DelayedLinear(nn.Module):
     """A linear layer whose synapses have delays, without bias: [B, T, in] -> [B, T + taps//2, out].
 
     taps: delays are 0..taps-1 steps.  The output is taps // 2 steps longer than the input, so that
-        late spikes can arrive.  A spike that would arrive after the output's end is lost.
+        late spikes arrive.  Those that would arrive after its end are lost.  The authors tried
+        other lengths; no reason is known for this one.
     count: synapses between each pair of neurons.  The layer sees its inputs `count` times.
     learn_delays: False rounds the random delays to whole steps and does not train them.
     connections: the number of inputs of each neuron, drawn at random.  0 connects all.
@@ -234,7 +244,9 @@ class DelayedLinear(nn.Module):
             raise ValueError(f"delay_per is {delay_per!r}: expected synapse, axon or dendrite.")
         rows = 1 if delay_per == "axon" else outputs
         columns = 1 if delay_per == "dendrite" else count * inputs
-        bound = math.sqrt(6 / (fan_in * count))  # Kaiming's uniform distribution for relu
+        # Kaiming's uniform distribution for relu, which has no reason here.  Where batch norm
+        # follows, the scale of the weights matters little.
+        bound = math.sqrt(6 / (fan_in * count))
         self.weight = nn.Parameter(torch.empty(outputs, count * inputs).uniform_(-bound, bound))
         delay = torch.empty(rows, columns).uniform_(0, taps - 1)
         self.delay = nn.Parameter(delay) if learn_delays else nn.Buffer(delay.round())
@@ -304,7 +316,7 @@ class DelaySNN(nn.Module):
     taps: delays are 0..taps-1 steps.
     tau, tau_readout: time constants of the hidden neurons and of the readout, in steps.  If
         tau_readout is None, it is the same as tau.
-    dropout: share of the neurons that are silenced in training.
+    dropout: fraction of the neurons that are silenced in training.
     options: count, learn_delays, connections and delay_per of DelayedLinear.
     taps=1, learn_delays=False gives the network without delays.
 
@@ -357,8 +369,8 @@ class DelaySNN(nn.Module):
 def lif(current: Tensor, tau: float, threshold: float = 1.0, alpha: float = 5.0) -> Tensor:
     """Return what lif_loop returns, with the backward pass written out.
 
-    Training is a fifth faster with it.  tau and threshold are numbers (lif_loop takes tensors too,
-    which may be learned), and second derivatives are not supported.
+    A training step takes 6 to 10 % less time with it.  tau and threshold are numbers (in lif_loop
+    they may be tensors, even learned ones), and second derivatives are not supported.
     """
     return LIF.apply(current, decay_of(tau), float(threshold), alpha)
 
@@ -407,11 +419,10 @@ class LIF(torch.autograd.Function):
 
 
 def conv_fourier(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
-    """Return the delayed sum by the convolution theorem: Y[f] = X[f] K[f] at each frequency f.
+    """Compute delay_conv by the convolution theorem: Y[f] = X[f] K[f] at each frequency f.
 
-    At SHD's sizes this takes about an eighth of the multiplications of the direct method.  The
-    transforms are products with a matrix of cosines and sines: at these lengths an FFT takes longer
-    (measured in experiments/RESULTS.md).
+    At SHD's sizes this takes about a seventh of the multiplications of conv_direct.  The transforms
+    are products with a matrix of cosines and sines: at these lengths torch.fft takes longer.
     """
     steps, taps = spikes.shape[1], kernel.shape[2]
     # A product of transforms is a circular convolution: what comes after the period wraps around to
