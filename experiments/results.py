@@ -1,101 +1,117 @@
-"""Train variants and seeds, keep a row per run in runs.csv, and print the tables.
+"""Train variants and seeds, keep a row per run in runs.csv, and print what follows from them.
 
     python -m experiments.results train --dataset toy --variants learned,fixed,none --seeds 0,1,2
     python -m experiments.results add runs/toy-20-learned-0
     python -m experiments.results tables claims
+    python -m experiments.results speakers RUN ... --data-dir DIR
 
 `train` passes other options on to train.py.  It skips finished runs and resumes stopped ones.
 `add` records the processor it runs on, so call it on the machine that trained the network.
+`speakers` prints accuracy by speaker and the words that are confused most, over all RUNs.
 Tables are in %: the mean ± the sample standard deviation, or the values if fewer than three.
 """
 
 import argparse
+import io
 import json
 import math
 import platform
 import re
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import h5py
+import numpy as np
 import pandas
+import torch
 from scipy import stats
 
 import data
 import train
 from data import UserError
+from delays import DelaySNN
+from experiments import ideas
 
-CHOSEN_TAU = 400  # ms, of membranes without delays: of three, the best on held-out speakers
-SLOW = ("none", f"--tau {CHOSEN_TAU:.1f} --tau-readout 10.05")
-LEARNED, FIXED, NONE = ("learned", ""), ("fixed", ""), ("none", "")
 SHD, TEN = "SHD (regenerated)", "--connections 10"
-
-# Data, epochs, what is compared, and the variant and options of either side.  The tests are
-# two-sided: the sign of a difference that holds says which side is better.
-CLAIMS = [
-    (SHD, 150, "learned against fixed", LEARNED, FIXED),
-    (SHD, 150, "learned against fixed, equal parameters", ("learned", "--hidden 165"), FIXED),
-    (SHD, 30, f"fixed against none, tau {CHOSEN_TAU} ms", FIXED, SLOW),
-    (SHD, 30, f"none, tau {CHOSEN_TAU} against 10.05 ms", SLOW, NONE),
-    (SHD, 30, "ours against the authors' libraries", LEARNED, ("authors", "")),
-    (SHD, 30, "shrinking against constant sigma", LEARNED, ("constant-sigma", "")),
-    (SHD, 60, "sparse: learned against fixed", ("learned", TEN), ("fixed", TEN)),
-    (SHD, 60, "sparse: constant against shrinking", ("constant-sigma", TEN), ("learned", TEN)),
-    ("toy", 20, "learned against none, tau 100 ms", LEARNED, ("none", "--tau 100.0")),
-    ("toy", 20, "learned against fixed, equal parameters", ("learned", "--hidden 21"), FIXED),
+TEN_LEARNED, TEN_FIXED, TEN_CONSTANT = [
+    (name, TEN) for name in ("learned", "fixed", "constant-sigma")
 ]
-LISTED = "2026-11-28 19:52"  # when the list was committed (3e8c1f5), in UTC
+LEARNED, FIXED, NONE, CONTROL = ("learned", ""), ("fixed", ""), ("none", ""), ("control", "")
+SLOW = ("none", "--tau 400.0 --tau-readout 10.05")  # the best of three on held-out speakers
+CONSTANT, STILL = ("constant-sigma", ""), ("learned", "--delay-lr 0.0")
+HALF, SMALL = ("learned", "--hidden 165"), ("learned", "--hidden 21")  # the parameters of FIXED
+PAIRS = ["1,8", "2,10", "3,6", "0,9", "7,11"]  # speakers of SHD that are held out together
 
-# The second list, committed before its first run began.  The seeds are fixed: all of them run, no
-# more are added, and each claim is tested once, when all of its runs have ended.  Both sides are
-# accuracies of rounded networks at the last epoch, from one processor.  The tests are two-sided:
-# Welch's, and for the held-out pairs of speakers (seed 0 on each) a paired one over the five pairs.
-# Holm's correction is over these five.
+
+class Claim(NamedTuple):
+    """A comparison of two sides, each a variant and its options.
+
+    Tests are two-sided: the sign of a difference that holds says which side is better.
+    """
+
+    data: str
+    epochs: int
+    text: str
+    one: tuple[str, str]
+    other: tuple[str, str]
+    seeds: Sequence[int] | None = None  # None: all that have run
+    speakers: Sequence[str] = ("",)  # that are held out
+
+
+FIRST_CLAIMS = [
+    Claim(SHD, 150, "learned against fixed", LEARNED, FIXED),
+    Claim(SHD, 150, "learned against fixed, equal parameters", HALF, FIXED),
+    Claim(SHD, 30, "fixed against none, tau 400 ms", FIXED, SLOW),
+    Claim(SHD, 30, "none, tau 400 against 10.05 ms", SLOW, NONE),
+    Claim(SHD, 30, "ours against the authors' libraries", LEARNED, ("authors", "")),
+    Claim(SHD, 30, "shrinking against constant sigma", LEARNED, CONSTANT),
+    Claim(SHD, 60, "ten inputs: learned against fixed", TEN_LEARNED, TEN_FIXED),
+    Claim(SHD, 60, "ten inputs: constant against shrinking", TEN_CONSTANT, TEN_LEARNED),
+    Claim("toy", 20, "learned against none, tau 100 ms", LEARNED, ("none", "--tau 100.0")),
+    Claim("toy", 20, "learned against fixed, equal parameters", SMALL, FIXED),
+]
+# Committed before its first run began (866d94d).  All of these seeds run, no more are added, and a
+# claim is tested once, when all of its runs have ended.  Both sides are accuracies of rounded
+# networks at the last epoch, from one processor.
 SECOND_CLAIMS = [
-    (SHD, 30, "learned against the control that starts at whole steps", LEARNED, ("control", "")),
-    (SHD, 60, "ten inputs: learned against fixed", ("learned", TEN), ("fixed", TEN)),
-    ("toy", 20, "learned against fixed, equal parameters", ("learned", "--hidden 21"), FIXED),
-    (SHD, 30, "learned against fixed on held-out speakers", LEARNED, FIXED),
-    (SHD, 30, "shrinking against constant sigma", LEARNED, ("constant-sigma", "")),
+    Claim(SHD, 30, "learned against the control", LEARNED, CONTROL, range(5, 10)),
+    Claim(SHD, 60, "ten inputs: learned against fixed", TEN_LEARNED, TEN_FIXED, range(5)),
+    Claim("toy", 20, "learned against fixed, equal parameters", SMALL, FIXED, range(10, 30)),
+    Claim(SHD, 30, "learned against fixed, held-out speakers", LEARNED, FIXED, [0], PAIRS),
+    Claim(SHD, 30, "shrinking against constant sigma", LEARNED, CONSTANT, range(5, 10)),
 ]
-SECOND_SEEDS = [
-    range(5, 10),
-    range(5),
-    range(10, 30),
-    ["1,8", "2,10", "3,6", "0,9", "7,11"],
-    range(5, 10),
-]
+LISTED = "2026-11-29 12:21"  # in UTC, when the second list was committed and the first one closed
 
 
-def t_test(rows: pandas.DataFrame, base: pandas.DataFrame, paired: bool) -> tuple:
-    """Return by how many points rows are above base with the 95 % interval, p, and both n.
+def runs_of(rows, name, epochs, side, seeds=None, speakers=("",)) -> pandas.DataFrame:
+    """Return the padded runs of a variant with its options.  Without seeds, of all seeds."""
+    found = rows.query(
+        "data == @name and epochs == @epochs and variant == @side[0] and options == @side[1]"
+        " and speakers in @speakers and padding == 'yes'"
+    )
+    return found if seeds is None else found[found["seed"].isin(seeds)]
 
-    paired: over the seeds that both have.  Otherwise it is Welch's test of the two means.
+
+def compare(one: pandas.Series, other: pandas.Series, paired=False) -> tuple[str, float, str]:
+    """Return by how many points one is above the other with the 95 % interval, p, and both n.
+
+    one, other: accuracies, as fractions.
+    paired: over the labels of the index that both have.  Otherwise the test is Welch's.
     p is nan for fewer than three runs on either side.
     """
-    one, other = [100 * side.set_index("seed")["accuracy"] for side in (rows, base)]
     if paired:
         one, other = one.align(other, join="inner")
-    counts = f"{len(one)} and {len(other)}"
+    n = f"{len(one)} and {len(other)}"
     if min(len(one), len(other)) < 3:
-        return "-", math.nan, counts
+        return "-", math.nan, n
+    one, other = 100 * one, 100 * other
     test = stats.ttest_rel(one, other) if paired else stats.ttest_ind(one, other, equal_var=False)
     low, high = test.confidence_interval(0.95)
-    return f"{one.mean() - other.mean():+.2f} [{low:+.2f}, {high:+.2f}]", test.pvalue, counts
-
-
-def are_pairs(rows: pandas.DataFrame, base: pandas.DataFrame) -> bool:
-    """Return whether runs of the same seed begin alike, on the same processor and threads."""
-    # With layers of the same sizes, a seed gives these four the same first weights, masks, batches
-    # and dropout, whatever the membranes, and the same delays, which fixed ones round.  With layers
-    # of other sizes, runs share only the order of the batches.
-    alike = {"constant-sigma": "learned", "fixed": "learned", "none": "learned"}
-    both = pandas.concat([rows, base])
-    options = both["options"].str.replace(r"--tau\S* \S+", "", regex=True).str.strip()
-    beginnings = both["variant"].replace(alike) + options
-    shared = rows.merge(base, on="seed")
-    same_machine = len(shared) and (shared["machine_x"] == shared["machine_y"]).all()
-    return beginnings.nunique() == 1 and bool(same_machine)
+    return f"{one.mean() - other.mean():+.2f} [{low:+.2f}, {high:+.2f}]", test.pvalue, n
 
 
 def holm(p: pandas.Series) -> pandas.Series:
@@ -109,34 +125,43 @@ def holm(p: pandas.Series) -> pandas.Series:
     return holds.map({True: "holds", False: "not shown"}).where(p.notna(), "not run")
 
 
-def claims_table(rows: pandas.DataFrame) -> pandas.DataFrame:
-    """Return the table of CLAIMS.  The other test is named if only one interval contains 0."""
-    heads = ["claim", "data", "difference", "p", "n", "seen", "test", "processor", "other test"]
-    names = {True: "paired", False: "Welch"}
-    groups = dict(list(rows.groupby(["data", "epochs", "variant", "options"])))
+def claims_table(rows: pandas.DataFrame, claims: list[Claim], names: str) -> pandas.DataFrame:
+    """Return the differences and verdicts of a list of claims.
+
+    A claim that names its seeds is tested once all of its runs are there.
+    """
     lines = []
-    for number, (name, epochs, claim, *sides) in enumerate(CLAIMS, 1):
-        one, other = [groups.get((name, epochs, *side), rows[:0]) for side in sides]
-        paired = are_pairs(one, other)
-        difference, p, counts = t_test(one, other, paired)
-        second, other_p, _ = t_test(one, other, not paired)
-        disagrees = p < 0.05 <= other_p or other_p < 0.05 <= p
-        line = [f"{number}. {claim}", f"{name}, {epochs} epochs", difference, p, counts]
-        line += [" and ".join(str((side["ended"] <= LISTED).sum()) for side in (one, other))]
-        machines = ["; ".join(sorted(set(side["machine"]))) or "-" for side in (one, other)]
-        line += [names[paired], " against ".join(machines)]
-        lines.append([*line, f"{names[not paired]} {second}" if disagrees else "-"])
-    found = pandas.DataFrame(lines, columns=heads)
-    p = found["p"].map("{:.2g}".format, na_action="ignore")
-    return found.assign(verdict=holm(found["p"]), p=p)
+    for name, claim in zip(names.split(), claims, strict=True):
+        label = "speakers" if claim.speakers is PAIRS else "seed"
+        sides = [
+            runs_of(rows, claim.data, claim.epochs, side, claim.seeds, claim.speakers)
+            for side in (claim.one, claim.other)
+        ]
+        one, other = [side.set_index(label)["accuracy"] for side in sides]
+        difference, p, n = compare(one, other, paired=label == "speakers")
+        if claim.seeds and not len(one) == len(other) == len(claim.seeds) * len(claim.speakers):
+            difference, p = "-", math.nan
+        data_of = f"{claim.data}, {claim.epochs} epochs"
+        lines.append([f"{name}. {claim.text}", data_of, difference, p, n])
+    found = pandas.DataFrame(lines, columns=["claim", "data", "difference", "p", "n"])
+    found["verdict"] = holm(found["p"])
+    found["p"] = found["p"].map("{:.2g}".format, na_action="ignore")
+    return found
 
 
 # ------------------------------------------------------------------------------------------ tables
 
-COMMON = ["data", "epochs", "padding", "variant", "options", "change"]  # of the runs of a line
+# What the runs of a line have in common.  Where a line's seeds would repeat on another processor,
+# it has a processor too.
+COMMON = ["data", "epochs", "padding", "variant", "options", "change"]
+ACCURACIES = ["accuracy", "unrounded"]
 SHARES = {"last epoch": "accuracy", "unrounded": "unrounded", "best on test": "best_on_test"}
-PAIRS = ["1,8", "2,10", "3,6", "0,9", "7,11"]  # speakers of SHD that are held out together
-MEMBRANES = ["", *(f"--tau {tau}.0 --tau-readout 10.05" for tau in (50, 100, 200, 400))]
+SHARES |= {"new speakers": "new_speakers", "known speakers": "known_speakers"}
+PARTS = ["no-tail", "one-softmax", "drop-steps", "alpha-2", "alpha-20", "triangle", "from-zero"]
+PARTS += ["no-norm"]
+# What RESULTS.md keeps of an earlier program, which left padding out of training.
+EARLIER = [(150, *LEARNED), (30, *LEARNED), (30, *CONSTANT), (30, *NONE)]
+EARLIER += [(30, "none", "--tau 100.0 --tau-readout 10.05")]
 
 
 def all_rows() -> pandas.DataFrame:
@@ -146,10 +171,10 @@ def all_rows() -> pandas.DataFrame:
     held_out = rows["options"].str.extract(r"--valid-speakers (\S+) --no-test ?(.*)")
     rows["speakers"] = held_out[0].fillna("")
     rows["options"] = held_out[1].fillna(rows["options"])
-    rows["sparse"] = rows["options"].str.contains("--connections")
-    threads = ", " + rows["threads"].astype(str) + " threads"
-    rows["machine"] = rows["processor"] + threads.replace(", 1 threads", "")
     rows["accuracy"] = rows["result_test"].fillna(rows["valid_accuracy"])  # last epoch
+    repeats = rows.duplicated([*COMMON, "speakers", "seed"], keep=False)
+    repeats = repeats.groupby([rows[name] for name in COMMON]).transform("any")
+    rows["machine"] = rows["processor"].where(repeats, "")
     return rows
 
 
@@ -164,48 +189,152 @@ def table(rows: pandas.DataFrame, columns: list[str]) -> pandas.DataFrame:
     """Return these columns, with a line for all runs that differ only in seed or speakers."""
     lines = []
     rows = rows.sort_values("epochs", ascending=False, kind="stable")
-    for _, runs in rows.groupby(COMMON, sort=False):
+    for _, runs in rows.groupby([*COMMON, "machine"], sort=False):
         line = runs.iloc[0].to_dict()
-        line["variant"] = f"{line['variant']}, {line['options']}".removesuffix(", ")
+        names = [line["variant"], line["options"], line["machine"]]
+        line["variant"] = ", ".join(name for name in names if name)
         line["parameters"] = f"{line['parameters']:,.0f}".replace("nan", "-")
         line |= {head: spread(runs[column]) for head, column in SHARES.items()}
         line |= {pair: spread(own["accuracy"]) for pair, own in runs.groupby("speakers")}
-        line["mean"] = f"{100 * runs['accuracy'].mean():.2f}"
-        line |= {"n": len(runs), "processor": "; ".join(sorted(set(runs["machine"])))}
+        line |= {"mean": f"{100 * runs['accuracy'].mean():.2f}", "n": len(runs)}
         lines.append(line)
     return pandas.DataFrame(lines, columns=columns)
+
+
+def parts_table(rows: pandas.DataFrame) -> pandas.DataFrame:
+    """Return how accuracy changes with each idea of PARTS, and the seconds of an epoch on SHD."""
+    tasks = {"toy": (20, range(10), range(10)), SHD: (30, range(5, 8), range(5, 10))}
+    lines = []
+    for part in PARTS:
+        line = {"part": part}
+        for task, (epochs, seeds, base_seeds) in tasks.items():
+            runs = runs_of(rows, task, epochs, (part, ""), seeds)
+            base = runs_of(rows, task, epochs, LEARNED, base_seeds)
+            line[task], _, line[f"n, {task}"] = compare(runs["accuracy"], base["accuracy"])
+        line["s an epoch"] = round(runs["seconds"].mean() / epochs) if len(runs) else "-"
+        lines.append(line)
+    return pandas.DataFrame(lines)
+
+
+def answers(before: pandas.DataFrame, after: pandas.DataFrame) -> pandas.DataFrame:
+    """Return the differences that the first paragraph of RESULTS.md states.
+
+    before, after: rows of the first list's runs, and of later ones.
+    """
+
+    def of(rows, name, epochs, side, column="accuracy"):
+        return runs_of(rows, name, epochs, side).set_index("seed")[column]
+
+    lines = {}
+    fixed = of(before, SHD, 150, FIXED)
+    lines["learned over fixed, 150 epochs"] = compare(of(before, SHD, 150, LEARNED), fixed)
+    lines["with half the parameters"] = compare(of(before, SHD, 150, HALF), fixed)
+    for side in (LEARNED, HALF, FIXED, SLOW):
+        gain = compare(of(before, SHD, 150, side), of(before, SHD, 30, side))
+        lines[f"150 epochs over 30: {' '.join(side).strip()}"] = gain
+    for name, epochs in ((SHD, 150), ("toy", 20)):
+        rounded, soft = [of(before, name, epochs, LEARNED, what) for what in ACCURACIES]
+        lines[f"rounding, {name}"] = compare(rounded, soft, paired=True)
+    for name, epochs in ((SHD, 30), ("toy", 20)):
+        for side in (CONTROL, STILL):
+            for what in ACCURACIES:
+                sides = [of(after, name, epochs, variant, what) for variant in (LEARNED, side)]
+                lines[f"learned over {' '.join(side).strip()}, {name}, {what}"] = compare(*sides)
+    found = [[words, difference, n] for words, (difference, _, n) in lines.items()]
+    return pandas.DataFrame(found, columns=["answer", "difference", "n"])
 
 
 def all_tables() -> dict[str, str]:
     """Return every table by its name, in Markdown."""
     rows = all_rows().query("change == ''")
-    today = rows.query("speakers == '' and padding == 'yes'")
+    before, after = rows[rows["ended"] <= LISTED], rows[rows["ended"] > LISTED]
+    today = rows.query("speakers == '' and padding == 'yes' and variant not in @PARTS")
+    sides = today[["variant", "options"]].apply(tuple, axis=1)
+    again = today["seed"].ge(10) & sides.isin([SMALL, FIXED])  # of claim c, not for the toy table
+    on_shd = today.query("data == @SHD and variant != 'authors'")
+    sparse = on_shd["options"].str.contains("--connections")
     earlier = rows.query("speakers == '' and padding == 'no' and data == @SHD")
-    ours = today.query("variant != 'authors'")
-    sparse = pandas.concat([ours, earlier]).query("sparse and data == @SHD")
-    tau = rows.query("speakers != '' and epochs == 30 and options in @MEMBRANES")
-    tau = tau.query("variant == 'none' or options == ''")
-    of_line = ["variant", "options", "padding"]
-    tau = tau.groupby(of_line).filter(lambda runs: len(runs) == len(PAIRS)).sort_values(of_line)
+    keys = earlier[["epochs", "variant", "options"]].apply(tuple, axis=1)
+    held_out = rows.query("speakers != '' and epochs == 30")
+    held_out = held_out.query("padding == 'yes' or (variant == 'learned' and options == '')")
 
-    shd = ["variant", "parameters", "epochs", *SHARES, "n", "processor"]
-    toy = [head for head in shd if head not in ("epochs", "best on test")]
-    unpadded = table(earlier.query("not sparse"), shd)
-    authors = table(today.query("variant == 'authors'"), shd)
+    shd = ["variant", "parameters", "epochs", *SHARES, "n"]
     tables = {
-        "claims": claims_table(today),
-        **{name: table(runs, shd) for name, runs in ours.query("not sparse").groupby("data")},
-        "sparse": table(sparse, ["padding", *shd]),
-        "toy": table(today.query("data == 'toy'"), toy),
-        "validation": table(tau, ["variant", "padding", *PAIRS, "mean", "n", "processor"]),
-        "unpadded": unpadded.rename(columns={"variant": "commits 9c3082d to 72060dc"}),
-        "authors": authors.rename(columns={"variant": "dcls 0.1.1, spikingjelly 2.0.0"}),
+        "claims": claims_table(before, FIRST_CLAIMS, "1 2 3 4 5 6 7 8 9 10").drop([4, 7]),
+        "second": claims_table(after, SECOND_CLAIMS, "a b c d e"),
+        "answers": answers(before, after),
+        "shd": table(on_shd[~sparse], shd),
+        "ten inputs": table(on_shd[sparse], shd),
+        "toy": table(today[~again].query("data == 'toy'"), [*shd[:2], *shd[3:5], "n"]),
+        "parts": parts_table(after),
+        "held-out": table(held_out, ["variant", "padding", *PAIRS, "mean", "n"]),
+        "earlier": table(earlier[keys.isin(EARLIER)], [*shd[:6], "n"]),
+        "authors": table(today.query("variant == 'authors'"), [*shd[:6], "n"]),
     }
     for name, frame in tables.items():
         cells = frame.astype(object).fillna("-").to_numpy()
         lines = [frame.columns, ["---"] * len(frame.columns), *cells]
         tables[name] = "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
     return tables
+
+
+# ------------------------------------------------------------------------------ speakers and words
+
+NEW_SPEAKERS = [4, 5]  # of SHD, in the test set alone
+
+
+def network_of(folder: str) -> tuple[DelaySNN, argparse.Namespace, str | None]:
+    """Return the network of a run, its options, and the idea of ideas.py that it was, if any."""
+    names = torch.load(Path(folder, "net.pt"), map_location="cpu", weights_only=True)
+    for idea, seams in ideas.IDEAS.items():
+        net_class = seams.get("net_class", DelaySNN)
+        loss, augment = seams.get("loss", train.cross_entropy), seams.get("augment")
+        wanted = [net_class.__name__, train.name_of(loss), train.name_of(augment)]
+        if [names["network"], names["loss"], names["augment"]] == wanted:
+            options = argparse.Namespace(**train.read_options(folder))
+            net, _ = train.load_run(folder, train.build(options, net_class))
+            return net, options, None if idea == "base" else idea
+    raise UserError(f"{folder} has a network of another program: its row needs --variant")
+
+
+def correct_by_speaker(net: DelaySNN, test: data.Spikes) -> dict[str, float]:
+    """Return the accuracy on the test samples of new speakers, of known ones, and of each one."""
+    correct = (train.predict(net, test).argmax(1) == test.labels).numpy()
+    new = np.isin(test.speakers, NEW_SPEAKERS)
+    found = {"new": correct[new].mean(), "known": correct[~new].mean()}
+    for speaker in np.unique(test.speakers):
+        found[str(speaker)] = correct[test.speakers == speaker].mean()
+    return found
+
+
+def words_of(path: str) -> list[str]:
+    """Return the word of each class, from extra/keys of a data file, packed or not."""
+    with open(path, "rb") if path.endswith(".h5") else data.open_packed(path) as file:
+        content = io.BytesIO(file.read())
+    with h5py.File(content) as h5:
+        return [key.decode() for key in h5["extra/keys"]]
+
+
+def print_speakers(folders: list[str], data_dir: str) -> None:
+    """Print accuracy by speaker, and the ten largest confusions, over runs on SHD."""
+    test = data.load("shd", "test", data_dir)
+    words = words_of(data.find("shd", "test", data_dir))
+    shares, confusions = [], Counter()
+    for folder in folders:
+        net, _, _ = network_of(folder)
+        shares.append(correct_by_speaker(net, test))
+        guess = train.predict(net, test).argmax(1)
+        confusions.update(
+            (words[label], words[heard])
+            for label, heard in zip(test.labels.tolist(), guess.tolist(), strict=True)
+            if label != heard
+        )
+    for name, values in pandas.DataFrame(shares).items():
+        print(f"speaker {name:<6} {spread(values)} %")
+    errors = confusions.total() / len(folders)
+    print(f"{errors:.1f} errors a run, of which")
+    for (said, heard), number in confusions.most_common(10):
+        print(f"{number / len(folders):6.1f}  {said} heard as {heard}")
 
 
 # ------------------------------------------------------ runs and commands: skip on a first reading
@@ -233,8 +362,11 @@ def changed_options(options: argparse.Namespace) -> str:
     return " ".join(words)
 
 
-def row_of_run(folder: str) -> dict:
-    """Return the row of a finished run of train.py."""
+def row_of_run(folder: str, variant: str | None) -> dict:
+    """Return the row of a finished run of train.py or ideas.py.
+
+    variant: the name of a network of your own, which is then not asked about its speakers.
+    """
     config_path, result_path = Path(folder, "config.json"), Path(folder, "result.json")
     config, result = json.loads(config_path.read_text()), json.loads(result_path.read_text())
     log = pandas.read_csv(Path(folder, "log.csv"), dtype=str, keep_default_na=False)
@@ -244,12 +376,19 @@ def row_of_run(folder: str) -> dict:
     row |= {f"result_{split}": result[f"{split}_accuracy"] for split in ("test", "valid")}
     if result["delays"] not in ("fixed", "none"):  # those are whole steps in any case
         row["unrounded"] = result["unrounded_accuracy"]
-    row["variant"] = result["delays"]
     row["options"] = changed_options(argparse.Namespace(**config["options"]))
     md5 = [digest[:8] for digest in config["md5"].values()]
     row |= {"md5": " ".join(md5), "data": result["dataset"]}
     if md5:
         row["data"] = DATA_NAMES.get(md5[0], f"{result['dataset']} (other files)")
+
+    row["variant"] = variant
+    if variant is None:
+        net, options, idea = network_of(folder)
+        row["variant"] = idea or result["delays"]
+        if options.dataset == "shd" and result["test_accuracy"] is not None:
+            found = correct_by_speaker(net, data.load("shd", "test", options.data_dir))
+            row |= {"new_speakers": found["new"], "known_speakers": found["known"]}
 
     # The last commit of this checkout before the run, which writes its config.json once, first.
     begun = f"--before=@{config_path.stat().st_mtime:.0f}"
@@ -257,22 +396,26 @@ def row_of_run(folder: str) -> dict:
     row["version"] = subprocess.run(command, capture_output=True, text=True).stdout.strip()
     ended = pandas.Timestamp(result_path.stat().st_mtime, unit="s")  # in UTC
     row["ended"] = ended.strftime("%Y-%m-%d %H:%M")
-    cpu = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", cpu.read_text()) if cpu.exists() else []
-    names.append(platform.processor() or platform.machine())
-    row["processor"] = " ".join(re.sub(r"\(\w+\)", "", names[0]).split()[:2])  # as in Intel Xeon
-    if config["options"]["device"] == "cuda":
-        row["processor"] = config["device"]
+    row["processor"] = config["device"] if config["options"]["device"] == "cuda" else processor()
     return row
+
+
+def processor() -> str:
+    """Return the full model of this machine's processor."""
+    cpu = Path("/proc/cpuinfo")
+    found = dict(re.findall(r"(.*\S)\s*: (.*)", cpu.read_text())) if cpu.exists() else {}
+    if "model name" not in found:
+        return platform.processor() or platform.machine()
+    return f"{found['model name']}, family {found['cpu family']} model {found['model']}"
 
 
 def add(folders: list[str], variant: str | None) -> None:
     """Add all of the runs, or none if one of them has a problem."""
     rows = pandas.read_csv(Path(FOLDER, "runs.csv"), dtype=str, keep_default_na=False)
     for folder in folders:
-        row = pandas.Series(row_of_run(folder)).reindex(rows.columns).fillna("").astype(str)
-        row["variant"] = variant or row["variant"]
-        same = [*COMMON, "seed"]
+        found = row_of_run(folder, variant)
+        row = pandas.Series(found).reindex(rows.columns).fillna("").astype(str)
+        same = [*COMMON, "seed", "processor"]
         there = rows[(rows[same] == row[same]).all(axis=1)]
         if len(there):
             rule = "delete that row first if this run replaces it"
@@ -299,16 +442,21 @@ def train_all(variants: list[str], seeds: list[str], others: list[str]) -> None:
 def main(argv: list[str] | None = None) -> None:
     kind = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=kind, allow_abbrev=False)
-    parser.add_argument("command", choices=["train", "add", "tables"])
+    parser.add_argument("command", choices=["train", "add", "tables", "speakers"])
     parser.add_argument("--variants", default="learned", help="to train, as in learned,fixed")
     parser.add_argument("--seeds", default="0", help="to train, as in 0,1,2")
     parser.add_argument("--variant", help="to add: the name of a network of your own")
+    parser.add_argument("--data-dir", help="of speakers: the folder of SHD's files; default: data")
     arguments, words = parser.parse_known_args(argv)
+    data_dir = arguments.data_dir
     try:
         if arguments.command == "train":
+            words += ["--data-dir", data_dir] if data_dir else []
             train_all(arguments.variants.split(","), arguments.seeds.split(","), words)
         elif arguments.command == "add":
             add(words, arguments.variant)
+        elif arguments.command == "speakers":
+            print_speakers(words, data_dir or "data")
         else:
             tables = all_tables()
             for name in words or tables:
