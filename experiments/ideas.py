@@ -12,7 +12,6 @@ The first word names the idea, and all options of train.py may follow:
     adaptive      neurons that adapt to their own activity, with learned time constants
     whole-steps   in the last fifth of the epochs, weights learn with rounded delays
     shift         training samples are shifted along the inputs by a random amount
-    shift-smooth  the same, with labels smoothed by 0.1
 
     control       Gaussians narrow around random whole steps, where the delays stay
     tail-25       any --taps, with the tail of 25 taps
@@ -158,12 +157,10 @@ class Adaptive(DelaySNN):
 
 
 class LateSteps(DelayedLinear):
-    """A layer whose delays can be frozen at whole steps while the weights keep learning."""
-
-    frozen = False
+    """A layer whose delays are frozen at whole steps while sigma is 0, and weights keep learning."""
 
     def soft_kernel(self, weight):
-        if self.frozen:
+        if self.sigma == 0:
             return integer_kernel(weight, self.positions(), self.taps)
         return super().soft_kernel(weight)
 
@@ -178,13 +175,14 @@ class WholeSteps(DelaySNN):
 
 
 def set_sigma_and_freeze(net, epoch, options):
-    """Do what train.set_sigma does before each epoch, and freeze the delays of WholeSteps in time.
+    """Set sigma as train.set_sigma does, and to 0 in the last fifth of the epochs.
 
-    This way a resumed run is the same as one that was never stopped.
+    Checkpoints hold sigma, so a resumed run is the same as one that was never stopped.
     """
     set_sigma(net, epoch, options)
-    for layer in net.layers:
-        layer.frozen = epoch >= 0.8 * options.epochs
+    if epoch >= 0.8 * options.epochs:
+        for layer in net.layers:
+            layer.sigma = 0.0
 
 
 # ----------------------------------------------------------------------------------------- controls
@@ -209,36 +207,36 @@ class Control(DelaySNN):
     layer_class = Still
 
 
-class TailOf25(DelayedLinear):
-    """A layer whose output is 12 steps longer than its input, whatever its taps."""
-
-    def forward(self, spikes):
-        return delay_conv(spikes, self.kernel(), 12)
-
-
-class Tail25(DelaySNN):
-    """Compare numbers of taps without changing the tail, which is taps // 2 steps otherwise."""
-
-    layer_class = TailOf25
-
-    @property
-    def tail(self):
-        return 12 * len(self.layers)
-
-
 # ---------------------------------------------------------------------- the method less one part
 
 
-class NoTailLayer(DelayedLinear):
+class TailedLayer(DelayedLinear):
+    """A layer whose output is `tail` steps longer than its input, whatever its taps."""
+
+    tail = 0
+
     def forward(self, spikes):
-        return delay_conv(spikes, self.kernel())
+        return delay_conv(spikes, self.kernel(), self.tail)
 
 
 class NoTail(DelaySNN):
     """What arrives after the last step of the input is lost."""
 
-    layer_class = NoTailLayer
-    tail = 0
+    layer_class = TailedLayer
+
+    @property
+    def tail(self):
+        return sum(layer.tail for layer in self.layers)
+
+
+class TailedLayer25(TailedLayer):
+    tail = 25 // 2
+
+
+class Tail25(NoTail):
+    """Compare numbers of taps without changing the tail, which is taps // 2 steps otherwise."""
+
+    layer_class = TailedLayer25
 
 
 def one_softmax(net, counts, membrane, labels):
@@ -302,7 +300,7 @@ class NoNorm(DelaySNN):
         self.norms = nn.ModuleList(nn.Identity() for _ in self.norms)
 
 
-# --------------------------------------------------------------------- augmentation, data, a loss
+# ----------------------------------------------------------------------------- augmentation, data
 
 
 def shift(counts, labels):
@@ -313,11 +311,6 @@ def shift(counts, labels):
     inside = (source >= 0) & (source < inputs)
     source = source.clamp(0, inputs - 1).expand(-1, steps, -1)
     return counts.gather(2, source) * inside
-
-
-def smoothed(net, counts, membrane, labels):
-    """Return the loss of train.cross_entropy, with labels smoothed by 0.1."""
-    return F.cross_entropy(class_scores(membrane), labels, label_smoothing=0.1)
 
 
 def open_steps(times, units, name="the sample"):
@@ -354,7 +347,6 @@ IDEAS = {  # arguments of train.main
     "adaptive": dict(net_class=Adaptive),
     "whole-steps": dict(net_class=WholeSteps),
     "shift": dict(augment=shift),
-    "shift-smooth": dict(augment=shift, loss=smoothed),
     "control": dict(net_class=Control),
     "tail-25": dict(net_class=Tail25),
     "no-tail": dict(net_class=NoTail),
