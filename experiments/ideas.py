@@ -157,7 +157,7 @@ class Adaptive(DelaySNN):
 
 
 class LateSteps(DelayedLinear):
-    """A layer whose delays are frozen at whole steps while sigma is 0, and weights keep learning."""
+    """A layer whose delays stay at whole steps while sigma is 0, and weights keep learning."""
 
     def soft_kernel(self, weight):
         if self.sigma == 0:
