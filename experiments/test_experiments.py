@@ -20,7 +20,7 @@ import data
 import test_delays as oracle
 import train
 from delays import DelayedLinear, class_scores, lif
-from experiments import export, ideas, regenerate
+from experiments import benchmark, export, ideas, regenerate
 
 FOLDER = Path(__file__).resolve().parent
 CELLS = json.loads((FOLDER / "tour.ipynb").read_text())["cells"]
@@ -181,6 +181,21 @@ def test_brian2_has_the_spikes_of_the_network(trained, capsys):
     export.compare_brian2(net, arrays, samples, 4)
     words = f"4 samples, {total} hidden spikes in torch, 0 that occur in only one of the two\n"
     assert capsys.readouterr().out == words
+
+
+# --------------------------------------------------------------------------------------- benchmark
+
+
+@pytest.mark.parametrize("hidden", [64, 256])
+def test_the_authors_libraries_compute_the_same_network(hidden):
+    """Scores, gradients of all parameters, running statistics, and scores with whole steps."""
+    if "DELAYS_REQUIRE_PEER" not in os.environ:  # .ci/run sets it: there, a missing one is an error
+        for library in ("DCLS", "spikingjelly"):
+            pytest.importorskip(library, reason=f"not compared with the authors': no {library}")
+    differences = benchmark.compare(hidden)
+    assert len(differences) >= 1 + 3 * 2 + 2 * 4 + 1  # of layers, of norms
+    for name, difference in differences.items():
+        assert difference < 1e-12, name
 
 
 # ------------------------------------------------------------------------------------------ results
