@@ -3,21 +3,15 @@
 import csv
 import json
 import math
-import re
-import sys
-import traceback
-from collections import Counter
 
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import data
 import delays
 import train
-from delays import DelayedLinear, DelaySNN, class_scores, delay_conv, integer_kernel, lif, spike
+from delays import DelayedLinear, DelaySNN, class_scores, delay_conv, integer_kernel, lif
 
 torch.set_num_threads(1)  # several threads fight over the cores of a busy machine
 
@@ -264,15 +258,6 @@ def test_neurons_are_their_equations_and_so_are_their_gradients(neurons, tau, th
     assert_same(spikes, want, (current,))
 
 
-def test_spike_is_a_step_with_the_slope_of_the_arctan():
-    special = torch.tensor([0.0, -0.0, 1e-30, -1e-30, 1e6, -1e6])
-    x = torch.cat([special, random(1000), 1e-6 * random(1000)]).requires_grad_()
-    for alpha in (5.0, 2.0):
-        s = spike(x, alpha)
-        assert s[:6].tolist() == [1, 1, 1, 0, 1, 0] and set(s.tolist()) == {0, 1}
-        assert_same(s, plain_spike(x, alpha), (x,), rtol=1e-14, atol=0)
-
-
 @pytest.mark.parametrize("tau", [0.9, math.nan])
 @pytest.mark.parametrize("neurons", [lif, delays.lif_loop, delays.leaky_integrator])
 def test_a_time_constant_of_less_than_a_step_is_refused(neurons, tau):
@@ -289,13 +274,6 @@ def test_readout_is_its_equation_and_so_are_its_gradients_even_for_a_learned_tau
         tau = torch.tensor(tau).double().requires_grad_()
         want = turned(plain_readout(turned(current), tau))
         assert_same(delays.leaky_integrator(current, tau), want, (current, tau))
-
-
-def test_class_scores_are_sums_of_softmax_over_the_steps_that_count():
-    membrane = random(2, 5, 3)
-    close(class_scores(membrane), plain_scores(turned(membrane)), rtol=1e-12, atol=0)
-    want = torch.stack([plain_scores(membrane[0, :2]), plain_scores(membrane[1, :4])])
-    close(class_scores(membrane, torch.tensor([2, 4])), want, rtol=1e-12, atol=0)
 
 
 # ------------------------------------------------------------ the layer, the network, the schedules
@@ -415,13 +393,6 @@ def test_delays_are_one_per_synapse_axon_or_dendrite_of_each_copy(count, copies)
         DelayedLinear(6, 5, 4, delay_per="neuron")
 
 
-def test_a_layer_computes_with_the_method_it_is_told():
-    layer, x = DelayedLinear(60, 50, 9).eval(), torch.rand(2, 30, 60)
-    for method in ("direct", "fourier"):
-        layer.conv = method
-        assert torch.equal(layer(x), delay_conv(x, layer.kernel(), 4, method))
-
-
 def test_sparse_neurons_have_as_many_inputs_each_drawn_for_itself():
     layer = DelayedLinear(6, 5, 3, count=2, connections=2)
     assert (layer.mask.sum(1) == 2).all() and len(layer.mask.unique(dim=0)) > 1
@@ -467,20 +438,6 @@ def test_sigma_at_named_epochs():
     assert delays.shrinking_sigma(37, 150, 25) == delays.shrinking_sigma(149, 150, 25) == 0.5
     assert delays.shrinking_sigma(0, 3, 25) == 0.5  # under four epochs it never is wide
     assert delays.shrinking_sigma(0, 150, 1) == 0.5  # nor with one tap
-
-
-@pytest.mark.parametrize("epochs", [7, 10, 25, 30, 150])
-def test_learning_rate_and_beta1_are_those_of_torchs_one_cycle(epochs):
-    adam = torch.optim.Adam([torch.zeros(1, requires_grad=True)])
-    cycle = torch.optim.lr_scheduler.OneCycleLR(adam, 5e-3, total_steps=epochs)
-    for epoch in range(epochs):
-        lr, beta1 = train.one_cycle(epoch, epochs, 5e-3)
-        group = adam.param_groups[0]
-        assert lr == pytest.approx(group["lr"], rel=1e-9, abs=0)
-        assert beta1 == pytest.approx(group["betas"][0], rel=1e-9, abs=0)
-        adam.step()
-        if epoch < epochs - 1:
-            cycle.step()
 
 
 # ------------------------------------------------------------------------------------- the toy task
@@ -905,86 +862,3 @@ def check_headline(words, samples, want, asked, folder, capsys):
     assert capsys.readouterr().out == f"{accuracy} ({run})\n"
     net, _ = train.load_run(run)
     assert net.layers[0].sigma == sigmas[epoch - 1] and not net.training
-
-
-# ------------------------------------------------------------------------- a card that is not there
-
-CARD = torch.device("meta")  # its tensors have only a shape
-
-
-class Card(TorchDispatchMode):
-    """Watch what a program sends to the card.  As on a GPU, operations on two devices raise.
-
-    .calls: how often each operation was called, by name.  .waits: the functions that waited for
-    the card, to read a number, which is always 0, or to copy to or from the card.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.calls, self.waits = Counter(), []
-        # The fused Adam works on meta, but its check of the device refuses.
-        sys.modules[torch.optim.Adam.__module__]._device_dtype_check_for_fused = lambda _: None
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        self.calls[str(operation)] += 1
-        if operation is torch.ops.aten._local_scalar_dense.default and args[0].device == CARD:
-            self.waits.append(place())
-            return 0
-        devices = {leaf.device for leaf in tree_leaves((args, kwargs)) if torch.is_tensor(leaf)}
-        if operation is torch.ops.aten._to_copy.default:
-            target = kwargs.get("device") or args[0].device
-            if devices != {target}:
-                self.waits.append(place())
-            if devices == {CARD} and target != CARD:
-                return torch.zeros(args[0].shape, dtype=args[0].dtype)
-        elif CARD in devices and len(devices) > 1:
-            raise AssertionError(f"{place()}: {operation} mixes devices")
-        return operation(*args, **kwargs)
-
-
-def place():
-    """Return the function of delays.py, data.py or train.py that is running."""
-    for frame, _ in traceback.walk_stack(None):  # the innermost first
-        if frame.f_globals["__name__"] in ("delays", "data", "train"):
-            return f"{frame.f_globals['__name__']}.{frame.f_code.co_name}"
-
-
-@pytest.fixture
-def card():
-    with Card() as card:
-        yield card
-
-
-@pytest.mark.parametrize(
-    "words", ["shd", "shd --delays none", "toy --delays fixed --connections 3"]
-)
-def test_an_epoch_and_an_evaluation_on_a_card_wait_for_one_sum(words, card, monkeypatch):
-    options = parsed("--dataset", *words.split(), "--batch-size", 2)
-    row = data.DATASETS[options.dataset]
-    counts = [np.ones((steps, row.inputs), np.uint8) for steps in (12, 7, 15)]
-    spikes = data.join(counts, np.arange(3)).to(CARD)
-    batches = [(torch.tensor([2, 0]).to(CARD), 15), (torch.tensor([1]).to(CARD), 7)]
-    monkeypatch.setattr(data, "batches", lambda *args, **kwargs: batches)
-    net = train.build(options).to(CARD)
-    optimizer = train.make_optimizer(net, options)
-    train.set_schedules(optimizer, net, 0, options)
-
-    card.waits.clear()
-    card.calls.clear()
-    means = train.train_epoch(net, optimizer, spikes, batches)
-    assert means == [0.0] * (2 + options.layers)  # what this card reads
-    # In each of two batches: the samples' steps, first rows and counts, and their labels; and the
-    # kernels of one tap, with their gradients.
-    one_tap = 0 if options.delays == "learned" else 2 * (options.layers + 1)
-    moved = {name: n for name, n in card.calls.items() if re.search("index|gather|scatter", name)}
-    want = {"aten.index.Tensor": 8, "aten.scatter.src": one_tap, "aten.gather.default": one_tap}
-    assert moved == {name: n for name, n in want.items() if n}
-    for rounded in (True, False):
-        assert train.evaluate(net, spikes, 2, rounded) == 0.0
-    assert card.waits == ["train.train_epoch", "train.evaluate", "train.evaluate"]
-    layers = 0 if options.delays == "none" else options.layers + 1
-    assert card.calls["aten.convolution.default"] == layers * 2 * 3  # two batches, three times
-    for name, parameter in net.named_parameters():
-        state = optimizer.state[parameter].values()  # its step and its two moments
-        assert {tensor.device for tensor in (parameter.grad, *state)} == {CARD}, name

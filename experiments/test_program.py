@@ -457,15 +457,6 @@ def test_training_and_evaluation_set_the_backend_themselves(short_run, tmp_path)
             train.set_backend()  # as any training leaves it
 
 
-def test_with_short_membranes_learned_beats_fixed_beats_none_on_the_toy_task(tmp_path):
-    accuracy = {}
-    for variant in ("learned", "fixed", "none"):
-        words = f"--dataset toy --delays {variant} --epochs 3".split()
-        accuracy[variant] = train.train(options_of(tmp_path / variant, *words))["test_accuracy"]
-    assert accuracy["none"] < 0.15, accuracy
-    assert 0.2 < accuracy["fixed"] < accuracy["learned"] - 0.1, accuracy
-
-
 # --------------------------------------------------------------------------- a network of one's own
 
 
@@ -730,11 +721,3 @@ def test_a_wrong_or_a_missing_row_gets_a_sentence(short_run, tmp_path, monkeypat
     monkeypatch.delitem(data.DATASETS, "little")
     with pytest.raises(data.UserError, match="run was trained on little: use the script that"):
         train.load_run(tmp_path / "run")
-
-
-def test_help_shows_the_defaults_of_the_chosen_data_set(capsys):
-    for dataset, taps in (("shd", 25), ("ssc", 31)):
-        with pytest.raises(SystemExit, match="0"):
-            train.main(["--dataset", dataset, "-h"])
-        shown = " ".join(capsys.readouterr().out.split())
-        assert f"--taps TAPS delays are 0 to TAPS - 1 steps (default: {taps})" in shown
