@@ -1,16 +1,16 @@
 """Files, runs and mistakes: everything around the method and the training, offline, one thread."""
 
 import gzip
-import hashlib
 import http.server
 import json
 import math
 import os
+import socket
 import subprocess
 import sys
 import threading
-import time
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -60,7 +60,7 @@ def write_words(folder, dataset, sizes, classes, speakers):
         write_h5(os.path.join(folder, f"{dataset}_{split}.h5"), times, units, labels, names)
 
 
-def write_shd(folder, speakers=(0, 1, 2)):
+def write_shd(folder, speakers=(0, 2, 12)):
     """Write files of SHD.  Each of the three speakers has 8 of the 24 training samples."""
     write_words(folder, "shd", {"train": 24, "test": 9}, 20, speakers)
 
@@ -74,15 +74,13 @@ def write_ssc(folder):
 
 
 def pack(path, packing):
-    """Replace an .h5 file by its packed form."""
-    content = path.read_bytes()
-    path.unlink()
-    packed = path.parent / (path.name + packing)
-    if packing == ".zip":
-        with zipfile.ZipFile(packed, "w") as archive:
-            archive.writestr(path.name, content)
+    """Replace an .h5 file by its packed form, .gz or .zip."""
+    if packing == ".gz":
+        Path(f"{path}.gz").write_bytes(gzip.compress(path.read_bytes()))
     else:
-        packed.write_bytes(gzip.compress(content) if packing == ".gz" else content)
+        with zipfile.ZipFile(f"{path}.zip", "w") as archive:
+            archive.write(path, path.name)
+    path.unlink()
 
 
 def same(one, other):
@@ -122,7 +120,7 @@ def test_reading_is_the_loop_over_spikes_and_keeps_every_spike(tmp_path):
         data.read_published("shd", "test", tmp_path, lambda times: times)
 
 
-@pytest.mark.parametrize("packing", ["", ".gz", ".zip"])
+@pytest.mark.parametrize("packing", [".gz", ".zip"])
 def test_files_are_read_where_they_lie_and_nothing_is_left(tmp_path, packing, monkeypatch):
     write_shd(tmp_path, ["0a7c", "b555", "çelik"])
     want = data.load("shd", "test", tmp_path)
@@ -133,19 +131,6 @@ def test_files_are_read_where_they_lie_and_nothing_is_left(tmp_path, packing, mo
         monkeypatch.setattr(os, "access", lambda path, mode, writable=writable: writable)
         assert same(data.load("shd", "test", tmp_path), want)
         assert sorted(os.listdir(tmp_path)) == before
-
-
-@pytest.mark.parametrize("speakers", [[10, 2, 1], ["0a7c2a8d", "b5552931", "çelik"]])
-def test_held_out_speakers_are_disjoint_from_training(tmp_path, speakers):
-    write_shd(tmp_path, speakers)
-    held_out = f"{speakers[0]},{speakers[2]}"
-    sets = train.load_sets(parsed("--data-dir", tmp_path, "--valid-speakers", held_out))
-    every = data.load("shd", "train", tmp_path)
-    assert same(sets["train"], every.select(every.speakers == speakers[1]))
-    assert same(sets["valid"], every.select(every.speakers != speakers[1]))
-    assert sets["train"].speakers.tolist() == [speakers[1]] * 8
-    assert sets["valid"].speakers.tolist() == [speakers[0], speakers[2]] * 8
-    assert same(sets["test"], data.load("shd", "test", tmp_path))
 
 
 # ---------------------------------------------------------------------------------- events, batches
@@ -185,93 +170,60 @@ NAME = "shd_test.h5.gz"
 
 
 @pytest.fixture
-def server(tmp_path, monkeypatch):
-    """A server on this machine, which stands for both published ones, as /a and /b.
-
-    server.answers[path] is a function of a handler; server.asked lists the paths.  server.body is
-    a sound file, whose md5 is the expected one.
-    """
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.server.asked.append(self.path)
-            self.server.answers.get(self.path, lambda handler: handler.send_error(404))(self)
-
-        def log_message(self, *args):
-            pass
-
+def served(tmp_path, monkeypatch):
+    """Serve the files of tmp_path on this machine.  Returns the address."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.answers, server.asked = {}, []
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    root = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(data, "SERVERS", [f"{root}/a", f"{root}/b"])
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+FAILURES = [("absent", "404"), ("cut off", "sent a file of md5"), ("silent", "timed out")]
+
+
+@pytest.mark.parametrize("kind, said", FAILURES)
+def test_a_missing_file_is_fetched_once_from_a_server_that_has_it(
+    kind, said, served, tmp_path, monkeypatch, capfd
+):
     write_shd(tmp_path)
-    server.body = gzip.compress((tmp_path / "shd_test.h5").read_bytes())
-    monkeypatch.setitem(data.MD5, NAME, hashlib.md5(server.body).hexdigest())
-    yield server
-    server.shutdown()
-    server.server_close()
+    pack(tmp_path / "shd_test.h5", ".gz")
+    want, sound = data.load("shd", "test", tmp_path), (tmp_path / NAME).read_bytes()
+    silent = socket.create_server(("127.0.0.1", 0))  # it listens, and says nothing
+    root = f"http://127.0.0.1:{silent.getsockname()[1]}" if kind == "silent" else served
+    bad = [f"{root}/a", f"{root}/b"]
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        if kind == "cut off":
+            (tmp_path / name / NAME).write_bytes(sound[:1000])
+    folder, asked, urlopen = tmp_path / "new/d", [], data.urlopen
 
-
-def sends(body, length=True, until=None):
-    """Return an answer with a body, or its first `until` bytes, and how long it is said to be."""
-
-    def answer(handler):
-        handler.send_response(200)
-        if length:
-            handler.send_header("Content-Length", str(len(body)))
-        handler.end_headers()
-        handler.wfile.write(body[:until])
-
-    return answer
-
-
-@pytest.mark.parametrize("length", [True, False])
-def test_a_missing_file_is_downloaded_once(server, tmp_path, capfd, length):
-    server.answers[f"/a/{NAME}"] = sends(server.body, length)
-    want = data.load("shd", "test", str(tmp_path))
-    for _ in range(2):
-        assert same(data.load("shd", "test", str(tmp_path / "new/d")), want)
-    assert os.listdir(tmp_path / "new/d") == [NAME]
-    assert server.asked == [f"/a/{NAME}"]  # nothing is fetched that is already there
-    assert f"fetching {data.SERVERS[0]}/{NAME}" in capfd.readouterr().err
-
-
-BAD_ANSWERS = {
-    "not there": (lambda body: lambda handler: handler.send_error(404), "404"),
-    "cut off": (lambda body: sends(body, False, 1000), "sent a file of md5"),
-    "empty": (lambda body: sends(b""), "sent a file of md5 d41d8cd98f00b204e9800998ecf8427e"),
-    "no http": (lambda body: lambda handler: handler.wfile.write(b"SSH-2\r\n"), "SSH-2"),
-    "silence": (lambda body: lambda handler: time.sleep(1), "timed out"),
-}
-
-
-@pytest.mark.parametrize("kind", BAD_ANSWERS)
-def test_a_download_that_fails_is_tried_at_the_next_server(server, tmp_path, monkeypatch, kind):
-    urlopen = data.urlopen
-
-    def impatient(url, timeout):
+    def watched(url, timeout):
         assert timeout == 30
         # In a folder of its own, so that programs that download at once do not meet.
-        (folder,) = os.listdir(tmp_path / "d")
-        assert os.listdir(tmp_path / "d" / folder) == [NAME]
-        return urlopen(url, timeout=0.2 if kind == "silence" else 30)
+        (own,) = os.listdir(folder)
+        assert os.listdir(folder / own) == [NAME]
+        asked.append(url)
+        return urlopen(url, timeout=0.2 if kind == "silent" else 30)
 
-    monkeypatch.setattr(data, "urlopen", impatient)
-    bad, said = BAD_ANSWERS[kind]
-    server.answers[f"/a/{NAME}"] = server.answers[f"/b/{NAME}"] = bad(server.body)
+    monkeypatch.setattr(data, "urlopen", watched)
+    monkeypatch.setitem(data.MD5, NAME, data.md5(tmp_path / NAME))
+    monkeypatch.setattr(data, "SERVERS", bad)
     with pytest.raises(data.UserError, match=said) as caught:
-        data.load("shd", "test", str(tmp_path / "d"))
-    for words in (*data.SERVERS, f"{NAME} is not in", "put it there by hand", "--dataset toy"):
+        data.load("shd", "test", str(folder))
+    for words in (*bad, f"{NAME} is not in", "put it there by hand", "--dataset toy"):
         assert words in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert os.listdir(tmp_path / "d") == []
+    assert os.listdir(folder) == []
 
-    server.answers[f"/b/{NAME}"] = sends(server.body)
-    assert data.fetch("shd", "test", str(tmp_path / "d")) == str(tmp_path / "d" / NAME)
-    assert os.listdir(tmp_path / "d") == [NAME]
-    assert server.asked == [f"/a/{NAME}", f"/b/{NAME}"] * 2
+    monkeypatch.setattr(data, "SERVERS", [bad[0], served])
+    for _ in range(2):  # nothing is fetched that is already there
+        assert same(data.load("shd", "test", str(folder)), want)
+    assert os.listdir(folder) == [NAME]
+    assert asked == [f"{server}/{NAME}" for server in (*bad, bad[0], served)]
+    assert f"fetching {served}/{NAME}" in capfd.readouterr().err
+    silent.close()
 
 
 # --------------------------------------------------------------------------- headlines, from files
@@ -296,16 +248,14 @@ def test_headline_is_of_the_epoch_that_counts(words, samples, want, tmp_path, as
 
 def test_speech_commands_from_files_to_the_last_line(tmp_path):
     write_ssc(tmp_path)
-    sizes = "--dataset ssc --hidden 24 --layers 1 --taps 5 --dropout 0 --epochs 6 --batch-size 10"
+    sizes = "--dataset ssc --hidden 24 --layers 1 --taps 5 --dropout 0 --epochs 1 --batch-size 10"
     command = [sys.executable, "train.py", *sizes.split(), "--lr", "0.05", "--device", "cpu"]
     command += ["--data-dir", str(tmp_path), "--out", str(tmp_path / "run")]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=FOLDER, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    result, rows = result_of(tmp_path / "run"), log_of(tmp_path / "run")
-    accuracies = [float(row["valid_accuracy"]) for row in rows]
-    assert len(rows) == 6 and max(accuracies) > 0.3  # chance is 0.03
-    assert result["rule"] == f"best on validation, epoch {accuracies.index(max(accuracies)) + 1}"
+    result = result_of(tmp_path / "run")
+    assert result["valid_accuracy"] > 0.2  # chance is 0.03
     assert f"test accuracy {result['test_accuracy']:.2%} ({result['rule']})" in done.stdout
     net, options = train.load_run(tmp_path / "run")
     assert train.evaluate(net, data.load("ssc", "test", tmp_path), 7) == result["test_accuracy"]
@@ -605,9 +555,8 @@ def test_a_loss_and_augmentation_of_ones_own_get_the_batch(little, tmp_path, mon
     [
         ("--epochs 0", "argument --epochs: 0: expected at least 1"),
         ("--epoch 1", "unrecognized arguments: --epoch 1"),  # options are not abbreviated
-        ("--tau 9.9", "--tau or --tau-readout 9.9: expected at least 10 ms, one step"),
-        ("--tau nan", "--tau or --tau-readout nan: expected at least 10 ms"),
-        ("--tau-readout 1", "--tau or --tau-readout 1.0: expected at least 10 ms"),
+        ("--tau nan", "--tau or --tau-readout nan: expected at least 10 ms, one step"),
+        ("--tau-readout 9.9", "--tau or --tau-readout 9.9: expected at least 10 ms"),
         ("--dropout 1", "--dropout 1.0: expected a share from 0 to below 1"),
         ("--dataset toy --no-test", "no test and no validation set: hold out some"),
         ("--dataset toy --lr 1e30", "the loss of epoch 1 is nan: try a lower --lr"),
@@ -620,8 +569,8 @@ def test_a_loss_and_augmentation_of_ones_own_get_the_batch(little, tmp_path, mon
         ("--data-dir bent", "bent/shd_train.h5.gz could not be read (Error -3 while decompressing"),
         ("--data-dir nozip", "nozip/shd_train.h5.zip could not be read (File is not a zip file"),
         ("--data-dir text", "text/shd_train.h5 could not be read (Unable to"),
-        ("--data-dir good --valid-speakers 0,x", "of ['0', '1', '2']"),
-        ("--data-dir good --valid-speakers 0,1,2", "expected some, not all, of ['0', '1', '2']"),
+        ("--data-dir good --valid-speakers 0,x", "of ['0', '12', '2']"),
+        ("--data-dir good --valid-speakers 0,2,12", "expected some, not all, of ['0', '12', '2']"),
     ],
 )
 def test_a_mistake_gets_a_line_and_leaves_no_file(workplace, monkeypatch, capsys, argv, sentence):
@@ -650,15 +599,11 @@ def workplace(tmp_path_factory):
     (place / "bent/shd_train.h5.gz").write_bytes(packed[:10] + b"x" + packed[11:])
     (place / "nozip/shd_train.h5.zip").write_text("<html>gone</html>")
     (place / "text/shd_train.h5").write_text("<html>gone</html>")
-    words = "--dataset toy --delays fixed --epochs 1 --seed 5 --hidden 3 --batch-size 500 --out"
-    train.train(parsed(*words.split(), place / "run"))
     for name in ("unborn", "torn"):
-        (place / name / "config.json").write_bytes((place / "run/config.json").read_bytes())
-    (place / "torn/last.pt").write_bytes((place / "run/last.pt").read_bytes()[:-9])
+        config = json.dumps({"options": vars(parsed("--dataset", "toy"))})
+        (place / name / "config.json").write_text(config)
+    (place / "torn/last.pt").write_bytes(packed)
     return place
-
-
-GOOD = dict(times=[[0.1, 0.2, 0.3]] * 140, units=[[3, 4, 5]] * 140, labels=[0, 1] * 70)
 
 
 @pytest.mark.parametrize(
@@ -673,7 +618,7 @@ GOOD = dict(times=[[0.1, 0.2, 0.3]] * 140, units=[[3, 4, 5]] * 140, labels=[0, 1
     ],
 )
 def test_a_mistake_in_a_file_is_refused_with_its_place(tmp_path, column, sample, values, sentence):
-    content = {name: list(rows) for name, rows in GOOD.items()}
+    content = dict(times=[[0.1, 0.2, 0.3]] * 140, units=[[3, 4, 5]] * 140, labels=[0, 1] * 70)
     content[column][sample : sample + 1] = [] if values is None else [values]
     write_h5(tmp_path / "shd_test.h5", **content, speakers=[0] * 140)
     with pytest.raises(data.UserError, match=rf"shd_test.h5 could not be read \({sentence}"):
@@ -702,8 +647,6 @@ def test_events_with_a_mistake_are_refused_with_its_place(change, sentence):
     "change, sentence",
     [
         (dict(classes=2), "little train has 5 inputs and 3 classes: its row .* says 5 and 2"),
-        (dict(inputs=4), "little train has 5 inputs and 3 classes: its row .* says 4 and 3"),
-        (dict(splits=("train",)), "no test and no validation set: hold out some"),
         (dict(splits=("train", "val", "test")), "little has .*'val'.*: expected train, valid and"),
     ],
 )
