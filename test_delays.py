@@ -776,6 +776,34 @@ def test_scores_are_those_of_the_slow_network(delays, training, little):
     close(got, want, rtol=0, atol=1e-11)
 
 
+def test_without_shuffle_samples_come_in_order_of_length():
+    got = data.batches(from_lengths([5, 3, 9, 3, 1]), 2, shuffle=False)
+    assert [(indices.tolist(), n) for indices, n in got] == [([4, 1], 3), ([3, 0], 5), ([2], 9)]
+
+
+def test_the_seed_decides_everything(little, tmp_path, monkeypatch):
+    epochs, masks = record_batches(monkeypatch), record_dropout(monkeypatch)
+    states = []
+    for number, seed in enumerate((3, 3, 4)):
+        options = options_of(tmp_path / str(number), "--dataset", "little", "--epochs", 3)
+        options.seed = seed
+        net = train.build(options)
+        first = state_of(net)
+        torch.rand(number)  # what others draw does not matter
+        train.train(options, net)
+        states.append((first, state_of(net)))
+    one, again, other = (epochs[n : n + 3] for n in (0, 3, 6))
+    assert one == again and not any(batches in other for batches in one)
+    assert one[0] != one[1] != one[2] != one[0]  # each epoch has a shuffle of its own
+    third = len(masks) // 3
+    assert all(map(torch.equal, masks[:third], masks[third : 2 * third]))
+    assert not any(torch.equal(masks[0], mask) for mask in (masks[2], masks[2 * third]))
+    for a, b, c in zip(*states, strict=True):
+        assert same_bits(a, b)
+        for name in ("layers.0.weight", "layers.1.weight", "layers.0.delay"):
+            assert not torch.equal(a[name], c[name])
+
+
 # -------------------------------------------------------------------- the rule behind each headline
 
 
