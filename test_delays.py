@@ -1,6 +1,7 @@
 """Every claim against an independent, slow oracle: `python -m pytest -q`, offline, one thread."""
 
 import csv
+import hashlib
 import json
 import math
 
@@ -258,11 +259,11 @@ def test_neurons_are_their_equations_and_so_are_their_gradients(neurons, tau, th
     assert_same(spikes, want, (current,))
 
 
-@pytest.mark.parametrize("tau", [0.9, math.nan])
+@pytest.mark.parametrize("tau", [0.9, math.nan, torch.tensor([2.0, 0.9])])
 @pytest.mark.parametrize("neurons", [lif, delays.lif_loop, delays.leaky_integrator])
 def test_a_time_constant_of_less_than_a_step_is_refused(neurons, tau):
     with pytest.raises(ValueError, match="tau is .*: expected a number of steps, at least 1"):
-        neurons(torch.ones(5, 2, 3), tau)
+        neurons(torch.ones(5, 2, 2), tau)
 
 
 @pytest.mark.parametrize("tau", [3.0, 1.005, 1.0])
@@ -404,7 +405,10 @@ def test_sparse_neurons_have_as_many_inputs_each_drawn_for_itself():
 @pytest.mark.parametrize("mode", [True, False])
 def test_predict_keeps_the_order_of_the_samples_and_the_mode_of_the_network(mode, rounded):
     spikes = from_lengths([12, 7, 3, 9])
-    net = small().train(mode)
+    net = small()
+    net.layers[0] = DelayedLinear(6, 8, taps=3).double()  # its tail is not that of the others
+    net.layers[0].sigma = 0.5
+    net.train(mode)
     before = state_of(net)
     scores = train.predict(net, spikes, 3, rounded)
     assert all(module.training == mode for module in net.modules())
@@ -473,6 +477,9 @@ def test_toy_classes_are_ten_orders_of_the_inputs_the_same_in_both_splits():
     assert len(set.union(*orders.values())) == 10
     assert len(samples) == 3000  # the splits share no sample, nor more onsets than chance, 1/49
     assert 0.005 < np.equal(*onsets).mean() < 0.04
+    toy = data.toy("test")  # the accuracies in RESULTS.md are of these samples
+    content = toy.counts.numpy().tobytes() + toy.labels.numpy().tobytes()
+    assert hashlib.md5(content).hexdigest() == "67d056e1e1cf6fa6997bcdf7edc032df"
 
 
 def test_toy_noise_is_bursts_of_the_patterns_form_anywhere():
@@ -745,6 +752,20 @@ def test_the_whole_training_is_that_of_a_slow_trainer(recipe, little, tmp_path, 
     if sigma is not None:  # the delays came to both ends of their range
         ends = torch.cat([want[-1][f"layers.{i}.delay"].flatten() for i in (0, 1, 2)])
         assert (ends == 0).any() and (ends == 5).any()
+
+
+def test_layers_whose_taps_differ_have_a_sigma_each_and_add_up_their_tails(little, tmp_path):
+    options, sigmas = options_of(tmp_path / "run", "--dataset", "little", "--epochs", 4), []
+    net = train.build(options)
+    net.layers[1] = DelayedLinear(7, 7, taps=11)
+
+    def on_epoch(net, row):
+        sigmas.append([layer.sigma for layer in net.layers])
+
+    train.train(options, net, on_epoch=on_epoch)
+    assert sigmas[0] == pytest.approx([3.27, 5.27, 3.27], rel=1e-12, abs=0)
+    assert sigmas[1:] == [[0.5, 0.5, 0.5]] * 3
+    assert net.tail == 3 + 5 + 3 and net(torch.ones(2, 10, 5)).shape == (2, 10 + 11, 3)
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -12,6 +12,7 @@ import threading
 import zipfile
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import h5py
 import numpy as np
@@ -25,6 +26,7 @@ from delays import DelayedLinear, DelaySNN, lif, spike
 from test_delays import LITTLE, log_of, options_of, parsed, result_of, same_bits, state_of
 
 FOLDER = Path(__file__).resolve().parent.parent
+NAME = "shd_test.h5.gz"
 little = oracle.little  # fixtures
 asked = oracle.asked
 
@@ -39,7 +41,7 @@ def write_h5(path, times, units, labels, speakers):
             for i, values in enumerate(ragged):
                 column[i] = np.asarray(values, kind)
         file["labels"] = labels
-        file["extra/speaker"] = list(speakers)
+        file["extra/speaker"] = speakers
 
 
 def write_words(folder, dataset, sizes, classes, speakers):
@@ -56,8 +58,8 @@ def write_words(folder, dataset, sizes, classes, speakers):
             spikes = rng.integers(60, 120)
             times.append(np.sort(rng.uniform(0.01, rng.uniform(0.1, 0.3), spikes)))
             units.append(band * label + rng.integers(0, band, spikes))
-        names = [speakers[n % len(speakers)] for n in range(size)]
-        write_h5(os.path.join(folder, f"{dataset}_{split}.h5"), times, units, labels, names)
+        names = np.resize(speakers, size).tolist()
+        write_h5(folder / f"{dataset}_{split}.h5", times, units, labels, names)
 
 
 def write_shd(folder, speakers=(2, 12, 112)):
@@ -163,9 +165,6 @@ def test_events_are_counted_one_by_one(kind):
 # ------------------------------------------------------------------------------------- the download
 
 
-NAME = "shd_test.h5.gz"
-
-
 @pytest.fixture
 def served(tmp_path, monkeypatch):
     """Serve the files of tmp_path on this machine.  Returns the address."""
@@ -177,13 +176,20 @@ def served(tmp_path, monkeypatch):
         server.shutdown()
 
 
-FAILURES = [("absent", "404"), ("cut off", "sent a file of md5"), ("silent", "timed out")]
+def test_checksums_are_the_published_ones():
+    assert data.MD5 == {
+        "shd_train.h5.gz": "d47c9825dee33347913e8ce0f2be08b0",
+        "shd_test.h5.gz": "3062a80ec0c5719404d5b02e166543b1",
+        "ssc_train.h5.zip": "d102be95e7144fcc0553d1f45ba94170",
+        "ssc_valid.h5.zip": "b4eee3516a4a90dd0c71a6ac23a8ae43",
+        "ssc_test.h5.zip": "a35ff1e9cffdd02a20eb850c17c37748",
+    }
 
 
-@pytest.mark.parametrize("kind, said", FAILURES)
-def test_a_missing_file_is_fetched_once_from_a_server_that_has_it(
-    kind, said, served, tmp_path, monkeypatch, capfd
-):
+@pytest.mark.parametrize(
+    "kind, said", [("absent", "404"), ("cut off", "sent a file of md5"), ("silent", "timed out")]
+)
+def test_a_missing_file_is_fetched_once(kind, said, served, tmp_path, monkeypatch, capfd):
     write_shd(tmp_path)
     pack(tmp_path / "shd_test.h5", ".gz")
     want, sound = data.load("shd", "test", tmp_path), (tmp_path / NAME).read_bytes()
@@ -272,12 +278,15 @@ PAPER = {
 
 
 @pytest.mark.parametrize("dataset", PAPER)
-def test_defaults_are_the_papers(dataset):
-    options = vars(train.parse(["--dataset", dataset]))
+def test_defaults_are_the_papers_and_a_gpu_if_there_is_one(dataset, monkeypatch):
+    options = vars(parsed("--dataset", dataset))
     want = PAPER[dataset] | dict(lr=5e-3, delay_lr=0.1, weight_decay=1e-5, delays="learned", seed=0)
     want |= dict(kernel_count=1, connections=None, tau_readout=None, no_test=False)
     want |= dict(valid_speakers="", out=f"runs/{dataset}-learned-0")
     assert {key: options[key] for key in want} == want
+    for found, device in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda found=found: found)
+        assert parsed("--dataset", dataset).device == device
 
 
 # ------------------------------------------------------------------ runs: continued, seeded, loaded
@@ -364,6 +373,15 @@ def test_a_saved_run_keeps_its_options(short_run, tmp_path):
     assert (again.out, again.data_dir, again.epochs) == (str(run), "elsewhere", 2)
     with pytest.raises(data.UserError, match=f"run exists already: continue .* --resume {run}, or"):
         train.train(options_of(run, "--dataset", "little"))
+
+
+def test_a_run_is_loaded_without_a_gpu_and_without_running_code(short_run, tmp_path, monkeypatch):
+    load = Mock(wraps=torch.load)
+    monkeypatch.setattr(torch, "load", load)
+    for words in ("--resume", "--eval"):
+        train.main([words, str(tmp_path / "run")])
+    safe = dict(map_location="cpu", weights_only=True)
+    assert [call.kwargs for call in load.call_args_list] == [safe] * 3  # last.pt, net.pt twice
 
 
 def test_training_and_evaluation_set_the_backend_themselves(short_run, tmp_path):
