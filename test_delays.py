@@ -1,33 +1,18 @@
 """Every claim against an independent, slow oracle: `python -m pytest -q`, offline, one thread."""
 
 import csv
-import gzip
 import hashlib
-import http.server
 import json
 import math
-import os
-import re
-import subprocess
-import sys
-import threading
-import time
-import traceback
-import zipfile
-from collections import Counter
 
-import h5py
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import data
 import delays
 import train
-from delays import DelayedLinear, DelaySNN, class_scores, delay_conv, integer_kernel, lif, spike
-from experiments import benchmark
+from delays import DelayedLinear, DelaySNN, class_scores, delay_conv, integer_kernel, lif
 
 torch.set_num_threads(1)  # several threads fight over the cores of a busy machine
 
@@ -274,20 +259,11 @@ def test_neurons_are_their_equations_and_so_are_their_gradients(neurons, tau, th
     assert_same(spikes, want, (current,))
 
 
-def test_spike_is_a_step_with_the_slope_of_the_arctan():
-    special = torch.tensor([0.0, -0.0, 1e-30, -1e-30, 1e6, -1e6])
-    x = torch.cat([special, random(1000), 1e-6 * random(1000)]).requires_grad_()
-    for alpha in (5.0, 2.0):
-        s = spike(x, alpha)
-        assert s[:6].tolist() == [1, 1, 1, 0, 1, 0] and set(s.tolist()) == {0, 1}
-        assert_same(s, plain_spike(x, alpha), (x,), rtol=1e-14, atol=0)
-
-
-@pytest.mark.parametrize("tau", [0.9, math.nan])
+@pytest.mark.parametrize("tau", [0.9, math.nan, torch.tensor([2.0, 0.9])])
 @pytest.mark.parametrize("neurons", [lif, delays.lif_loop, delays.leaky_integrator])
 def test_a_time_constant_of_less_than_a_step_is_refused(neurons, tau):
     with pytest.raises(ValueError, match="tau is .*: expected a number of steps, at least 1"):
-        neurons(torch.ones(5, 2, 3), tau)
+        neurons(torch.ones(5, 2, 2), tau)
 
 
 @pytest.mark.parametrize("tau", [3.0, 1.005, 1.0])
@@ -299,13 +275,6 @@ def test_readout_is_its_equation_and_so_are_its_gradients_even_for_a_learned_tau
         tau = torch.tensor(tau).double().requires_grad_()
         want = turned(plain_readout(turned(current), tau))
         assert_same(delays.leaky_integrator(current, tau), want, (current, tau))
-
-
-def test_class_scores_are_sums_of_softmax_over_the_steps_that_count():
-    membrane = random(2, 5, 3)
-    close(class_scores(membrane), plain_scores(turned(membrane)), rtol=1e-12, atol=0)
-    want = torch.stack([plain_scores(membrane[0, :2]), plain_scores(membrane[1, :4])])
-    close(class_scores(membrane, torch.tensor([2, 4])), want, rtol=1e-12, atol=0)
 
 
 # ------------------------------------------------------------ the layer, the network, the schedules
@@ -342,18 +311,6 @@ def small(kind=DelaySNN, **options):
     for seed in range(20):
         net(some_counts(seed=seed))
     return net
-
-
-@pytest.mark.parametrize("hidden", [64, 256])
-def test_the_authors_libraries_compute_the_same_network(hidden):
-    """Scores, gradients of all parameters, running statistics, and scores with whole steps."""
-    if "DELAYS_REQUIRE_PEER" not in os.environ:  # .ci/run sets it: there, a missing one is an error
-        for library in ("DCLS", "spikingjelly"):
-            pytest.importorskip(library, reason=f"not compared with the authors': no {library}")
-    differences = benchmark.compare(hidden)
-    assert len(differences) >= 1 + 3 * 2 + 2 * 4 + 1  # of layers, of norms
-    for name, difference in differences.items():
-        assert difference < 1e-12, name
 
 
 @pytest.mark.parametrize(
@@ -437,13 +394,6 @@ def test_delays_are_one_per_synapse_axon_or_dendrite_of_each_copy(count, copies)
         DelayedLinear(6, 5, 4, delay_per="neuron")
 
 
-def test_a_layer_computes_with_the_method_it_is_told():
-    layer, x = DelayedLinear(60, 50, 9).eval(), torch.rand(2, 30, 60)
-    for method in ("direct", "fourier"):
-        layer.conv = method
-        assert torch.equal(layer(x), delay_conv(x, layer.kernel(), 4, method))
-
-
 def test_sparse_neurons_have_as_many_inputs_each_drawn_for_itself():
     layer = DelayedLinear(6, 5, 3, count=2, connections=2)
     assert (layer.mask.sum(1) == 2).all() and len(layer.mask.unique(dim=0)) > 1
@@ -455,7 +405,11 @@ def test_sparse_neurons_have_as_many_inputs_each_drawn_for_itself():
 @pytest.mark.parametrize("mode", [True, False])
 def test_predict_keeps_the_order_of_the_samples_and_the_mode_of_the_network(mode, rounded):
     spikes = from_lengths([12, 7, 3, 9])
-    net = small().train(mode)
+    net = small()
+    net.layers[0] = DelayedLinear(6, 8, taps=3).double()  # its tail is not that of the others
+    net.layers[0].sigma = 0.5
+    net.norms[0].bias.data += 1  # neurons that spike in silence, so that zeros matter
+    net.train(mode)
     before = state_of(net)
     scores = train.predict(net, spikes, 3, rounded)
     assert all(module.training == mode for module in net.modules())
@@ -491,168 +445,7 @@ def test_sigma_at_named_epochs():
     assert delays.shrinking_sigma(0, 150, 1) == 0.5  # nor with one tap
 
 
-@pytest.mark.parametrize("epochs", [7, 10, 25, 30, 150])
-def test_learning_rate_and_beta1_are_those_of_torchs_one_cycle(epochs):
-    adam = torch.optim.Adam([torch.zeros(1, requires_grad=True)])
-    cycle = torch.optim.lr_scheduler.OneCycleLR(adam, 5e-3, total_steps=epochs)
-    for epoch in range(epochs):
-        lr, beta1 = train.one_cycle(epoch, epochs, 5e-3)
-        group = adam.param_groups[0]
-        assert lr == pytest.approx(group["lr"], rel=1e-9, abs=0)
-        assert beta1 == pytest.approx(group["betas"][0], rel=1e-9, abs=0)
-        adam.step()
-        if epoch < epochs - 1:
-            cycle.step()
-
-
-# ------------------------------------------------------------------------------------ reading files
-
-
-def write_h5(path, times, units, labels, speakers):
-    """Write a file in the layout of SHD and SSC; speakers are numbers or names."""
-    with h5py.File(path, "w") as file:
-        for name, ragged, kind in (("times", times, np.float16), ("units", units, np.uint16)):
-            column = file.create_dataset(f"spikes/{name}", (len(ragged),), h5py.vlen_dtype(kind))
-            for i, values in enumerate(ragged):
-                column[i] = np.asarray(values, kind)
-        file["labels"] = labels
-        file["extra/speaker"] = list(speakers)
-
-
-def write_words(folder, dataset, sizes, classes, speakers):
-    """Write files in the layout of SHD and SSC.  A class is a band of channels: it can be learned.
-
-    sizes: how many samples each split has.  speakers: they take turns.
-    """
-    rng = np.random.default_rng(0)
-    band = 700 // classes
-    for split, size in sizes.items():
-        labels = np.arange(size) % classes
-        times, units = [], []
-        for label in labels:
-            spikes = rng.integers(60, 120)
-            times.append(np.sort(rng.uniform(0.01, rng.uniform(0.1, 0.3), spikes)))
-            units.append(band * label + rng.integers(0, band, spikes))
-        names = [speakers[n % len(speakers)] for n in range(size)]
-        write_h5(os.path.join(folder, f"{dataset}_{split}.h5"), times, units, labels, names)
-
-
-def write_shd(folder, speakers=(0, 1, 2)):
-    """Write files of SHD.  Each of the three speakers has 8 of the 24 training samples."""
-    write_words(folder, "shd", {"train": 24, "test": 9}, 20, speakers)
-
-
-def write_ssc(folder):
-    """Write files of SSC as they are published: speakers are strings, and files are zipped."""
-    sizes = {"train": 70, "valid": 21, "test": 35}
-    write_words(folder, "ssc", sizes, 35, ["c50f55b8", "1e9b215e", "0ff728b5"])
-    for split in sizes:
-        pack(folder / f"ssc_{split}.h5", ".zip")
-
-
-def pack(path, packing):
-    """Replace an .h5 file by its packed form."""
-    content = path.read_bytes()
-    path.unlink()
-    packed = path.parent / (path.name + packing)
-    if packing == ".zip":
-        with zipfile.ZipFile(packed, "w") as archive:
-            archive.writestr(path.name, content)
-    else:
-        packed.write_bytes(gzip.compress(content) if packing == ".gz" else content)
-
-
-def same(one, other):
-    """Return whether two Spikes are equal in all fields."""
-    tensors = all(torch.equal(a, b) for a, b in zip(one[:3], other[:3], strict=True))
-    return tensors and one.speakers.tolist() == other.speakers.tolist()
-
-
-def test_reading_is_the_loop_over_spikes_and_keeps_every_spike(tmp_path):
-    rng = np.random.default_rng(0)
-    sizes = [0, *rng.integers(1, 400, 299)]  # a sample without spikes is one empty step
-    times = [np.sort(rng.uniform(0, 1.4, n)).astype(np.float16) for n in sizes]
-    units = [rng.integers(0, 700, n) for n in sizes]
-    labels = rng.integers(0, 20, 300)
-    write_h5(tmp_path / "shd_test.h5", times, units, labels, np.arange(300) % 3)
-    got = data.load("shd", "test", tmp_path)
-    assert got.counts.sum() == sum(sizes) and got.counts.dtype == torch.uint8
-    assert got.labels.tolist() == labels.tolist()
-    assert got.speakers.tolist() == (np.arange(300) % 3).tolist()
-    counts = data.padded(got, torch.arange(300), 150)
-    for s in range(300):
-        want = np.zeros((150, 140))
-        steps = 1
-        for t, u in zip(times[s], units[s], strict=True):
-            step = math.floor((float(t) - float(times[s][0])) * 1000 / 10)
-            want[step, u // 5] += 1
-            steps = max(steps, step + 1)
-        assert got.steps[s] == steps
-        assert (counts[s].numpy() == want).all()
-
-    def binning(times, units, name):
-        return np.full((2, 3), name == "sample 299", np.uint8)
-
-    own = data.read_published("shd", "test", tmp_path, binning)
-    assert own.counts.shape == (600, 3) and own.counts.sum() == own.counts[-2:].sum() == 6
-    with pytest.raises(TypeError):  # its mistakes keep their traceback
-        data.read_published("shd", "test", tmp_path, lambda times: times)
-
-
-@pytest.mark.parametrize("packing", ["", ".gz", ".zip"])
-def test_files_are_read_where_they_lie_and_nothing_is_left(tmp_path, packing, monkeypatch):
-    write_shd(tmp_path, ["0a7c", "b555", "çelik"])
-    want = data.load("shd", "test", tmp_path)
-    assert want.speakers.tolist() == ["0a7c", "b555", "çelik"] * 3
-    pack(tmp_path / "shd_test.h5", packing)
-    before = sorted(os.listdir(tmp_path))
-    for writable in (True, False):
-        monkeypatch.setattr(os, "access", lambda path, mode, writable=writable: writable)
-        assert same(data.load("shd", "test", tmp_path), want)
-        assert sorted(os.listdir(tmp_path)) == before
-
-
-@pytest.mark.parametrize("speakers", [[10, 2, 1], ["0a7c2a8d", "b5552931", "çelik"]])
-def test_held_out_speakers_are_disjoint_from_training(tmp_path, speakers):
-    write_shd(tmp_path, speakers)
-    held_out = f"{speakers[0]},{speakers[2]}"
-    sets = train.load_sets(parsed("--data-dir", tmp_path, "--valid-speakers", held_out))
-    every = data.load("shd", "train", tmp_path)
-    assert same(sets["train"], every.select(every.speakers == speakers[1]))
-    assert same(sets["valid"], every.select(every.speakers != speakers[1]))
-    assert sets["train"].speakers.tolist() == [speakers[1]] * 8
-    assert sets["valid"].speakers.tolist() == [speakers[0], speakers[2]] * 8
-    assert same(sets["test"], data.load("shd", "test", tmp_path))
-
-
-# ----------------------------------------------------------------------------- events, batches, toy
-
-
-@pytest.mark.parametrize("kind", [np.asarray, list, torch.tensor, np.float32])
-def test_events_are_counted_one_by_one(kind):
-    rng = np.random.default_rng(0)
-    sample, step, channel = rng.integers(0, [[20], [15], [4]], (3, 500))
-    keep = (sample != 7) & (sample != 19)  # two samples without a spike, one of them the last
-    sample, step, channel = sample[keep], step[keep], channel[keep]
-    labels = rng.integers(0, 3, 20)
-    speakers = [f"speaker {i % 5}" for i in range(20)]
-    got = data.from_events(kind(sample), kind(step), kind(channel), kind(labels), 4, speakers)
-    want = np.zeros((20, 15, 4))
-    steps = np.ones(20)
-    for s, t, c in zip(sample, step, channel, strict=True):
-        want[s, t, c] += 1
-        steps[s] = max(steps[s], t + 1)
-    assert want.max() > 1
-    assert got.counts.dtype == torch.uint8
-    assert got.steps.tolist() == steps.tolist()
-    assert (data.padded(got, torch.arange(20), 15).numpy() == want).all()
-    assert got.labels.tolist() == labels.tolist() and got.labels.dtype == torch.int64
-    assert got.speakers.tolist() == speakers
-
-
-def test_without_shuffle_samples_come_in_order_of_length():
-    got = data.batches(from_lengths([5, 3, 9, 3, 1]), 2, shuffle=False)
-    assert [(indices.tolist(), n) for indices, n in got] == [([4, 1], 3), ([3, 0], 5), ([2], 9)]
+# ------------------------------------------------------------------------------------- the toy task
 
 
 def dense_toy(split, **options):
@@ -685,6 +478,9 @@ def test_toy_classes_are_ten_orders_of_the_inputs_the_same_in_both_splits():
     assert len(set.union(*orders.values())) == 10
     assert len(samples) == 3000  # the splits share no sample, nor more onsets than chance, 1/49
     assert 0.005 < np.equal(*onsets).mean() < 0.04
+    toy = data.toy("test")  # the accuracies in RESULTS.md are of these samples
+    content = toy.counts.numpy().tobytes() + toy.labels.numpy().tobytes()
+    assert hashlib.md5(content).hexdigest() == "67d056e1e1cf6fa6997bcdf7edc032df"
 
 
 def test_toy_noise_is_bursts_of_the_patterns_form_anywhere():
@@ -698,102 +494,6 @@ def test_toy_noise_is_bursts_of_the_patterns_form_anywhere():
     silent = np.array([0.98 ** min(t + 1, 4) for t in range(80)])
     outside = np.where(clean == 0, noisy, np.nan)
     close(1 - np.nanmean(outside, (0, 2)), silent, rtol=0, atol=0.015)
-
-
-# ------------------------------------------------------------------------------------- the download
-
-
-NAME = "shd_test.h5.gz"
-
-
-@pytest.fixture
-def server(tmp_path, monkeypatch):
-    """A server on this machine, which stands for both published ones, as /a and /b.
-
-    server.answers[path] is a function of a handler; server.asked lists the paths.  server.body is
-    a sound file, whose md5 is the expected one.
-    """
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.server.asked.append(self.path)
-            self.server.answers.get(self.path, lambda handler: handler.send_error(404))(self)
-
-        def log_message(self, *args):
-            pass
-
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.answers, server.asked = {}, []
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    root = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(data, "SERVERS", [f"{root}/a", f"{root}/b"])
-    write_shd(tmp_path)
-    server.body = gzip.compress((tmp_path / "shd_test.h5").read_bytes())
-    monkeypatch.setitem(data.MD5, NAME, hashlib.md5(server.body).hexdigest())
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-def sends(body, length=True, until=None):
-    """Return an answer with a body, or its first `until` bytes, and how long it is said to be."""
-
-    def answer(handler):
-        handler.send_response(200)
-        if length:
-            handler.send_header("Content-Length", str(len(body)))
-        handler.end_headers()
-        handler.wfile.write(body[:until])
-
-    return answer
-
-
-@pytest.mark.parametrize("length", [True, False])
-def test_a_missing_file_is_downloaded_once(server, tmp_path, capfd, length):
-    server.answers[f"/a/{NAME}"] = sends(server.body, length)
-    want = data.load("shd", "test", str(tmp_path))
-    for _ in range(2):
-        assert same(data.load("shd", "test", str(tmp_path / "new/d")), want)
-    assert os.listdir(tmp_path / "new/d") == [NAME]
-    assert server.asked == [f"/a/{NAME}"]  # nothing is fetched that is already there
-    assert f"fetching {data.SERVERS[0]}/{NAME}" in capfd.readouterr().err
-
-
-BAD_ANSWERS = {
-    "not there": (lambda body: lambda handler: handler.send_error(404), "404"),
-    "cut off": (lambda body: sends(body, False, 1000), "sent a file of md5"),
-    "empty": (lambda body: sends(b""), "sent a file of md5 d41d8cd98f00b204e9800998ecf8427e"),
-    "no http": (lambda body: lambda handler: handler.wfile.write(b"SSH-2\r\n"), "SSH-2"),
-    "silence": (lambda body: lambda handler: time.sleep(1), "timed out"),
-}
-
-
-@pytest.mark.parametrize("kind", BAD_ANSWERS)
-def test_a_download_that_fails_is_tried_at_the_next_server(server, tmp_path, monkeypatch, kind):
-    urlopen = data.urlopen
-
-    def impatient(url, timeout):
-        assert timeout == 30
-        # In a folder of its own, so that programs that download at once do not meet.
-        (folder,) = os.listdir(tmp_path / "d")
-        assert os.listdir(tmp_path / "d" / folder) == [NAME]
-        return urlopen(url, timeout=0.2 if kind == "silence" else 30)
-
-    monkeypatch.setattr(data, "urlopen", impatient)
-    bad, said = BAD_ANSWERS[kind]
-    server.answers[f"/a/{NAME}"] = server.answers[f"/b/{NAME}"] = bad(server.body)
-    with pytest.raises(data.UserError, match=said) as caught:
-        data.load("shd", "test", str(tmp_path / "d"))
-    for words in (*data.SERVERS, f"{NAME} is not in", "put it there by hand", "--dataset toy"):
-        assert words in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert os.listdir(tmp_path / "d") == []
-
-    server.answers[f"/b/{NAME}"] = sends(server.body)
-    assert data.fetch("shd", "test", str(tmp_path / "d")) == str(tmp_path / "d" / NAME)
-    assert os.listdir(tmp_path / "d") == [NAME]
-    assert server.asked == [f"/a/{NAME}", f"/b/{NAME}"] * 2
 
 
 # -------------------------------------------------------------------------- a data set of the tests
@@ -1055,6 +755,20 @@ def test_the_whole_training_is_that_of_a_slow_trainer(recipe, little, tmp_path, 
         assert (ends == 0).any() and (ends == 5).any()
 
 
+def test_layers_whose_taps_differ_have_a_sigma_each_and_add_up_their_tails(little, tmp_path):
+    options, sigmas = options_of(tmp_path / "run", "--dataset", "little", "--epochs", 4), []
+    net = train.build(options)
+    net.layers[1] = DelayedLinear(7, 7, taps=11)
+
+    def on_epoch(net, row):
+        sigmas.append([layer.sigma for layer in net.layers])
+
+    train.train(options, net, on_epoch=on_epoch)
+    assert sigmas[0] == pytest.approx([3.27, 5.27, 3.27], rel=1e-12, abs=0)
+    assert sigmas[1:] == [[0.5, 0.5, 0.5]] * 3
+    assert net.tail == 3 + 5 + 3 and net(torch.ones(2, 10, 5)).shape == (2, 10 + 11, 3)
+
+
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("delays", ["learned", "none"])
 def test_scores_are_those_of_the_slow_network(delays, training, little):
@@ -1082,6 +796,34 @@ def test_scores_are_those_of_the_slow_network(delays, training, little):
         close([rate.item() for rate in net.rates], rates, rtol=1e-12, atol=0)
         assert min(rates) > 0.01
     close(got, want, rtol=0, atol=1e-11)
+
+
+def test_without_shuffle_samples_come_in_order_of_length():
+    got = data.batches(from_lengths([5, 3, 9, 3, 1]), 2, shuffle=False)
+    assert [(indices.tolist(), n) for indices, n in got] == [([4, 1], 3), ([3, 0], 5), ([2], 9)]
+
+
+def test_the_seed_decides_everything(little, tmp_path, monkeypatch):
+    epochs, masks = record_batches(monkeypatch), record_dropout(monkeypatch)
+    states = []
+    for number, seed in enumerate((3, 3, 4)):
+        options = options_of(tmp_path / str(number), "--dataset", "little", "--epochs", 3)
+        options.seed = seed
+        net = train.build(options)
+        first = state_of(net)
+        torch.rand(number)  # what others draw does not matter
+        train.train(options, net)
+        states.append((first, state_of(net)))
+    one, again, other = (epochs[n : n + 3] for n in (0, 3, 6))
+    assert one == again and not any(batches in other for batches in one)
+    assert one[0] != one[1] != one[2] != one[0]  # each epoch has a shuffle of its own
+    third = len(masks) // 3
+    assert all(map(torch.equal, masks[:third], masks[third : 2 * third]))
+    assert not any(torch.equal(masks[0], mask) for mask in (masks[2], masks[2 * third]))
+    for a, b, c in zip(*states, strict=True):
+        assert same_bits(a, b)
+        for name in ("layers.0.weight", "layers.1.weight", "layers.0.delay"):
+            assert not torch.equal(a[name], c[name])
 
 
 # -------------------------------------------------------------------- the rule behind each headline
@@ -1131,24 +873,25 @@ HEADLINES = [  # and the number of validation samples
     ("--dataset little", 0, LAST),
     ("--dataset little --valid-speakers 1,3", 22, CHOSEN),
     ("--dataset validated", 27, CHOSEN),
-    ("--dataset shd --valid-speakers 2 --no-test", 8, UNTESTED),
-    ("--dataset ssc", 21, CHOSEN),
-    ("--dataset ssc --valid-speakers c50f55b8 --no-test", 24, UNTESTED),
 ]
 
 
 @pytest.mark.parametrize("words, samples, want", HEADLINES)
 def test_headline_is_of_the_epoch_that_counts(words, samples, want, tmp_path, asked, capsys):
-    write_shd(tmp_path)
-    write_ssc(tmp_path)
-    if "--no-test" in words:
-        for name in ("shd_test.h5", "ssc_test.h5.zip"):  # so nothing can open them
-            (tmp_path / name).unlink()
+    check_headline(words, samples, want, asked, tmp_path, capsys)
+
+
+def check_headline(words, samples, want, asked, folder, capsys):
+    """Train with made-up accuracies, and check what is read, written and printed.
+
+    words: of the command line.  samples: in the validation set.  want: of result.json.
+    asked: what the fixture records.
+    """
     judge, epoch = ("valid", 2) if samples else ("test", 8)
     reported = "valid" if "--no-test" in words else "test"
-    run = tmp_path / "run"
+    run = folder / "run"
     sizes = "--hidden 6 --layers 1 --taps 5 --epochs 8 --device cpu --data-dir"
-    train.main([*words.split(), *sizes.split(), str(tmp_path), "--out", str(run)])
+    train.main([*words.split(), *sizes.split(), str(folder), "--out", str(run)])
     sigmas = [delays.shrinking_sigma(e, 8, 5) for e in range(8)]
     assert sigmas[0] > sigmas[1] > sigmas[2]
     assert asked[:8] == [(judge, e + 1, sigmas[e]) for e in range(8)]
@@ -1169,532 +912,3 @@ def test_headline_is_of_the_epoch_that_counts(words, samples, want, tmp_path, as
     assert capsys.readouterr().out == f"{accuracy} ({run})\n"
     net, _ = train.load_run(run)
     assert net.layers[0].sigma == sigmas[epoch - 1] and not net.training
-
-
-def test_speech_commands_from_files_to_the_last_line(tmp_path):
-    write_ssc(tmp_path)
-    sizes = "--dataset ssc --hidden 24 --layers 1 --taps 5 --dropout 0 --epochs 6 --batch-size 10"
-    command = [sys.executable, "train.py", *sizes.split(), "--lr", "0.05", "--device", "cpu"]
-    command += ["--data-dir", str(tmp_path), "--out", str(tmp_path / "run")]
-    env, folder = os.environ | {"OMP_NUM_THREADS": "1"}, os.path.dirname(os.path.abspath(__file__))
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    result, rows = result_of(tmp_path / "run"), log_of(tmp_path / "run")
-    accuracies = [float(row["valid_accuracy"]) for row in rows]
-    assert len(rows) == 6 and max(accuracies) > 0.3  # chance is 0.03
-    assert result["rule"] == f"best on validation, epoch {accuracies.index(max(accuracies)) + 1}"
-    assert f"test accuracy {result['test_accuracy']:.2%} ({result['rule']})" in done.stdout
-    net, options = train.load_run(tmp_path / "run")
-    assert train.evaluate(net, data.load("ssc", "test", tmp_path), 7) == result["test_accuracy"]
-    config = json.loads((tmp_path / "run/config.json").read_text())
-    assert config["samples"] == {"train": 70, "valid": 21, "test": 35}
-    names = [f"ssc_{split}.h5.zip" for split in ("train", "valid", "test")]
-    assert config["md5"] == {name: data.md5(tmp_path / name) for name in names}
-    assert config["torch"] == torch.__version__ and config["threads"] == 1
-    assert config["options"] == vars(options)
-
-
-PAPER = {
-    "shd": dict(epochs=150, batch_size=256, hidden=256, layers=2, taps=25, tau=10.05, dropout=0.4),
-    "ssc": dict(epochs=60, batch_size=128, hidden=512, layers=3, taps=31, tau=15, dropout=0.25),
-    "toy": dict(epochs=20, batch_size=50, hidden=40, layers=1, taps=33, tau=10.05, dropout=0),
-}
-
-
-@pytest.mark.parametrize("dataset", PAPER)
-def test_defaults_are_the_papers(dataset):
-    options = vars(train.parse(["--dataset", dataset]))
-    want = PAPER[dataset] | dict(lr=5e-3, delay_lr=0.1, weight_decay=1e-5, delays="learned", seed=0)
-    want |= dict(kernel_count=1, connections=None, tau_readout=None, no_test=False)
-    want |= dict(valid_speakers="", out=f"runs/{dataset}-learned-0")
-    assert {key: options[key] for key in want} == want
-
-
-# ------------------------------------------------------------------ runs: continued, seeded, loaded
-
-
-def assert_same_run(one, other):
-    """Check that two folders hold the same run, bit for bit, all but its seconds."""
-    assert sorted(os.listdir(one)) == sorted(os.listdir(other))
-    for name in ("last.pt", "net.pt"):
-        first, second = (torch.load(run / name, weights_only=True) for run in (one, other))
-        assert same_bits(first["net"], second["net"])
-        assert first["epoch"] == second["epoch"] and first["sigma"] == second["sigma"]
-    logs, results = [log_of(one), log_of(other)], [result_of(one), result_of(other)]
-    for rows, result in zip(logs, results, strict=True):
-        seconds = [float(row.pop("seconds")) for row in rows]
-        assert min(seconds) > 0 and result.pop("seconds") == sum(seconds)
-        assert [int(row["epoch"]) for row in rows] == list(range(1, result["epochs"] + 1))
-    assert logs[0] == logs[1]
-    assert results[0] == results[1]
-
-
-def quiet_loss(net, counts, membrane, labels):
-    return train.cross_entropy(net, counts, membrane, labels) + sum(net.rates)
-
-
-def backwards(counts, labels):
-    return counts.flip(1)
-
-
-def test_a_run_may_end_before_any_of_its_files_has_its_name(little, tmp_path, monkeypatch):
-    sizes = "--dataset validated --epochs 4 --hidden 4 --batch-size 22 --device cpu"
-    words = [*sizes.split(), "--out"]
-    fork = dict(loss=quiet_loss, augment=backwards)
-    rename, names = os.replace, []
-
-    def evaluate(net, spikes, batch_size, rounded=True):
-        epoch = net.norms[0].num_batches_tracked.item() // 2  # 44 samples are 2 batches
-        return [0.2, 0.6, 0.4, 0.5][epoch - 1]
-
-    def rename_some(source, target):
-        names.append(os.path.basename(target))
-        if len(names) > allowed:
-            raise KeyboardInterrupt  # as a kill does, it ends the run past any handler of errors
-        rename(source, target)
-
-    monkeypatch.setattr(train, "evaluate", evaluate)
-    monkeypatch.setattr(os, "replace", rename_some)
-    allowed = math.inf
-    whole = tmp_path / "whole"
-    train.main([*words, str(whole)], **fork)
-    assert names.count("last.pt") == names.count("log.csv") == 4
-    assert names.count("net.pt") == 2
-    for end in range(1, len(names)):  # without config.json there is no run yet
-        names, allowed, cut = [], end, tmp_path / f"cut{end}"
-        with pytest.raises(KeyboardInterrupt):
-            train.main([*words, str(cut)], **fork)
-        allowed = math.inf
-        train.main(["--resume", str(cut)], **fork)
-        leftovers = [name for name in os.listdir(cut) if name.endswith(".part")]
-        for name in leftovers:  # of a kill between result.json's writing and its name
-            (cut / name).unlink()
-        assert_same_run(cut, whole)
-
-
-@pytest.fixture
-def short_run(little, tmp_path):
-    words = "--dataset little --epochs 2 --kernel-count 2 --valid-speakers 1,2"
-    return train.train(options_of(tmp_path / "run", *words.split()))
-
-
-def test_a_saved_run_keeps_its_options(short_run, tmp_path):
-    run = tmp_path / "run"
-    others = (
-        "--epochs 3,--seed 1,--lr 0.001,--delay-lr 0.2,--weight-decay 0,--batch-size 9,--hidden 8,"
-        "--layers 1,--taps 7,--tau 16,--tau-readout 9,--dropout 0.5,--delays fixed,--no-test,"
-        "--kernel-count 1,--connections 2,--valid-speakers 1,--dataset toy"
-    )
-    for words in others.split(","):
-        option = words.split()[0]
-        for saved in ("--resume", "--eval"):
-            with pytest.raises(data.UserError, match=f"run used {option} .*: leave the option out"):
-                parsed(saved, run, *words.split())
-    again = parsed("--resume", run, "--epochs", 2, "--data-dir", "elsewhere", "--device", "auto")
-    assert (again.out, again.data_dir, again.epochs) == (str(run), "elsewhere", 2)
-    with pytest.raises(data.UserError, match=f"run exists already: continue .* --resume {run}, or"):
-        train.train(options_of(run, "--dataset", "little"))
-
-
-def test_the_seed_decides_everything(little, tmp_path, monkeypatch):
-    epochs, masks = record_batches(monkeypatch), record_dropout(monkeypatch)
-    states = []
-    for number, seed in enumerate((3, 3, 4)):
-        options = options_of(tmp_path / str(number), "--dataset", "little", "--epochs", 3)
-        options.seed = seed
-        net = train.build(options)
-        first = state_of(net)
-        torch.rand(number)  # what others draw does not matter
-        train.train(options, net)
-        states.append((first, state_of(net)))
-    one, again, other = (epochs[n : n + 3] for n in (0, 3, 6))
-    assert one == again and not any(batches in other for batches in one)
-    assert one[0] != one[1] != one[2] != one[0]  # each epoch has a shuffle of its own
-    third = len(masks) // 3
-    assert all(map(torch.equal, masks[:third], masks[third : 2 * third]))
-    assert not any(torch.equal(masks[0], mask) for mask in (masks[2], masks[2 * third]))
-    for a, b, c in zip(*states, strict=True):
-        assert same_bits(a, b)
-        for name in ("layers.0.weight", "layers.1.weight", "layers.0.delay"):
-            assert not torch.equal(a[name], c[name])
-
-
-def test_training_and_evaluation_set_the_backend_themselves(short_run, tmp_path):
-    flags = torch.backends.cudnn, torch.backends.cuda.matmul
-    for words in ("--resume", "--eval"):
-        for flag in flags:
-            flag.allow_tf32 = True
-        torch.set_flush_denormal(False)
-        try:
-            assert (torch.tensor([1e-30]) * 1e-10).item() > 0
-            train.main([words, str(tmp_path / "run")])
-            assert [flag.allow_tf32 for flag in flags] == [False, False]
-            assert (torch.tensor([1e-30]) * 1e-10).item() == 0
-        finally:
-            train.set_backend()  # as any training leaves it
-
-
-def test_with_short_membranes_learned_beats_fixed_beats_none_on_the_toy_task(tmp_path):
-    accuracy = {}
-    for variant in ("learned", "fixed", "none"):
-        words = f"--dataset toy --delays {variant} --epochs 3".split()
-        accuracy[variant] = train.train(options_of(tmp_path / variant, *words))["test_accuracy"]
-    assert accuracy["none"] < 0.15, accuracy
-    assert 0.2 < accuracy["fixed"] < accuracy["learned"] - 0.1, accuracy
-
-
-# --------------------------------------------------------------------------- a network of one's own
-
-
-class Residual(DelayedLinear):
-    """A delay for each axon, and what each synapse adds to it."""
-
-    def __init__(self, *sizes, **named):
-        super().__init__(*sizes, **named)
-        self.residual = torch.nn.Parameter(torch.zeros_like(self.weight))
-
-    def positions(self):
-        return self.delay + self.residual.clamp(-1, 1)
-
-    def delay_parameters(self):
-        return [self.delay, self.residual]
-
-    def clamp_delays(self):
-        self.delay.data.clamp_(1, self.taps - 2)
-
-
-class Own(DelaySNN):
-    """Neurons of one's own: they have a threshold to learn, and hear their echo one axon late."""
-
-    layer_class = Residual
-
-    def __init__(self):
-        super().__init__(LITTLE_INPUTS, [7, 7], LITTLE_CLASSES, taps=6, tau=3)
-        self.threshold = torch.nn.Parameter(torch.full((7,), 0.8))
-        self.mix = torch.nn.Linear(7, 7)
-        self.echo = Residual(7, 7, 6, delay_per="axon")
-
-    def neurons(self, i, current):
-        early = spike(current - self.threshold)
-        late = self.echo(early)[:, : current.shape[1]]
-        return lif(self.mix(early) + late - 0.1 * self.threshold, self.tau)
-
-
-def test_every_parameter_of_a_network_is_trained_at_its_rate(little, tmp_path):
-    options = options_of(tmp_path / "run", "--dataset", "little", "--epochs", 2)
-    net = Own()
-    start = state_of(net)
-    first = torch.cat([layer.positions().detach().flatten() for layer in (*net.layers, net.echo)])
-    names = {parameter: name for name, parameter in net.named_parameters()}
-    groups = train.make_optimizer(net, options).param_groups  # which the slow trainer checks
-    weights, moving, others = ([names[own] for own in group["params"]] for group in groups)
-    layers = ["layers.0", "layers.1", "layers.2", "echo"]
-    assert sorted(weights) == sorted(f"{layer}.weight" for layer in layers)
-    delays_of = [f"{layer}.{name}" for layer in layers for name in ("delay", "residual")]
-    assert sorted(moving) == sorted(delays_of)
-    assert sorted(weights + moving + others) == sorted(names.values())
-
-    result = train.train(options, net)
-    for name, parameter in net.named_parameters():
-        assert not torch.equal(parameter, start[name]), name
-    assert all(layer.sigma == 0.5 for layer in (*net.layers, net.echo))
-    assert result["parameters"] == sum(parameter.numel() for parameter in net.parameters())
-    for delay_per, numbers in (("synapse", 3 * 5 * 2), ("axon", 2 * 5 * 2 + 6)):  # those there are
-        sparse = Residual(6, 5, 4, connections=2, delay_per=delay_per)
-        assert train.count_parameters(sparse) == numbers
-    sparse.weight.requires_grad_(False)
-    assert train.count_parameters(sparse) == 5 * 2 + 6  # what is trained
-    last = torch.cat([layer.positions().detach().flatten() for layer in (*net.layers, net.echo)])
-    moved_ms = float(log_of(tmp_path / "run")[-1]["moved_ms"])
-    assert moved_ms == pytest.approx(4.0 * (last - first).abs().mean().item(), rel=1e-5, abs=0)
-    loaded, _ = train.load_run(tmp_path / "run", Own())
-    assert same_bits(state_of(loaded), state_of(net))
-
-
-class Doubled(DelaySNN):
-    """Other neurons, but the parameters of the paper's network."""
-
-    def neurons(self, i, current):
-        return lif(2 * current, self.tau)
-
-
-def test_a_fork_has_the_command_line_and_is_not_taken_for_the_papers(little, tmp_path, capsys):
-    run, epochs = str(tmp_path / "run"), []
-    fork = dict(net_class=Doubled, loss=quiet_loss, augment=backwards)
-    words = ["--dataset", "little", "--epochs", "2", "--device", "cpu", "--out", run]
-    train.main(words, **fork, on_epoch=lambda net, row: epochs.append((type(net), row["epoch"])))
-    assert epochs == [(Doubled, 1), (Doubled, 2)]
-    result = result_of(tmp_path / "run")
-    train.main(["--resume", run], **fork)  # nothing is left to do
-    assert result_of(tmp_path / "run") == result
-    capsys.readouterr()
-    train.main(["--eval", run], net_class=Doubled)
-    assert f"test accuracy {result['test_accuracy']:.2%}" in capsys.readouterr().out
-
-    for words, missing, said in (
-        ("--resume", "net_class", "network Doubled, not DelaySNN: use the program that"),
-        ("--eval", "net_class", "network Doubled, not DelaySNN: use the program that"),
-        ("--resume", "loss", "loss quiet_loss, not cross_entropy: use the program that"),
-        ("--resume", "augment", "augment backwards, not NoneType: use the program that"),
-    ):
-        rest = {name: part for name, part in fork.items() if name != missing}
-        with pytest.raises(SystemExit, match=f"has the {said}"):
-            train.main([words, run], **rest)
-    net = train.build(options_of(tmp_path / "other", "--dataset", "little", "--hidden", 9), Doubled)
-    with pytest.raises(data.UserError, match="net.pt cannot be loaded .*size mismatch"):
-        train.load_run(run, net)
-    words = ["--dataset", "little", "--device", "cpu", "--out", str(tmp_path / "mistaken")]
-    with pytest.raises(ValueError, match="invalid literal"):  # a mistake keeps its traceback
-        train.main(words, loss=lambda *given: int("a mistake of the fork"))
-
-
-def test_a_loss_and_augmentation_of_ones_own_get_the_batch(little, tmp_path, monkeypatch):
-    lengths, losses, graphs = {True: [], False: []}, [], []
-    read = torch.Tensor.tolist
-
-    def tolist(tensor):
-        graphs.append(tensor.requires_grad)
-        return read(tensor)
-
-    def stretched(counts, labels):
-        assert (counts.sum(1).argmax(1) == labels).float().mean() > 0.5  # the class spikes most
-        return counts.repeat_interleave(2, 1)
-
-    def quiet(net, counts, membrane, labels):
-        assert counts.shape[1] % 2 == 0 and counts.dtype == torch.uint8
-        assert membrane.shape[:2] == (len(labels), counts.shape[1] + net.tail)
-        loss = train.cross_entropy(net, counts, membrane, labels) + 1000 * sum(net.rates)
-        losses.append((len(labels), loss.item()))
-        return loss
-
-    words = ["--dataset", "little", "--epochs", 3, "--lr", 0.05]
-    train.train(options_of(tmp_path / "plain", *words))
-    options = options_of(tmp_path / "own", *words)
-    net = train.build(options)
-    net.register_forward_pre_hook(lambda net, x: lengths[net.training].append(x[0].shape[1]))
-    monkeypatch.setattr(torch.Tensor, "tolist", tolist)
-    train.train(options, net, quiet, stretched)
-    assert not any(graphs) and len(graphs) >= 3  # nothing that an epoch sums up has a graph
-    assert len(losses) == len(lengths[True]) == 3 * 6  # batches of the 44 training samples
-    assert max(lengths[True]) == 2 * 14 and max(lengths[False]) == 14 + 6  # not in evaluation
-    plain, own = log_of(tmp_path / "plain"), log_of(tmp_path / "own")
-    mean = sum(size * loss for size, loss in losses[:6]) / 44
-    assert float(own[0]["loss"]) == pytest.approx(mean, rel=1e-5, abs=0)
-    assert float(own[-1]["rate_1"]) < 0.5 * float(plain[-1]["rate_1"])
-
-
-# ----------------------------------------------------------------------------- mistakes of the user
-
-
-@pytest.mark.parametrize(
-    "argv, sentence",
-    [
-        ("--epochs 0", "argument --epochs: 0: expected at least 1"),
-        ("--epoch 1", "unrecognized arguments: --epoch 1"),  # options are not abbreviated
-        ("--tau 9.9", "--tau or --tau-readout 9.9: expected at least 10 ms, one step"),
-        ("--tau nan", "--tau or --tau-readout nan: expected at least 10 ms"),
-        ("--tau-readout 1", "--tau or --tau-readout 1.0: expected at least 10 ms"),
-        ("--dropout 1", "--dropout 1.0: expected a share from 0 to below 1"),
-        ("--dataset toy --no-test", "no test and no validation set: hold out some"),
-        ("--dataset toy --lr 1e30", "the loss of epoch 1 is nan: try a lower --lr"),
-        ("--device cuda", "--device cuda: torch finds no GPU here"),
-        ("--resume none", "No such file or directory: 'none/config.json'"),
-        ("--eval unborn", "unborn/net.pt cannot be loaded"),
-        ("--resume torn", "torn/last.pt cannot be loaded"),
-        ("--dataset toy --out file/x", "Not a directory: 'file/x'"),
-        ("--data-dir cut", "cut/shd_train.h5.gz could not be read (Compressed file ended before"),
-        ("--data-dir bent", "bent/shd_train.h5.gz could not be read (Error -3 while decompressing"),
-        ("--data-dir nozip", "nozip/shd_train.h5.zip could not be read (File is not a zip file"),
-        ("--data-dir text", "text/shd_train.h5 could not be read (Unable to"),
-        ("--data-dir good --valid-speakers 0,x", "of ['0', '1', '2']"),
-        ("--data-dir good --valid-speakers 0,1,2", "expected some, not all, of ['0', '1', '2']"),
-    ],
-)
-def test_a_mistake_gets_a_line_and_leaves_no_file(workplace, monkeypatch, capsys, argv, sentence):
-    monkeypatch.chdir(workplace)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    before = set(os.listdir())
-    with pytest.raises(SystemExit) as stop:
-        train.main(["--device", "cpu", *argv.split()])
-    said = stop.value.code
-    if said == 2:  # argparse's
-        said = f"train.py: {capsys.readouterr().err.splitlines()[-1]}"
-    assert said.startswith("train.py: ") and sentence in said and "\n" not in said
-    assert set(os.listdir()) - before <= ({"runs"} if "--lr" in argv else set())
-
-
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
-    """A folder with all that can be wrong with files."""
-    place = tmp_path_factory.mktemp("workplace")
-    for name in ("good", "cut", "bent", "nozip", "text", "unborn", "torn"):
-        (place / name).mkdir()
-    write_shd(place / "good")
-    (place / "file").write_text("")
-    packed = gzip.compress(b"x" * 1000)
-    (place / "cut/shd_train.h5.gz").write_bytes(packed[:-20])
-    (place / "bent/shd_train.h5.gz").write_bytes(packed[:10] + b"x" + packed[11:])
-    (place / "nozip/shd_train.h5.zip").write_text("<html>gone</html>")
-    (place / "text/shd_train.h5").write_text("<html>gone</html>")
-    words = "--dataset toy --delays fixed --epochs 1 --seed 5 --hidden 3 --batch-size 500 --out"
-    train.train(parsed(*words.split(), place / "run"))
-    for name in ("unborn", "torn"):
-        (place / name / "config.json").write_bytes((place / "run/config.json").read_bytes())
-    (place / "torn/last.pt").write_bytes((place / "run/last.pt").read_bytes()[:-9])
-    return place
-
-
-GOOD = dict(times=[[0.1, 0.2, 0.3]] * 140, units=[[3, 4, 5]] * 140, labels=[0, 1] * 70)
-
-
-@pytest.mark.parametrize(
-    "column, sample, values, sentence",
-    [
-        ("times", 130, [0.1, np.nan, 0.3], "sample 130 lasts nan s, longer than 10 s"),
-        ("times", 130, [100, 200, 500], "sample 130 lasts 400 s, longer .*in seconds, not milli"),
-        ("units", 130, [3, 4, 700], r"sample 130: unit 2 is 700: .*whole number, 0\.\.699"),
-        ("times", 130, [0.1, 0.2], "sample 130 has 2 times, 3 units: expected equal numbers"),
-        ("labels", 1, -1, "label 1 is -1: expected a whole number"),
-        ("labels", 139, None, r"it has \[139, 140, 140, 140\] labels, speakers, times, units"),
-    ],
-)
-def test_a_mistake_in_a_file_is_refused_with_its_place(tmp_path, column, sample, values, sentence):
-    content = {name: list(rows) for name, rows in GOOD.items()}
-    content[column][sample : sample + 1] = [] if values is None else [values]
-    write_h5(tmp_path / "shd_test.h5", **content, speakers=[0] * 140)
-    with pytest.raises(data.UserError, match=rf"shd_test.h5 could not be read \({sentence}"):
-        data.load("shd", "test", tmp_path)
-
-
-@pytest.mark.parametrize(
-    "change, sentence",
-    [
-        (dict(sample=[0, 2, 3]), r"sample of spike 2 is 3: .*whole number, 0\.\.2"),
-        (dict(step=[3, -5, 1]), "step of spike 1 is -5: .*whole number"),
-        (dict(step=[3, 0.5, 1]), r"step of spike 1 is 0\.5: expected a whole number"),
-        (dict(channel=[1, 0, 3]), r"channel of spike 2 is 3: .*whole number, 0\.\.2"),
-        (dict(labels=np.eye(3)), r"label has shape \[3, 3\]: expected a list of whole numbers"),
-        (dict(step=[3, 0]), r"sample, step and channel have \[3, 2, 3\] entries"),
-        (dict(sample=[0] * 256, step=[2] * 256, channel=[1] * 256), "256 spikes of one input in"),
-    ],
-)
-def test_events_with_a_mistake_are_refused_with_its_place(change, sentence):
-    events = dict(sample=[0, 2, 0], step=[3, 0, 1], channel=[1, 0, 2], labels=[1, 0, 4])
-    with pytest.raises(data.UserError, match=sentence):
-        data.from_events(**{**events, **change}, inputs=3)
-
-
-@pytest.mark.parametrize(
-    "change, sentence",
-    [
-        (dict(classes=2), "little train has 5 inputs and 3 classes: its row .* says 5 and 2"),
-        (dict(inputs=4), "little train has 5 inputs and 3 classes: its row .* says 4 and 3"),
-        (dict(splits=("train",)), "no test and no validation set: hold out some"),
-        (dict(splits=("train", "val", "test")), "little has .*'val'.*: expected train, valid and"),
-    ],
-)
-def test_a_data_set_unlike_its_row_is_refused(change, sentence, little, tmp_path, monkeypatch):
-    monkeypatch.setitem(data.DATASETS, "little", data.DATASETS["little"]._replace(**change))
-    with pytest.raises(data.UserError, match=sentence):
-        train.train(options_of(tmp_path / "run", "--dataset", "little"))
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_wrong_or_a_missing_row_gets_a_sentence(short_run, tmp_path, monkeypatch):
-    monkeypatch.setitem(train.DEFAULTS, "little", LITTLE | {"hiden": 14})
-    with pytest.raises(data.UserError, match=r"DEFAULTS\['little'\] has unknown options .*'hiden'"):
-        parsed("--dataset", "little")
-    monkeypatch.delitem(data.DATASETS, "little")
-    with pytest.raises(data.UserError, match="run was trained on little: use the script that"):
-        train.load_run(tmp_path / "run")
-
-
-def test_help_shows_the_defaults_of_the_chosen_data_set(capsys):
-    for dataset, taps in (("shd", 25), ("ssc", 31)):
-        with pytest.raises(SystemExit, match="0"):
-            train.main(["--dataset", dataset, "-h"])
-        shown = " ".join(capsys.readouterr().out.split())
-        assert f"--taps TAPS delays are 0 to TAPS - 1 steps (default: {taps})" in shown
-
-
-# ------------------------------------------------------------------------- a card that is not there
-
-CARD = torch.device("meta")  # its tensors have only a shape
-
-
-class Card(TorchDispatchMode):
-    """Watch what a program sends to the card.  As on a GPU, operations on two devices raise.
-
-    .calls: how often each operation was called, by name.  .waits: the functions that waited for
-    the card, to read a number, which is always 0, or to copy to or from the card.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.calls, self.waits = Counter(), []
-        # The fused Adam works on meta, but its check of the device refuses.
-        sys.modules[torch.optim.Adam.__module__]._device_dtype_check_for_fused = lambda _: None
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        self.calls[str(operation)] += 1
-        if operation is torch.ops.aten._local_scalar_dense.default and args[0].device == CARD:
-            self.waits.append(place())
-            return 0
-        devices = {leaf.device for leaf in tree_leaves((args, kwargs)) if torch.is_tensor(leaf)}
-        if operation is torch.ops.aten._to_copy.default:
-            target = kwargs.get("device") or args[0].device
-            if devices != {target}:
-                self.waits.append(place())
-            if devices == {CARD} and target != CARD:
-                return torch.zeros(args[0].shape, dtype=args[0].dtype)
-        elif CARD in devices and len(devices) > 1:
-            raise AssertionError(f"{place()}: {operation} mixes devices")
-        return operation(*args, **kwargs)
-
-
-def place():
-    """Return the function of delays.py, data.py or train.py that is running."""
-    for frame, _ in traceback.walk_stack(None):  # the innermost first
-        if frame.f_globals["__name__"] in ("delays", "data", "train"):
-            return f"{frame.f_globals['__name__']}.{frame.f_code.co_name}"
-
-
-@pytest.fixture
-def card():
-    with Card() as card:
-        yield card
-
-
-@pytest.mark.parametrize(
-    "words", ["shd", "shd --delays none", "toy --delays fixed --connections 3"]
-)
-def test_an_epoch_and_an_evaluation_on_a_card_wait_for_one_sum(words, card, monkeypatch):
-    options = parsed("--dataset", *words.split(), "--batch-size", 2)
-    row = data.DATASETS[options.dataset]
-    counts = [np.ones((steps, row.inputs), np.uint8) for steps in (12, 7, 15)]
-    spikes = data.join(counts, np.arange(3)).to(CARD)
-    batches = [(torch.tensor([2, 0]).to(CARD), 15), (torch.tensor([1]).to(CARD), 7)]
-    monkeypatch.setattr(data, "batches", lambda *args, **kwargs: batches)
-    net = train.build(options).to(CARD)
-    optimizer = train.make_optimizer(net, options)
-    train.set_schedules(optimizer, net, 0, options)
-
-    card.waits.clear()
-    card.calls.clear()
-    means = train.train_epoch(net, optimizer, spikes, batches)
-    assert means == [0.0] * (2 + options.layers)  # what this card reads
-    # In each of two batches: the samples' steps, first rows and counts, and their labels; and the
-    # kernels of one tap, with their gradients.
-    one_tap = 0 if options.delays == "learned" else 2 * (options.layers + 1)
-    moved = {name: n for name, n in card.calls.items() if re.search("index|gather|scatter", name)}
-    want = {"aten.index.Tensor": 8, "aten.scatter.src": one_tap, "aten.gather.default": one_tap}
-    assert moved == {name: n for name, n in want.items() if n}
-    for rounded in (True, False):
-        assert train.evaluate(net, spikes, 2, rounded) == 0.0
-    assert card.waits == ["train.train_epoch", "train.evaluate", "train.evaluate"]
-    layers = 0 if options.delays == "none" else options.layers + 1
-    assert card.calls["aten.convolution.default"] == layers * 2 * 3  # two batches, three times
-    for name, parameter in net.named_parameters():
-        state = optimizer.state[parameter].values()  # its step and its two moments
-        assert {tensor.device for tensor in (parameter.grad, *state)} == {CARD}, name

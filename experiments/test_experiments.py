@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +21,7 @@ import data
 import test_delays as oracle
 import train
 from delays import DelayedLinear, class_scores, lif
-from experiments import export, ideas, regenerate
+from experiments import benchmark, export, ideas, regenerate
 
 FOLDER = Path(__file__).resolve().parent
 CELLS = json.loads((FOLDER / "tour.ipynb").read_text())["cells"]
@@ -183,6 +184,20 @@ def test_brian2_has_the_spikes_of_the_network(trained, capsys):
     assert capsys.readouterr().out == words
 
 
+# --------------------------------------------------------------------------------------- benchmark
+
+
+def test_the_authors_libraries_compute_the_same_network():
+    """Scores, gradients of all parameters, running statistics, and scores with whole steps."""
+    if "DELAYS_REQUIRE_PEER" not in os.environ:  # .ci/run sets it: there, a missing one is an error
+        for library in ("DCLS", "spikingjelly"):
+            pytest.importorskip(library, reason=f"not compared with the authors': no {library}")
+    differences = benchmark.compare(64)
+    assert len(differences) >= 1 + 3 * 2 + 2 * 4 + 1  # of layers, of norms
+    for name, difference in differences.items():
+        assert difference < 1e-12, name
+
+
 # ------------------------------------------------------------------------------------------ results
 
 
@@ -279,6 +294,14 @@ def test_a_finished_run_is_added_once(results, tmp_path, monkeypatch):
     assert other["variant"] == "other" and row["processor"] == other["processor"] != ""
 
 
+def test_each_seed_has_a_folder_with_a_run_of_that_seed(results, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    results.main(["train", *FAST, "--variants", "fixed", "--seeds", "0,3"])
+    for seed in (0, 3):
+        (folder,) = Path("runs").glob(f"toy-1-fixed-{seed}-*")
+        assert oracle.result_of(folder)["seed"] == seed
+
+
 def test_a_line_is_of_the_runs_that_differ_only_in_seed_or_speakers(results):
     held = dict(variant="none", speakers=["1,8", "2,10"])
     rows = results.pandas.concat([runs([91, 92, 96]), runs([50, 90], **held), runs([5], epochs=30)])
@@ -372,6 +395,30 @@ def test_a_stopped_run_continues_and_writes_the_published_layout(tmp_path, monke
         assert [x.dtype for x in rows[0]] == [np.float16, np.uint16, np.uint16, np.uint16]
         want = [(np.float16(s.seed / 8000), s.seed, s.label, s.speaker) for s in samples]
         assert [(times[0], units[0], *rest) for times, units, *rest in rows] == want
+
+
+# ------------------------------------------------------------------------------------------ README
+
+
+LAYER, SCRIPT = re.findall(r"```python\n(.*?)```", (FOLDER.parent / "README.md").read_text(), re.S)
+
+
+def test_the_layer_in_a_loop_of_ones_own_prints_what_the_readme_says(capsys):
+    exec(LAYER, {})
+    assert capsys.readouterr().out == LAYER.rpartition("# ")[2]
+
+
+def test_the_script_of_ones_own_reaches_what_the_readme_says(tmp_path):
+    (tmp_path / "mine.py").write_text(SCRIPT)
+    words = "mine.py --dataset mine --epochs 60 --device cpu --out run"
+    env = os.environ | {"PYTHONPATH": str(FOLDER.parent), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *words.split()]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.stdout.endswith("\ntest accuracy 100.00% (last epoch)\n"), done.stderr
+    options = json.loads((tmp_path / "run/config.json").read_text())["options"]
+    row = dict(hidden=60, layers=1, batch_size=2, epochs=60)
+    for name, value in (train.DEFAULTS["shd"] | row).items():  # SHD's, where its row has none
+        assert options[name] == value, name
 
 
 # -------------------------------------------------------------------------------- tour and figures

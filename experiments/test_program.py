@@ -1,0 +1,649 @@
+"""Files, runs and mistakes: everything around the method and the training, offline, one thread."""
+
+import gzip
+import http.server
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import zipfile
+from functools import partial
+from pathlib import Path
+from unittest.mock import Mock
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+import data
+import test_delays as oracle
+import train
+from delays import DelayedLinear, DelaySNN, lif, spike
+from test_delays import LITTLE, log_of, options_of, parsed, result_of, same_bits, state_of
+
+FOLDER = Path(__file__).resolve().parent.parent
+NAME = "shd_test.h5.gz"
+little = oracle.little  # fixtures
+asked = oracle.asked
+
+# ------------------------------------------------------------------------- reading files and events
+
+
+def write_h5(path, times, units, labels, speakers):
+    """Write a file in the layout of SHD and SSC; speakers are numbers or names."""
+    with h5py.File(path, "w") as file:
+        for name, ragged, kind in (("times", times, np.float16), ("units", units, np.uint16)):
+            column = file.create_dataset(f"spikes/{name}", (len(ragged),), h5py.vlen_dtype(kind))
+            for i, values in enumerate(ragged):
+                column[i] = np.asarray(values, kind)
+        file["labels"] = labels
+        file["extra/speaker"] = speakers
+
+
+def write_words(folder, dataset, sizes, classes, speakers):
+    """Write files in the layout of SHD and SSC.  A class is a band of channels: it can be learned.
+
+    sizes: how many samples each split has.  speakers: they take turns.
+    """
+    rng = np.random.default_rng(0)
+    band = 700 // classes
+    for split, size in sizes.items():
+        labels = np.arange(size) % classes
+        times, units = [], []
+        for label in labels:
+            spikes = rng.integers(60, 120)
+            times.append(np.sort(rng.uniform(0.01, rng.uniform(0.1, 0.3), spikes)))
+            units.append(band * label + rng.integers(0, band, spikes))
+        names = np.resize(speakers, size).tolist()
+        write_h5(folder / f"{dataset}_{split}.h5", times, units, labels, names)
+
+
+def write_shd(folder, speakers=(2, 12, 112)):
+    """Write files of SHD.  Each of the three speakers has 8 of the 24 training samples."""
+    write_words(folder, "shd", {"train": 24, "test": 9}, 20, speakers)
+
+
+def write_ssc(folder):
+    """Write files of SSC as they are published: speakers are strings, and files are zipped."""
+    sizes = {"train": 70, "valid": 21, "test": 35}
+    write_words(folder, "ssc", sizes, 35, ["c50f55b8", "1e9b215e", "0ff728b5"])
+    for split in sizes:
+        pack(folder / f"ssc_{split}.h5", ".zip")
+
+
+def pack(path, packing):
+    """Replace an .h5 file by its packed form, .gz or .zip."""
+    if packing == ".gz":
+        Path(f"{path}.gz").write_bytes(gzip.compress(path.read_bytes()))
+    else:
+        with zipfile.ZipFile(f"{path}.zip", "w") as archive:
+            archive.write(path, path.name)
+    path.unlink()
+
+
+def same(one, other):
+    """Return whether two Spikes are equal in all fields."""
+    tensors = all(torch.equal(a, b) for a, b in zip(one[:3], other[:3], strict=True))
+    return tensors and one.speakers.tolist() == other.speakers.tolist()
+
+
+def test_reading_is_the_loop_over_spikes_and_keeps_every_spike(tmp_path):
+    rng = np.random.default_rng(0)
+    sizes = [0, *rng.integers(1, 400, 299)]  # a sample without spikes is one empty step
+    times = [np.sort(rng.uniform(0, 1.4, n)).astype(np.float16) for n in sizes]
+    units = [rng.integers(0, 700, n) for n in sizes]
+    labels = rng.integers(0, 20, 300)
+    write_h5(tmp_path / "shd_test.h5", times, units, labels, np.arange(300) % 3)
+    got = data.load("shd", "test", tmp_path)
+    assert got.counts.sum() == sum(sizes) and got.counts.dtype == torch.uint8
+    assert got.labels.tolist() == labels.tolist()
+    assert got.speakers.tolist() == (np.arange(300) % 3).tolist()
+    counts = data.padded(got, torch.arange(300), 150)
+    for s in range(300):
+        want = np.zeros((150, 140))
+        step = 0
+        for t, u in zip(times[s], units[s], strict=True):  # in order of time
+            step = math.floor((float(t) - float(times[s][0])) * 1000 / 10)
+            want[step, u // 5] += 1
+        assert got.steps[s] == step + 1
+        assert (counts[s].numpy() == want).all()
+
+    def binning(times, units, name):
+        return np.full((2, 3), name == "sample 299", np.uint8)
+
+    own = data.read_published("shd", "test", tmp_path, binning)
+    assert own.counts.shape == (600, 3) and own.counts.sum() == own.counts[-2:].sum() == 6
+    with pytest.raises(TypeError):  # its mistakes keep their traceback
+        data.read_published("shd", "test", tmp_path, lambda times: times)
+
+
+@pytest.mark.parametrize("packing", [".gz", ".zip"])
+def test_files_are_read_where_they_lie_and_nothing_is_left(tmp_path, packing, monkeypatch):
+    write_shd(tmp_path, ["0a7c", "b555", "çelik"])
+    want = data.load("shd", "test", tmp_path)
+    assert want.speakers.tolist() == ["0a7c", "b555", "çelik"] * 3
+    pack(tmp_path / "shd_test.h5", packing)
+    before = sorted(os.listdir(tmp_path))
+    for writable in (True, False):
+        monkeypatch.setattr(os, "access", lambda path, mode, writable=writable: writable)
+        monkeypatch.setattr(tempfile, "tempdir", "none" if writable else None)  # the system's
+        assert same(data.load("shd", "test", tmp_path), want)
+        assert sorted(os.listdir(tmp_path)) == before
+
+
+@pytest.mark.parametrize("kind", [np.asarray, list, torch.tensor, np.float32])
+def test_events_are_counted_one_by_one(kind):
+    rng = np.random.default_rng(0)
+    sample, step, channel = rng.integers(0, [[20], [15], [4]], (3, 500))
+    keep = (sample != 7) & (sample != 19)  # two samples without a spike, one of them the last
+    sample, step, channel = sample[keep], step[keep], channel[keep]
+    labels = rng.integers(0, 3, 20)
+    speakers = [f"speaker {i % 5}" for i in range(20)]
+    got = data.from_events(kind(sample), kind(step), kind(channel), kind(labels), 4, speakers)
+    want = np.zeros((20, 15, 4))
+    steps = np.ones(20)
+    for s, t, c in zip(sample, step, channel, strict=True):
+        want[s, t, c] += 1
+        steps[s] = max(steps[s], t + 1)
+    assert want.max() > 1
+    assert got.counts.dtype == torch.uint8
+    assert got.steps.tolist() == steps.tolist()
+    assert (data.padded(got, torch.arange(20), 15).numpy() == want).all()
+    assert got.labels.tolist() == labels.tolist() and got.labels.dtype == torch.int64
+    assert got.speakers.tolist() == speakers
+    one = got.select(np.arange(20) == 8)
+    assert (one.labels.tolist(), one.speakers.tolist()) == ([labels[8]], ["speaker 3"])
+
+
+# ------------------------------------------------------------------------------------- the download
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """Serve the files of tmp_path on this machine.  Returns the address."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_checksums_are_the_published_ones():
+    assert data.MD5 == {
+        "shd_train.h5.gz": "d47c9825dee33347913e8ce0f2be08b0",
+        "shd_test.h5.gz": "3062a80ec0c5719404d5b02e166543b1",
+        "ssc_train.h5.zip": "d102be95e7144fcc0553d1f45ba94170",
+        "ssc_valid.h5.zip": "b4eee3516a4a90dd0c71a6ac23a8ae43",
+        "ssc_test.h5.zip": "a35ff1e9cffdd02a20eb850c17c37748",
+    }
+
+
+@pytest.mark.parametrize(
+    "kind, said", [("absent", "404"), ("cut off", "sent a file of md5"), ("silent", "timed out")]
+)
+def test_a_missing_file_is_fetched_once(kind, said, served, tmp_path, monkeypatch, capfd):
+    write_shd(tmp_path)
+    pack(tmp_path / "shd_test.h5", ".gz")
+    want, sound = data.load("shd", "test", tmp_path), (tmp_path / NAME).read_bytes()
+    silent = socket.create_server(("127.0.0.1", 0))  # it listens, and says nothing
+    root = f"http://127.0.0.1:{silent.getsockname()[1]}" if kind == "silent" else served
+    bad = [f"{root}/a", f"{root}/b"]
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        if kind == "cut off":
+            (tmp_path / name / NAME).write_bytes(sound[:1000])
+    folder, asked, urlopen = tmp_path / "new/d", [], data.urlopen
+
+    def watched(url, timeout):
+        assert timeout == 30
+        # In a folder of its own, so that programs that download at once do not meet.
+        (own,) = os.listdir(folder)
+        assert os.listdir(folder / own) == [NAME]
+        asked.append(url)
+        return urlopen(url, timeout=0.2 if kind == "silent" else 30)
+
+    monkeypatch.setattr(data, "urlopen", watched)
+    monkeypatch.setitem(data.MD5, NAME, data.md5(tmp_path / NAME))
+    monkeypatch.setattr(data, "SERVERS", bad)
+    with pytest.raises(data.UserError, match=said) as caught:
+        data.load("shd", "test", str(folder))
+    for words in (*bad, f"{NAME} is not in", "put it there by hand", "--dataset toy"):
+        assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert os.listdir(folder) == []
+
+    monkeypatch.setattr(data, "SERVERS", [bad[0], served])
+    for _ in range(2):  # nothing is fetched that is already there
+        assert same(data.load("shd", "test", str(folder)), want)
+    assert os.listdir(folder) == [NAME]
+    assert asked == [f"{server}/{NAME}" for server in (*bad, bad[0], served)]
+    assert f"fetching {served}/{NAME}" in capfd.readouterr().err
+    silent.close()
+
+
+# --------------------------------------------------------------------------- headlines, from files
+
+
+HEADLINES = [  # and the number of validation samples
+    ("--dataset shd --valid-speakers 12 --no-test", 8, oracle.UNTESTED),
+    ("--dataset ssc", 21, oracle.CHOSEN),
+    ("--dataset ssc --valid-speakers c50f55b8 --no-test", 24, oracle.UNTESTED),
+]
+
+
+@pytest.mark.parametrize("words, samples, want", HEADLINES)
+def test_headline_is_of_the_epoch_that_counts(words, samples, want, tmp_path, asked, capsys):
+    write_shd(tmp_path)
+    write_ssc(tmp_path)
+    if "--no-test" in words:
+        for name in ("shd_test.h5", "ssc_test.h5.zip"):  # so nothing can open them
+            (tmp_path / name).unlink()
+    oracle.check_headline(words, samples, want, asked, tmp_path, capsys)
+
+
+def test_speech_commands_from_files_to_the_last_line(tmp_path):
+    write_ssc(tmp_path)
+    sizes = "--dataset ssc --hidden 24 --layers 1 --taps 5 --dropout 0 --epochs 1 --batch-size 10"
+    command = [sys.executable, "train.py", *sizes.split(), "--lr", "0.05", "--device", "cpu"]
+    command += ["--data-dir", str(tmp_path), "--out", str(tmp_path / "run")]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=FOLDER, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = result_of(tmp_path / "run")
+    assert result["valid_accuracy"] > 0.2  # chance is 0.03
+    assert f"test accuracy {result['test_accuracy']:.2%} ({result['rule']})" in done.stdout
+    net, options = train.load_run(tmp_path / "run")
+    assert train.evaluate(net, data.load("ssc", "test", tmp_path), 7) == result["test_accuracy"]
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert config["samples"] == {"train": 70, "valid": 21, "test": 35}
+    names = [f"ssc_{split}.h5.zip" for split in ("train", "valid", "test")]
+    assert config["md5"] == {name: data.md5(tmp_path / name) for name in names}
+    assert config["torch"] == torch.__version__ and config["threads"] == 1
+    assert config["options"] == vars(options)
+
+
+PAPER = {
+    "shd": dict(epochs=150, batch_size=256, hidden=256, layers=2, taps=25, tau=10.05, dropout=0.4),
+    "ssc": dict(epochs=60, batch_size=128, hidden=512, layers=3, taps=31, tau=15, dropout=0.25),
+    "toy": dict(epochs=20, batch_size=50, hidden=40, layers=1, taps=33, tau=10.05, dropout=0),
+}
+
+
+@pytest.mark.parametrize("dataset", PAPER)
+def test_defaults_are_the_papers_and_a_gpu_if_there_is_one(dataset, monkeypatch):
+    options = vars(parsed("--dataset", dataset))
+    want = PAPER[dataset] | dict(lr=5e-3, delay_lr=0.1, weight_decay=1e-5, delays="learned", seed=0)
+    want |= dict(kernel_count=1, connections=None, tau_readout=None, no_test=False)
+    want |= dict(valid_speakers="", out=f"runs/{dataset}-learned-0")
+    assert {key: options[key] for key in want} == want
+    for found, device in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda found=found: found)
+        assert parsed("--dataset", dataset).device == device
+
+
+# ------------------------------------------------------------------ runs: continued, seeded, loaded
+
+
+def assert_same_run(one, other):
+    """Check that two folders hold the same run, bit for bit, all but its seconds."""
+    assert sorted(os.listdir(one)) == sorted(os.listdir(other))
+    for name in ("last.pt", "net.pt"):
+        first, second = (torch.load(run / name, weights_only=True) for run in (one, other))
+        assert same_bits(first["net"], second["net"])
+        assert first["epoch"] == second["epoch"] and first["sigma"] == second["sigma"]
+    logs, results = [log_of(one), log_of(other)], [result_of(one), result_of(other)]
+    for rows, result in zip(logs, results, strict=True):
+        seconds = [float(row.pop("seconds")) for row in rows]
+        assert min(seconds) > 0 and result.pop("seconds") == sum(seconds)
+        assert [int(row["epoch"]) for row in rows] == list(range(1, result["epochs"] + 1))
+    assert logs[0] == logs[1]
+    assert results[0] == results[1]
+
+
+def quiet_loss(net, counts, membrane, labels):
+    return train.cross_entropy(net, counts, membrane, labels) + sum(net.rates)
+
+
+def backwards(counts, labels):
+    return counts.flip(1)
+
+
+def test_a_run_may_end_before_any_of_its_files_has_its_name(little, tmp_path, monkeypatch):
+    sizes = "--dataset validated --epochs 4 --hidden 4 --batch-size 22 --device cpu"
+    words = [*sizes.split(), "--out"]
+    fork = dict(loss=quiet_loss, augment=backwards)
+    rename, names = os.replace, []
+
+    def evaluate(net, spikes, batch_size, rounded=True):
+        epoch = net.norms[0].num_batches_tracked.item() // 2  # 44 samples are 2 batches
+        return [0.2, 0.6, 0.4, 0.5][epoch - 1]
+
+    def rename_some(source, target):
+        names.append(os.path.basename(target))
+        if len(names) > allowed:
+            raise KeyboardInterrupt  # as a kill does, it ends the run past any handler of errors
+        rename(source, target)
+
+    monkeypatch.setattr(train, "evaluate", evaluate)
+    monkeypatch.setattr(os, "replace", rename_some)
+    allowed = math.inf
+    whole = tmp_path / "whole"
+    train.main([*words, str(whole)], **fork)
+    assert names.count("last.pt") == names.count("log.csv") == 4
+    assert names.count("net.pt") == 2
+    for end in range(1, len(names)):  # without config.json there is no run yet
+        names, allowed, cut = [], end, tmp_path / f"cut{end}"
+        with pytest.raises(KeyboardInterrupt):
+            train.main([*words, str(cut)], **fork)
+        allowed = math.inf
+        train.main(["--resume", str(cut)], **fork)
+        for leftover in cut.glob("*.part"):  # result.json was written, but had not its name
+            leftover.unlink()
+        assert_same_run(cut, whole)
+
+
+@pytest.fixture
+def short_run(little, tmp_path):
+    words = "--dataset little --epochs 2 --kernel-count 2 --valid-speakers 1,2"
+    return train.train(options_of(tmp_path / "run", *words.split()))
+
+
+def test_a_saved_run_keeps_its_options(short_run, tmp_path):
+    run = tmp_path / "run"
+    others = (
+        "--epochs 3,--seed 1,--lr 0.001,--delay-lr 0.2,--weight-decay 0,--batch-size 9,--hidden 8,"
+        "--layers 1,--taps 7,--tau 16,--tau-readout 9,--dropout 0.5,--delays fixed,--no-test,"
+        "--kernel-count 1,--connections 2,--valid-speakers 1,--dataset toy"
+    )
+    for words in others.split(","):
+        option = words.split()[0]
+        for saved in ("--resume", "--eval"):
+            with pytest.raises(data.UserError, match=f"run used {option} .*: leave the option out"):
+                parsed(saved, run, *words.split())
+    again = parsed("--resume", run, "--epochs", 2, "--data-dir", "elsewhere", "--device", "auto")
+    assert (again.out, again.data_dir, again.epochs) == (str(run), "elsewhere", 2)
+    with pytest.raises(data.UserError, match=f"run exists already: continue .* --resume {run}, or"):
+        train.train(options_of(run, "--dataset", "little"))
+
+
+def test_a_run_is_loaded_without_a_gpu_and_without_running_code(short_run, tmp_path, monkeypatch):
+    load = Mock(wraps=torch.load)
+    monkeypatch.setattr(torch, "load", load)
+    for words in ("--resume", "--eval"):
+        train.main([words, str(tmp_path / "run")])
+    safe = dict(map_location="cpu", weights_only=True)
+    assert [call.kwargs for call in load.call_args_list] == [safe] * 3  # last.pt, net.pt twice
+
+
+def test_training_and_evaluation_set_the_backend_themselves(short_run, tmp_path):
+    flags = torch.backends.cudnn, torch.backends.cuda.matmul
+    for words in ("--resume", "--eval"):
+        for flag in flags:
+            flag.allow_tf32 = True
+        torch.set_flush_denormal(False)
+        try:
+            assert (torch.tensor([1e-30]) * 1e-10).item() > 0
+            train.main([words, str(tmp_path / "run")])
+            assert [flag.allow_tf32 for flag in flags] == [False, False]
+            assert (torch.tensor([1e-30]) * 1e-10).item() == 0
+        finally:
+            train.set_backend()  # as any training leaves it
+
+
+# --------------------------------------------------------------------------- a network of one's own
+
+
+class Residual(DelayedLinear):
+    """A delay for each axon, and what each synapse adds to it."""
+
+    def __init__(self, *sizes, **named):
+        super().__init__(*sizes, **named)
+        self.residual = torch.nn.Parameter(torch.zeros_like(self.weight))
+
+    def positions(self):
+        return self.delay + self.residual.clamp(-1, 1)
+
+    def delay_parameters(self):
+        return [self.delay, self.residual]
+
+    def clamp_delays(self):
+        self.delay.data.clamp_(1, self.taps - 2)
+
+
+class Own(DelaySNN):
+    """Neurons of one's own: they have a threshold to learn, and hear their echo one axon late."""
+
+    layer_class = Residual
+
+    def __init__(self):
+        super().__init__(oracle.LITTLE_INPUTS, [7, 7], oracle.LITTLE_CLASSES, taps=6, tau=3)
+        self.threshold = torch.nn.Parameter(torch.full((7,), 0.8))
+        self.echo = Residual(7, 7, 6, delay_per="axon")
+
+    def neurons(self, i, current):
+        early = spike(current - self.threshold)
+        late = self.echo(early)[:, : current.shape[1]]
+        return lif(early + late - 0.1 * self.threshold, self.tau)
+
+
+def test_every_parameter_of_a_network_is_trained_at_its_rate(little, tmp_path):
+    options = options_of(tmp_path / "run", "--dataset", "little", "--epochs", 2)
+    net = Own()
+    start = state_of(net)
+    first = torch.cat([layer.positions().detach().flatten() for layer in (*net.layers, net.echo)])
+    names = {parameter: name for name, parameter in net.named_parameters()}
+    groups = train.make_optimizer(net, options).param_groups  # which the slow trainer checks
+    weights, moving, others = ([names[own] for own in group["params"]] for group in groups)
+    layers = ["layers.0", "layers.1", "layers.2", "echo"]
+    assert sorted(weights) == sorted(f"{layer}.weight" for layer in layers)
+    delays_of = [f"{layer}.{name}" for layer in layers for name in ("delay", "residual")]
+    assert sorted(moving) == sorted(delays_of)
+    assert sorted(weights + moving + others) == sorted(names.values())
+
+    result = train.train(options, net)
+    for name, parameter in net.named_parameters():
+        assert not torch.equal(parameter, start[name]), name
+    assert all(layer.sigma == 0.5 for layer in (*net.layers, net.echo))
+    assert result["parameters"] == sum(parameter.numel() for parameter in net.parameters())
+    for delay_per, numbers in (("synapse", 3 * 5 * 2), ("axon", 2 * 5 * 2 + 6)):  # those there are
+        sparse = Residual(6, 5, 4, connections=2, delay_per=delay_per)
+        assert train.count_parameters(sparse) == numbers
+    sparse.weight.requires_grad_(False)
+    assert train.count_parameters(sparse) == 5 * 2 + 6  # what is trained
+    last = torch.cat([layer.positions().detach().flatten() for layer in (*net.layers, net.echo)])
+    moved_ms = float(log_of(tmp_path / "run")[-1]["moved_ms"])
+    assert moved_ms == pytest.approx(4.0 * (last - first).abs().mean().item(), rel=1e-5, abs=0)
+    loaded, _ = train.load_run(tmp_path / "run", Own())
+    assert same_bits(state_of(loaded), state_of(net))
+
+
+class Doubled(DelaySNN):
+    """Other neurons, but the parameters of the paper's network."""
+
+    def neurons(self, i, current):
+        return lif(2 * current, self.tau)
+
+
+def test_a_fork_has_the_command_line_and_is_not_taken_for_the_papers(little, tmp_path, capsys):
+    run, epochs = str(tmp_path / "run"), []
+    fork = dict(net_class=Doubled, loss=quiet_loss, augment=backwards)
+    words = ["--dataset", "little", "--epochs", "2", "--device", "cpu", "--out", run]
+    train.main(words, **fork, on_epoch=lambda net, row: epochs.append((type(net), row["epoch"])))
+    assert epochs == [(Doubled, 1), (Doubled, 2)]
+    result = result_of(tmp_path / "run")
+    train.main(["--resume", run], **fork)  # nothing is left to do
+    assert result_of(tmp_path / "run") == result
+    capsys.readouterr()
+    train.main(["--eval", run], net_class=Doubled)
+    assert f"test accuracy {result['test_accuracy']:.2%}" in capsys.readouterr().out
+
+    for words, missing, said in (
+        ("--resume", "net_class", "network Doubled, not DelaySNN: use the program that"),
+        ("--eval", "net_class", "network Doubled, not DelaySNN: use the program that"),
+        ("--resume", "loss", "loss quiet_loss, not cross_entropy: use the program that"),
+        ("--resume", "augment", "augment backwards, not NoneType: use the program that"),
+    ):
+        rest = {name: part for name, part in fork.items() if name != missing}
+        with pytest.raises(SystemExit, match=f"has the {said}"):
+            train.main([words, run], **rest)
+    net = train.build(options_of(tmp_path / "other", "--dataset", "little", "--hidden", 9), Doubled)
+    with pytest.raises(data.UserError, match="net.pt cannot be loaded .*size mismatch"):
+        train.load_run(run, net)
+    words = ["--dataset", "little", "--device", "cpu", "--out", str(tmp_path / "mistaken")]
+    with pytest.raises(ValueError, match="invalid literal"):  # a mistake keeps its traceback
+        train.main(words, loss=lambda *given: int("a mistake of the fork"))
+
+
+def test_a_loss_and_augmentation_of_ones_own_get_the_batch(little, tmp_path, monkeypatch):
+    lengths, losses, graphs = {True: [], False: []}, [], []
+    read = torch.Tensor.tolist
+
+    def tolist(tensor):
+        graphs.append(tensor.requires_grad)
+        return read(tensor)
+
+    def stretched(counts, labels):
+        assert (counts.sum(1).argmax(1) == labels).float().mean() > 0.5  # the class spikes most
+        return counts.repeat_interleave(2, 1)
+
+    def quiet(net, counts, membrane, labels):
+        assert counts.shape[1] % 2 == 0 and counts.dtype == torch.uint8
+        assert membrane.shape[:2] == (len(labels), counts.shape[1] + net.tail)
+        loss = train.cross_entropy(net, counts, membrane, labels) + 1000 * sum(net.rates)
+        losses.append((len(labels), loss.item()))
+        return loss
+
+    words = ["--dataset", "little", "--epochs", 3, "--lr", 0.05]
+    train.train(options_of(tmp_path / "plain", *words))
+    options = options_of(tmp_path / "own", *words)
+    net = train.build(options)
+    net.register_forward_pre_hook(lambda net, x: lengths[net.training].append(x[0].shape[1]))
+    monkeypatch.setattr(torch.Tensor, "tolist", tolist)
+    train.train(options, net, quiet, stretched)
+    assert not any(graphs) and len(graphs) >= 3  # nothing that an epoch sums up has a graph
+    assert len(losses) == len(lengths[True]) == 3 * 6  # batches of the 44 training samples
+    assert max(lengths[True]) == 2 * 14 and max(lengths[False]) == 14 + 6  # not in evaluation
+    plain, own = log_of(tmp_path / "plain"), log_of(tmp_path / "own")
+    mean = sum(size * loss for size, loss in losses[:6]) / 44
+    assert float(own[0]["loss"]) == pytest.approx(mean, rel=1e-5, abs=0)
+    assert float(own[-1]["rate_1"]) < 0.5 * float(plain[-1]["rate_1"])
+
+
+# ----------------------------------------------------------------------------- mistakes of the user
+
+
+@pytest.mark.parametrize(
+    "argv, sentence",
+    [
+        ("--epochs 0", "argument --epochs: 0: expected at least 1"),
+        ("--epoch 1", "unrecognized arguments: --epoch 1"),  # options are not abbreviated
+        ("--tau nan", "--tau or --tau-readout nan: expected at least 10 ms, one step"),
+        ("--tau-readout 9.9", "--tau or --tau-readout 9.9: expected at least 10 ms"),
+        ("--dropout 1", "--dropout 1.0: expected a share from 0 to below 1"),
+        ("--dataset toy --no-test", "no test and no validation set: hold out some"),
+        ("--dataset toy --lr 1e30", "the loss of epoch 1 is nan: try a lower --lr"),
+        ("--device cuda", "--device cuda: torch finds no GPU here"),
+        ("--resume none", "No such file or directory: 'none/config.json'"),
+        ("--eval unborn", "unborn/net.pt cannot be loaded"),
+        ("--resume torn", "torn/last.pt cannot be loaded"),
+        ("--dataset toy --out text/shd_train.h5/x", "Not a directory: 'text/shd_train.h5/x'"),
+        ("--data-dir cut", "cut/shd_train.h5.gz could not be read (Compressed file ended before"),
+        ("--data-dir bent", "bent/shd_train.h5.gz could not be read (Error -3 while decompressing"),
+        ("--data-dir nozip", "nozip/shd_train.h5.zip could not be read (File is not a zip file"),
+        ("--data-dir text", "text/shd_train.h5 could not be read (Unable to"),
+        ("--data-dir good --valid-speakers 2,x", "of ['112', '12', '2']"),
+        ("--data-dir good --valid-speakers 2,12,112", "expected some, not all, of ['112', '12', "),
+    ],
+)
+def test_a_mistake_gets_a_line_and_leaves_no_file(workplace, monkeypatch, capsys, argv, sentence):
+    monkeypatch.chdir(workplace)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    before = set(os.listdir())
+    with pytest.raises(SystemExit) as stop:
+        train.main(["--device", "cpu", *argv.split()])
+    said = stop.value.code
+    if said == 2:  # argparse's
+        said = f"train.py: {capsys.readouterr().err.splitlines()[-1]}"
+    assert said.startswith("train.py: ") and sentence in said and "\n" not in said
+    assert set(os.listdir()) - before <= ({"runs"} if "--lr" in argv else set())
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with all that can be wrong with files."""
+    place = tmp_path_factory.mktemp("workplace")
+    for name in ("good", "cut", "bent", "nozip", "text", "unborn", "torn"):
+        (place / name).mkdir()
+    write_shd(place / "good")
+    packed = gzip.compress(b"x" * 1000)
+    (place / "cut/shd_train.h5.gz").write_bytes(packed[:-20])
+    (place / "bent/shd_train.h5.gz").write_bytes(packed[:10] + b"x" + packed[11:])
+    (place / "nozip/shd_train.h5.zip").write_text("<html>gone</html>")
+    (place / "text/shd_train.h5").write_text("<html>gone</html>")
+    for name in ("unborn", "torn"):
+        config = json.dumps({"options": vars(parsed("--dataset", "toy"))})
+        (place / name / "config.json").write_text(config)
+    (place / "torn/last.pt").write_bytes(packed)
+    return place
+
+
+@pytest.mark.parametrize(
+    "column, sample, values, sentence",
+    [
+        ("times", 130, [0.1, np.nan, 0.3], "sample 130 lasts nan s, longer than 10 s"),
+        ("times", 130, [100, 200, 500], "sample 130 lasts 400 s, longer .*in seconds, not milli"),
+        ("units", 130, [3, 4, 700], r"sample 130: unit 2 is 700: .*whole number, 0\.\.699"),
+        ("times", 130, [0.1, 0.2], "sample 130 has 2 times, 3 units: expected equal numbers"),
+        ("labels", 1, -1, "label 1 is -1: expected a whole number"),
+        ("labels", 139, None, r"it has \[139, 140, 140, 140\] labels, speakers, times, units"),
+    ],
+)
+def test_a_mistake_in_a_file_is_refused_with_its_place(tmp_path, column, sample, values, sentence):
+    content = dict(times=[[0.1, 0.2, 0.3]] * 140, units=[[3, 4, 5]] * 140, labels=[0, 1] * 70)
+    content[column][sample : sample + 1] = [] if values is None else [values]
+    write_h5(tmp_path / "shd_test.h5", **content, speakers=[0] * 140)
+    with pytest.raises(data.UserError, match=rf"shd_test.h5 could not be read \({sentence}"):
+        data.load("shd", "test", tmp_path)
+
+
+def test_events_with_a_mistake_are_refused_with_its_place():
+    events = dict(sample=[0, 2, 0], step=[3, 0, 1], channel=[1, 0, 2], labels=[1, 0, 4])
+    for change, sentence in (
+        (dict(sample=[0, 2, 3]), r"sample of spike 2 is 3: .*whole number, 0\.\.2"),
+        (dict(step=[3, -5, 1]), "step of spike 1 is -5: .*whole number"),
+        (dict(step=[3, 0.5, 1]), r"step of spike 1 is 0\.5: expected a whole number"),
+        (dict(channel=[1, 0, 3]), r"channel of spike 2 is 3: .*whole number, 0\.\.2"),
+        (dict(labels=np.eye(3)), r"label has shape \[3, 3\]: expected a list of whole numbers"),
+        (dict(step=[3, 0]), r"sample, step and channel have \[3, 2, 3\] entries"),
+        (dict(sample=[0] * 256, step=[2] * 256, channel=[1] * 256), "256 spikes of one input in"),
+    ):
+        with pytest.raises(data.UserError, match=sentence):
+            data.from_events(**(events | change), inputs=3)
+
+
+def test_a_data_set_unlike_its_row_is_refused(little, tmp_path, monkeypatch):
+    row = data.DATASETS["little"]
+    for change, sentence in (
+        (dict(classes=2), "little train has 5 inputs and 3 classes: its row .* says 5 and 2"),
+        (dict(inputs=4), "little train has 5 inputs and 3 classes: its row .* says 4 and 3"),
+        (dict(splits=("train", "val", "test")), "little has .*'val'.*: expected train, valid and"),
+    ):
+        monkeypatch.setitem(data.DATASETS, "little", row._replace(**change))
+        with pytest.raises(data.UserError, match=sentence):
+            train.train(options_of(tmp_path / "run", "--dataset", "little"))
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_wrong_or_a_missing_row_gets_a_sentence(short_run, tmp_path, monkeypatch):
+    monkeypatch.setitem(train.DEFAULTS, "little", LITTLE | {"hiden": 14})
+    with pytest.raises(data.UserError, match=r"DEFAULTS\['little'\] has unknown options .*'hiden'"):
+        parsed("--dataset", "little")
+    monkeypatch.delitem(data.DATASETS, "little")
+    with pytest.raises(data.UserError, match="run was trained on little: use the script that"):
+        train.load_run(tmp_path / "run")
