@@ -846,6 +846,68 @@ def test_the_seed_decides_everything(little, tmp_path, monkeypatch):
             assert not torch.equal(a[name], c[name])
 
 
+def same(one, other):
+    """Return whether two Spikes are equal in all fields."""
+    tensors = all(torch.equal(a, b) for a, b in zip(one[:3], other[:3], strict=True))
+    return tensors and one.speakers.tolist() == other.speakers.tolist()
+
+
+def test_a_random_share_is_held_out_the_same_for_all_variants_and_after_resume(little, tmp_path):
+    words = ["--dataset", "little", "--valid-share", 0.2, "--epochs", 1, "--seed"]
+    held_out = []
+    for number, (seed, variant) in enumerate([(0, "learned"), (0, "fixed"), (1, "learned")]):
+        run = tmp_path / str(number)
+        train.train(options_of(run, *words, seed, "--delays", variant))
+        for options in (parsed(*words, seed), parsed("--resume", run)):
+            sets = train.load_sets(options)
+            held_out.append(sets["valid"])
+            assert [len(sets[split].labels) for split in ("train", "valid", "test")] == [35, 9, 61]
+            rows = [tuple(row) for split in ("train", "valid") for row in each_sample(sets[split])]
+            every = data.load("little", "train", "")
+            assert sorted(rows) == sorted(tuple(row) for row in each_sample(every))
+    first, *others = held_out
+    assert [same(first, other) for other in others] == [True, True, True, False, False]
+
+
+def each_sample(spikes):
+    return [sample.flatten().tolist() for sample in spikes.counts.split(spikes.steps.tolist())]
+
+
+def test_a_loss_and_augmentation_of_ones_own_get_the_batch(little, tmp_path, monkeypatch):
+    lengths, losses, graphs = {True: [], False: []}, [], []
+    read = torch.Tensor.tolist
+
+    def tolist(tensor):
+        graphs.append(tensor.requires_grad)
+        return read(tensor)
+
+    def stretched(counts, labels):
+        assert (counts.sum(1).argmax(1) == labels).float().mean() > 0.5  # the class spikes most
+        return counts.repeat_interleave(2, 1)
+
+    def quiet(net, counts, membrane, labels):
+        assert counts.shape[1] % 2 == 0 and counts.dtype == torch.uint8
+        assert membrane.shape[:2] == (len(labels), counts.shape[1] + net.tail)
+        loss = train.cross_entropy(net, counts, membrane, labels) + 1000 * sum(net.rates)
+        losses.append((len(labels), loss.item()))
+        return loss
+
+    words = ["--dataset", "little", "--epochs", 3, "--lr", 0.05]
+    train.train(options_of(tmp_path / "plain", *words))
+    options = options_of(tmp_path / "own", *words)
+    net = train.build(options)
+    net.register_forward_pre_hook(lambda net, x: lengths[net.training].append(x[0].shape[1]))
+    monkeypatch.setattr(torch.Tensor, "tolist", tolist)
+    train.train(options, net, quiet, stretched)
+    assert not any(graphs) and len(graphs) >= 3  # nothing that an epoch sums up has a graph
+    assert len(losses) == len(lengths[True]) == 3 * 6  # batches of the 44 training samples
+    assert max(lengths[True]) == 2 * 14 and max(lengths[False]) == 14 + 9  # not in evaluation
+    plain, own = log_of(tmp_path / "plain"), log_of(tmp_path / "own")
+    mean = sum(size * loss for size, loss in losses[:6]) / 44
+    assert float(own[0]["loss"]) == pytest.approx(mean, rel=1e-5, abs=0)
+    assert float(own[-1]["rate_1"]) < 0.5 * float(plain[-1]["rate_1"])
+
+
 # -------------------------------------------------------------------- the rule behind each headline
 
 

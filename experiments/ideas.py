@@ -368,8 +368,7 @@ def main(argv: list[str]) -> None:
     data.DATASETS["shd-opened"] = data.DATASETS["shd"]._replace(read=read_opened)
     train.DEFAULTS["shd-opened"] = train.DEFAULTS["shd"]
     train.RUNS = "runs/{dataset}-" + idea + "-{delays}-{seed}"
-    if idea == "whole-steps":
-        train.set_sigma = set_sigma_and_freeze
+    train.set_sigma = set_sigma_and_freeze if idea == "whole-steps" else set_sigma
     train.main(words, **IDEAS[idea])
 
 

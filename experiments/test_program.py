@@ -86,12 +86,6 @@ def pack(path, packing):
     path.unlink()
 
 
-def same(one, other):
-    """Return whether two Spikes are equal in all fields."""
-    tensors = all(torch.equal(a, b) for a, b in zip(one[:3], other[:3], strict=True))
-    return tensors and one.speakers.tolist() == other.speakers.tolist()
-
-
 def test_reading_is_the_loop_over_spikes_and_keeps_every_spike(tmp_path):
     rng = np.random.default_rng(0)
     sizes = [0, *rng.integers(1, 400, 299)]  # a sample without spikes is one empty step
@@ -132,7 +126,7 @@ def test_files_are_read_where_they_lie_and_nothing_is_left(tmp_path, packing, mo
     for writable in (True, False):
         monkeypatch.setattr(os, "access", lambda path, mode, writable=writable: writable)
         monkeypatch.setattr(tempfile, "tempdir", "none" if writable else None)  # the system's
-        assert same(data.load("shd", "test", tmp_path), want)
+        assert oracle.same(data.load("shd", "test", tmp_path), want)
         assert sorted(os.listdir(tmp_path)) == before
 
 
@@ -220,7 +214,7 @@ def test_a_missing_file_is_fetched_once(kind, said, served, tmp_path, monkeypatc
 
     monkeypatch.setattr(data, "SERVERS", [bad[0], served])
     for _ in range(2):  # nothing is fetched that is already there
-        assert same(data.load("shd", "test", str(folder)), want)
+        assert oracle.same(data.load("shd", "test", str(folder)), want)
     assert os.listdir(folder) == [NAME]
     assert asked == [f"{server}/{NAME}" for server in (*bad, bad[0], served)]
     assert f"fetching {served}/{NAME}" in capfd.readouterr().err
@@ -280,7 +274,7 @@ def test_defaults_are_the_papers_and_a_gpu_if_there_is_one(dataset, monkeypatch)
     options = vars(parsed("--dataset", dataset))
     want = PAPER[dataset] | dict(lr=5e-3, delay_lr=0.1, weight_decay=1e-5, delays="learned", seed=0)
     want |= dict(kernel_count=1, connections=None, tau_readout=None, no_test=False)
-    want |= dict(valid_speakers="", out=f"runs/{dataset}-learned-0")
+    want |= dict(valid_speakers="", valid_share=None, out=None)
     assert {key: options[key] for key in want} == want
     for found, device in ((True, "cuda"), (False, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda found=found: found)
@@ -330,6 +324,13 @@ def test_a_run_may_end_before_any_of_its_files_has_its_name(little, tmp_path, mo
             raise KeyboardInterrupt  # as a kill does, it ends the run past any handler of errors
         rename(source, target)
 
+    def set_sigma_and_prune(net, epoch, options):
+        set_sigma(net, epoch, options)
+        if epoch == 2:  # before an epoch, as train.set_sigma says
+            net.layers[0].mask[:, ::2] = False
+
+    set_sigma = train.set_sigma
+    monkeypatch.setattr(train, "set_sigma", set_sigma_and_prune)
     monkeypatch.setattr(train, "evaluate", evaluate)
     monkeypatch.setattr(os, "replace", rename_some)
     allowed = math.inf
@@ -346,6 +347,29 @@ def test_a_run_may_end_before_any_of_its_files_has_its_name(little, tmp_path, mo
         for leftover in cut.glob("*.part"):  # result.json was written, but had not its name
             leftover.unlink()
         assert_same_run(cut, whole)
+    assert not train.load_run(whole)[0].layers[0].weight.isnan().any()
+    assert not torch.load(whole / "last.pt")["net"]["layers.0.mask"].all()
+
+
+def test_the_same_command_takes_the_next_free_folder(little, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["--dataset", "little", "--epochs", "1", "--hidden", "3", "--device", "cpu"]
+    make, taken = os.makedirs, ["runs/little-learned-0-3"]
+
+    def make_late(folder, **named):
+        if folder in taken:  # by another program, at the last moment
+            make(folder)
+        make(folder, **named)
+
+    monkeypatch.setattr(os, "makedirs", make_late)
+    for folder in ("runs/little-learned-0", "runs/little-learned-0-2", "runs/little-learned-0-4"):
+        train.main(words)
+        printed = capsys.readouterr().out
+        assert f"results in {folder}; " in printed
+        said = f"runs/little-learned-0 exists (--resume continues it); this run is {folder}\n"
+        assert (said in printed) == (folder != "runs/little-learned-0")
+        assert json.loads(Path(folder, "config.json").read_text())["options"]["out"] == folder
+    assert os.listdir("runs/little-learned-0-3") == []
 
 
 @pytest.fixture
@@ -359,7 +383,7 @@ def test_a_saved_run_keeps_its_options(short_run, tmp_path):
     others = (
         "--epochs 3,--seed 1,--lr 0.001,--delay-lr 0.2,--weight-decay 0,--batch-size 9,--hidden 8,"
         "--layers 1,--taps 7,--tau 16,--tau-readout 9,--dropout 0.5,--delays fixed,--no-test,"
-        "--kernel-count 1,--connections 2,--valid-speakers 1,--dataset toy"
+        "--kernel-count 1,--connections 2,--valid-speakers 1,--valid-share 0.1,--dataset toy"
     )
     for words in others.split(","):
         option = words.split()[0]
@@ -493,46 +517,11 @@ def test_a_fork_has_the_command_line_and_is_not_taken_for_the_papers(little, tmp
         with pytest.raises(SystemExit, match=f"has the {said}"):
             train.main([words, run], **rest)
     net = train.build(options_of(tmp_path / "other", "--dataset", "little", "--hidden", 9), Doubled)
-    with pytest.raises(data.UserError, match="net.pt cannot be loaded .*size mismatch"):
+    with pytest.raises(data.UserError, match="net.pt cannot be loaded: .*size mismatch"):
         train.load_run(run, net)
     words = ["--dataset", "little", "--device", "cpu", "--out", str(tmp_path / "mistaken")]
     with pytest.raises(ValueError, match="invalid literal"):  # a mistake keeps its traceback
         train.main(words, loss=lambda *given: int("a mistake of the fork"))
-
-
-def test_a_loss_and_augmentation_of_ones_own_get_the_batch(little, tmp_path, monkeypatch):
-    lengths, losses, graphs = {True: [], False: []}, [], []
-    read = torch.Tensor.tolist
-
-    def tolist(tensor):
-        graphs.append(tensor.requires_grad)
-        return read(tensor)
-
-    def stretched(counts, labels):
-        assert (counts.sum(1).argmax(1) == labels).float().mean() > 0.5  # the class spikes most
-        return counts.repeat_interleave(2, 1)
-
-    def quiet(net, counts, membrane, labels):
-        assert counts.shape[1] % 2 == 0 and counts.dtype == torch.uint8
-        assert membrane.shape[:2] == (len(labels), counts.shape[1] + net.tail)
-        loss = train.cross_entropy(net, counts, membrane, labels) + 1000 * sum(net.rates)
-        losses.append((len(labels), loss.item()))
-        return loss
-
-    words = ["--dataset", "little", "--epochs", 3, "--lr", 0.05]
-    train.train(options_of(tmp_path / "plain", *words))
-    options = options_of(tmp_path / "own", *words)
-    net = train.build(options)
-    net.register_forward_pre_hook(lambda net, x: lengths[net.training].append(x[0].shape[1]))
-    monkeypatch.setattr(torch.Tensor, "tolist", tolist)
-    train.train(options, net, quiet, stretched)
-    assert not any(graphs) and len(graphs) >= 3  # nothing that an epoch sums up has a graph
-    assert len(losses) == len(lengths[True]) == 3 * 6  # batches of the 44 training samples
-    assert max(lengths[True]) == 2 * 14 and max(lengths[False]) == 14 + 6  # not in evaluation
-    plain, own = log_of(tmp_path / "plain"), log_of(tmp_path / "own")
-    mean = sum(size * loss for size, loss in losses[:6]) / 44
-    assert float(own[0]["loss"]) == pytest.approx(mean, rel=1e-5, abs=0)
-    assert float(own[-1]["rate_1"]) < 0.5 * float(plain[-1]["rate_1"])
 
 
 # ----------------------------------------------------------------------------- mistakes of the user
@@ -545,7 +534,7 @@ def test_a_loss_and_augmentation_of_ones_own_get_the_batch(little, tmp_path, mon
         ("--epoch 1", "unrecognized arguments: --epoch 1"),  # options are not abbreviated
         ("--tau nan", "--tau or --tau-readout nan: expected at least 10 ms, one step"),
         ("--tau-readout 9.9", "--tau or --tau-readout 9.9: expected at least 10 ms"),
-        ("--dropout 1", "--dropout 1.0: expected a share from 0 to below 1"),
+        ("--dropout 1", "--dropout 1.0: expected a fraction from 0 to below 1"),
         ("--dataset toy --no-test", "no test and no validation set: hold out some"),
         ("--dataset toy --lr 1e30", "the loss of epoch 1 is nan: try a lower --lr"),
         ("--device cuda", "--device cuda: torch finds no GPU here"),
@@ -557,6 +546,16 @@ def test_a_loss_and_augmentation_of_ones_own_get_the_batch(little, tmp_path, mon
         ("--data-dir bent", "bent/shd_train.h5.gz could not be read (Error -3 while decompressing"),
         ("--data-dir nozip", "nozip/shd_train.h5.zip could not be read (File is not a zip file"),
         ("--data-dir text", "text/shd_train.h5 could not be read (Unable to"),
+        (
+            "--dataset toy --valid-share 0",
+            "--valid-share 0.0: expected a fraction, more than 0 and",
+        ),
+        (
+            "--dataset toy --valid-share 1",
+            "--valid-share 1.0: expected a fraction, more than 0 and",
+        ),
+        ("--dataset toy --valid-share nan", "--valid-share nan: expected a fraction, more than 0"),
+        ("--valid-share 0.2 --valid-speakers 2", "not allowed with argument --valid-share"),
         ("--data-dir good --valid-speakers 2,x", "of ['112', '12', '2']"),
         ("--data-dir good --valid-speakers 2,12,112", "expected some, not all, of ['112', '12', "),
     ],
@@ -601,12 +600,17 @@ def workplace(tmp_path_factory):
         ("units", 130, [3, 4, 700], r"sample 130: unit 2 is 700: .*whole number, 0\.\.699"),
         ("times", 130, [0.1, 0.2], "sample 130 has 2 times, 3 units: expected equal numbers"),
         ("labels", 1, -1, "label 1 is -1: expected a whole number"),
-        ("labels", 139, None, r"it has \[139, 140, 140, 140\] labels, speakers, times, units"),
+        ("labels", 128, None, r"\[140, 128, 140\] samples, labels and speakers: expected equal"),
+        ("units", 139, None, "sample 139 has 3 times, 0 units: expected equal numbers"),
+        ("times", 139, None, "sample 139 has 0 times, 3 units: expected equal numbers"),
     ],
 )
 def test_a_mistake_in_a_file_is_refused_with_its_place(tmp_path, column, sample, values, sentence):
     content = dict(times=[[0.1, 0.2, 0.3]] * 140, units=[[3, 4, 5]] * 140, labels=[0, 1] * 70)
-    content[column][sample : sample + 1] = [] if values is None else [values]
+    if values is None:
+        del content[column][sample:]
+    else:
+        content[column][sample] = values
     write_h5(tmp_path / "shd_test.h5", **content, speakers=[0] * 140)
     with pytest.raises(data.UserError, match=rf"shd_test.h5 could not be read \({sentence}"):
         data.load("shd", "test", tmp_path)
@@ -621,6 +625,7 @@ def test_events_with_a_mistake_are_refused_with_its_place():
         (dict(channel=[1, 0, 3]), r"channel of spike 2 is 3: .*whole number, 0\.\.2"),
         (dict(labels=np.eye(3)), r"label has shape \[3, 3\]: expected a list of whole numbers"),
         (dict(step=[3, 0]), r"sample, step and channel have \[3, 2, 3\] entries"),
+        (dict(speakers=[7, 7]), r"\[3, 3, 2\] samples, labels and speakers: expected equal"),
         (dict(sample=[0] * 256, step=[2] * 256, channel=[1] * 256), "256 spikes of one input in"),
     ):
         with pytest.raises(data.UserError, match=sentence):
