@@ -5,7 +5,7 @@
 
 RUN is the folder of a run.  The first command writes the arrays, simulates them on all test samples
 and prints their accuracy next to the network's.  The second runs the hidden layers in the simulator
-Brian2 (pip install brian2) and compares every spike with those of the trained network in torch.
+Brian2 (pip install brian2 "numpy<2.4") and compares every spike with those of the network in torch.
 
 The file is read with numpy.load and holds no pickle.  For the whole network:
 
@@ -134,7 +134,11 @@ def simulate_brian2(arrays: dict, counts: np.ndarray) -> list[np.ndarray]:
     counts: [T, inputs] of one sample.
     In Brian2 a spike acts in the next step, so hidden layer i runs i + 1 steps late.
     """
-    import brian2
+    try:
+        import brian2
+    except (ImportError, AttributeError) as problem:  # Brian2 2.9 needs attributes of older numpy
+        rule = 'pip install brian2 "numpy<2.4"'
+        raise UserError(f"Brian2 cannot be imported ({problem}): {rule}") from problem
 
     brian2.prefs.codegen.target = "numpy"  # needs no compiler
     step = float(arrays["step_ms"]) * brian2.ms
@@ -224,7 +228,7 @@ def main(argv: list[str] | None = None) -> None:
         if options.brian2:
             compare_brian2(net, arrays, samples, options.brian2)
             return
-    except (UserError, OSError, ImportError) as problem:
+    except (UserError, OSError) as problem:
         sys.exit(f"export.py: {problem}")
     print(f"test accuracy of the arrays {accuracy_of(arrays, samples):.2%}")
     print(f"test accuracy of the network {train.evaluate(net, samples):.2%}")
