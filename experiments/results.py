@@ -269,6 +269,7 @@ def all_tables() -> dict[str, str]:
         "parts": parts_table(after),
         "held-out": table(held_out, ["variant", "padding", *PAIRS, "mean", "n"]),
         "earlier": table(earlier[keys.isin(EARLIER)], [*shd[:6], "n"]),
+        "speech": table(today.query("data.str.startswith('Speech')"), [*shd[:3], *shd[3:5], "n"]),
         "authors": table(today.query("variant == 'authors'"), [*shd[:6], "n"]),
     }
     for name, frame in tables.items():
