@@ -256,7 +256,8 @@ def run_figures(folder: str, data_dir: str | None = None, index: int = 0) -> dic
 def class_names(dataset: str, split: str, data_dir: str) -> list[str]:
     """Return the words in extra/keys of a split's file, or "class 0", "class 1", ... without it."""
     names = [f"class {label}" for label in range(data.DATASETS[dataset].classes)]
-    path = data.find(dataset, split, data_dir)
+    # With held-out speakers, "valid" is a part of the train file.
+    path = data.find(dataset, split, data_dir) or data.find(dataset, "train", data_dir)
     if path is None:  # the toy task has no file
         return names
     source = path if path.endswith(".h5") else data.open_packed(path)
@@ -303,30 +304,27 @@ def draw_log(panel, curves: dict[str, np.ndarray], options: argparse.Namespace) 
 
 
 def draw_moves(panel, net: nn.Module, first: list[Tensor], step_ms: float) -> None:
-    """Draw how far the delays of each layer moved, and how far by the size of the weight.
+    """Draw how far the delays of each layer moved.
 
-    first: the delays of each layer before training, in steps.
+    first: the delays of each layer before training, in steps.  Shuffled among the synapses, they
+        show the distances that would be left if training kept nothing of them.
     """
     heading(panel, "how far training moved the delays")
-    *axes, by_weight = panel.subplots(1, len(first) + 1, width_ratios=[1] * len(first) + [1.25])
-    by_weight.set_prop_cycle(color=[PALE_BLUE, BLUE, INK, RED])
+    axes = panel.subplots(1, len(first), squeeze=False, sharey=True)[0]
     names = [*(f"hidden layer {i}" for i in range(1, len(first))), "readout"]
     for axis, layer, before, name in zip(axes, net.layers, first, names, strict=True):
-        distance = (layer.positions().detach() - before).abs() * step_ms
-        distance = distance.expand_as(layer.weight)[layer.mask]  # [synapses]
-        share = np.full(len(distance), 100 / len(distance))  # of one synapse, in %
-        axis.hist(distance.numpy(), np.arange(layer.taps) * step_ms, weights=share, color=PALE_BLUE)
-        mean = distance.mean().item()
-        axis.axvline(mean, color=RED, linewidth=1.2)
-        axis.text(mean, 0.9 * axis.get_ylim()[1], f" mean {mean:.1f} ms", fontsize=7, color=RED)
-        style(axis, f"{name}: {len(distance):,} delays", "distance (ms)", "%")
-
-        order = layer.weight.detach()[layer.mask].abs().argsort()
-        means = [distance[tenth].mean().item() for tenth in order.tensor_split(10)]
-        by_weight.plot(range(5, 100, 10), means, ".-", label=name)
-    by_weight.set_ylim(0, 1.8 * by_weight.get_ylim()[1])
-    style(by_weight, "mean distance by |weight|", "percentile of |weight|", "ms")
-    legend(by_weight, "upper right", columns=2)
+        after = step_ms * layer.positions().detach().expand_as(layer.weight)[layer.mask]
+        before = step_ms * before.expand_as(layer.weight)[layer.mask]  # [synapses]
+        distance = (after - before).abs()
+        chance = (after - before[torch.randperm(len(before))]).abs()
+        share = np.full(len(before), 100 / len(before))  # of one synapse, in %
+        looks = {"bins": np.arange(layer.taps) * step_ms, "weights": share}
+        axis.hist(distance, color=PALE_BLUE, label="from its own start", **looks)
+        axis.hist(chance, histtype="step", color=GREY, label="from another's start", **looks)
+        axis.axvline(distance.mean(), color=RED, linewidth=1.2)
+        style(axis, f"{name}: mean {distance.mean():.1f} ms (red)", "distance (ms)", "%")
+    axes[0].set_ylim(0, 1.3 * axes[0].get_ylim()[1])
+    legend(axes[0], "upper right")
 
 
 @torch.no_grad()
