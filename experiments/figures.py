@@ -1,15 +1,17 @@
 """Draw the pictures of the README, and any run of train.py (needs matplotlib).
 
     python -m experiments.figures
-    python -m experiments.figures --run RUN   # writes run.png to RUN, the folder of a run
+    python -m experiments.figures --run RUN   # RUN: the folder of a run
 
-A run that is still training is drawn as it was after its last epoch.
+The second writes run.png and confusions.png to RUN.  A run that is still training is drawn as it
+was after its last epoch.
 """
 
 import argparse
 import os
 import sys
 
+import h5py
 import numpy as np
 import torch
 from matplotlib.animation import PillowWriter
@@ -34,6 +36,7 @@ INK = "#222222"
 GREY = "#b8b8b8"
 PALE = "#dcdcdc"
 BLUE = "#2166ac"
+PALE_BLUE = "#92b9dd"
 RED = "#d6604d"
 
 # ---------------------------------------------------- learning.gif and why.png: a training by hand
@@ -199,7 +202,7 @@ def kernel_figure() -> Figure:
     axis = figure.subplots()
     for level, (name, kernel, delay) in enumerate(reversed(rows)):
         heights = 0.85 * kernel.flatten() / kernel.max()
-        axis.bar(range(15), heights.tolist(), bottom=level, color="#92b9dd")
+        axis.bar(range(15), heights.tolist(), bottom=level, color=PALE_BLUE)
         axis.vlines(delay, level, level + 0.85, color=RED, linewidth=1.5)
         axis.text(15, level + 0.3, f"{name}, delay {delay:.1f}", fontsize=8)
     style(axis, "the kernel of a synapse, scaled to its peak", "tap (delay in steps)")
@@ -208,15 +211,17 @@ def kernel_figure() -> Figure:
     return figure
 
 
-# ------------------------------------------------------------------------- run.png: look into a run
+# ---------------------------------------------------- run.png and confusions.png: look into a run
 
 
-def run_figure(folder: str, data_dir: str | None = None, index: int = 0) -> Figure:
-    """Draw the curves of a run, its delays, and how a sample passes through its network.
+def run_figures(folder: str, data_dir: str | None = None, index: int = 0) -> dict[str, Figure]:
+    """Return pictures of a run by file name: run.png, and confusions.png if there are test samples.
 
+    run.png has the curves of training, how far the delays moved, and how a sample passes through
+    the network.
     data_dir: the folder of the data files; None: where the run had them.
     index: the sample's, in the test set (with --no-test, in the validation set).
-    Prints a sentence if the delays or the sample cannot be shown, and leaves them out.
+    Prints a sentence if the delays or the samples cannot be shown, and leaves them out.
     """
     options = argparse.Namespace(**train.read_options(folder))
     options.data_dir = data_dir or options.data_dir
@@ -225,16 +230,19 @@ def run_figure(folder: str, data_dir: str | None = None, index: int = 0) -> Figu
 
     # The function that draws each panel, and its arguments.
     parts = [(draw_log, [read_log(folder, step_ms), options])]
+    figures = {}
     try:
         net = train.build(options)
-        first = delays_ms(net, step_ms)
-        epoch = train.load_checkpoint(folder, "net.pt", net)["epoch"]
-        if options.delays != "none":
-            parts.append((draw_delays, [first, delays_ms(net, step_ms), epoch, step_ms]))
+        first = [layer.positions().detach().clone() for layer in net.layers]
+        train.load_checkpoint(folder, "net.pt", net)
+        if net.layers[0].learn_delays:
+            parts.append((draw_moves, [net, first, step_ms]))
         sets = train.load_sets(options)
         split = "test" if "test" in sets else "valid"
-        name = f"sample {index} of the {split} set"
-        parts.append((draw_sample, [net.eval(), sets[split], index, name, step_ms]))
+        names = class_names(options.dataset, split, options.data_dir)
+        parts.append((draw_sample, [net.eval(), sets[split], index, split, names, step_ms]))
+        guess = train.predict(net, sets[split]).argmax(1)
+        figures["confusions.png"] = confusion_figure(sets[split].labels, guess, split, names)
     except (UserError, OSError) as problem:
         print(f"figures.py: a part is left out: {problem}", file=sys.stderr)
 
@@ -242,7 +250,22 @@ def run_figure(folder: str, data_dir: str | None = None, index: int = 0) -> Figu
     panels = figure.subfigures(len(parts), 1, squeeze=False)[:, 0]
     for panel, (draw, values) in zip(panels, parts, strict=True):
         draw(panel, *values)
-    return figure
+    return {"run.png": figure} | figures
+
+
+def class_names(dataset: str, split: str, data_dir: str) -> list[str]:
+    """Return the words in extra/keys of a split's file, or "class 0", "class 1", ... without it."""
+    names = [f"class {label}" for label in range(data.DATASETS[dataset].classes)]
+    # With held-out speakers, "valid" is a part of the train file.
+    path = data.find(dataset, split, data_dir) or data.find(dataset, "train", data_dir)
+    if path is None:  # the toy task has no file
+        return names
+    source = path if path.endswith(".h5") else data.open_packed(path)
+    with h5py.File(source) as file:
+        if "extra/keys" in file:
+            words = file["extra/keys"].asstr()[:]
+            names[: len(words)] = words
+    return names
 
 
 def read_log(folder: str, step_ms: float) -> dict[str, np.ndarray]:
@@ -253,15 +276,6 @@ def read_log(folder: str, step_ms: float) -> dict[str, np.ndarray]:
     factors |= {name: 1000 / step_ms for name in there if name.startswith("rate_")}
     factors["sigma"] = step_ms
     return {name: factors.get(name, 1) * log[name] for name in there}
-
-
-def delays_ms(net: nn.Module, step_ms: float) -> list[np.ndarray]:
-    """Return the delays of each layer, [n], without those of missing connections."""
-    delays = []
-    for layer in net.layers:
-        there = layer.mask.expand_as(layer.weight)
-        delays.append(step_ms * layer.positions().detach()[there].numpy())
-    return delays
 
 
 def draw_log(panel, curves: dict[str, np.ndarray], options: argparse.Namespace) -> None:
@@ -289,26 +303,34 @@ def draw_log(panel, curves: dict[str, np.ndarray], options: argparse.Namespace) 
         legend(axis, "best")
 
 
-def draw_delays(panel, first: list, last: list, epoch: int, step_ms: float) -> None:
-    """Draw the share of each layer's delays at each whole step, before and after training."""
-    heading(panel, "delays of each layer")
-    longest = max(layer.max() for layer in first + last)
-    bins = (np.arange(round(longest / step_ms) + 2) - 0.5) * step_ms  # each around a whole step
-    names = [*(f"hidden layer {i}" for i in range(1, len(first))), "readout"]
+def draw_moves(panel, net: nn.Module, first: list[Tensor], step_ms: float) -> None:
+    """Draw how far the delays of each layer moved.
+
+    first: the delays of each layer before training, in steps.  Shuffled among the synapses, they
+        show the distances that would be left if training kept nothing of them.
+    """
+    heading(panel, "how far training moved the delays")
     axes = panel.subplots(1, len(first), squeeze=False, sharey=True)[0]
-    for axis, before, after, name in zip(axes, first, last, names, strict=True):
-        share = np.full(len(after), 100 / len(after))  # of one delay, in %
-        looks = {"histtype": "step", "color": BLUE, "label": f"after epoch {epoch}"}
-        axis.hist(before, bins, weights=share, color=GREY, label="before training")
-        axis.hist(after, bins, weights=share, **looks)
-        moved = np.abs(after - before).mean()
-        style(axis, f"{name}: {len(after):,}, mean move {moved:.1f} ms", "delay (ms)", "%")
-    axes[0].set_ylim(0, 1.4 * axes[0].get_ylim()[1])
-    legend(axes[0], "upper right", columns=2)
+    names = [*(f"hidden layer {i}" for i in range(1, len(first))), "readout"]
+    for axis, layer, before, name in zip(axes, net.layers, first, names, strict=True):
+        after = step_ms * layer.positions().detach().expand_as(layer.weight)[layer.mask]
+        before = step_ms * before.expand_as(layer.weight)[layer.mask]  # [synapses]
+        distance = (after - before).abs()
+        chance = (after - before[torch.randperm(len(before))]).abs()
+        share = np.full(len(before), 100 / len(before))  # of one synapse, in %
+        looks = {"bins": np.arange(layer.taps) * step_ms, "weights": share}
+        axis.hist(distance, color=PALE_BLUE, label="from its own start", **looks)
+        axis.hist(chance, histtype="step", color=GREY, label="from another's start", **looks)
+        axis.axvline(distance.mean(), color=RED, linewidth=1.2)
+        style(axis, f"{name}: mean {distance.mean():.1f} ms (red)", "distance (ms)", "%")
+    axes[0].set_ylim(0, 1.3 * axes[0].get_ylim()[1])
+    legend(axes[0], "upper right")
 
 
 @torch.no_grad()
-def draw_sample(panel, net, spikes: data.Spikes, index: int, name: str, step_ms: float) -> None:
+def draw_sample(
+    panel, net: nn.Module, spikes: data.Spikes, index: int, split: str, names: list, step_ms: float
+) -> None:
     """Draw the spikes of a sample in each layer, and the class scores as they accumulate."""
     reached = []  # what comes into each layer, [1, T, neurons]
     for layer in net.layers:
@@ -316,12 +338,14 @@ def draw_sample(panel, net, spikes: data.Spikes, index: int, name: str, step_ms:
     steps = int(spikes.steps[index]) + net.tail  # that count
     counts = data.padded(spikes, torch.tensor([index]), steps - net.layers[0].taps // 2)
     score = net(counts)[0, :steps].softmax(1).cumsum(0)  # [steps, classes]
-    guess, own = int(score[-1].argmax()), int(spikes.labels[index])
+    own = int(spikes.labels[index])
+    guess, second = score[-1].topk(2).indices.tolist()
+    rival = second if guess == own else guess  # the best of the wrong classes
 
-    heading(panel, f"{name}, class {own}")
+    heading(panel, f"sample {index} of the {split} set: {names[own]}")
     *axes, sums = panel.subplots(1, len(reached) + 1)
-    names = ["input", *(f"hidden layer {i}" for i in range(1, len(reached)))]
-    for axis, raster, layer_name in zip(axes, reached, names, strict=True):
+    layers = ["input", *(f"hidden layer {i}" for i in range(1, len(reached)))]
+    for axis, raster, layer_name in zip(axes, reached, layers, strict=True):
         step, neuron = raster[0, :steps].nonzero().T
         size = min(max(60 / raster.shape[2], 0.9), 2.2)  # of a spike, in points
         axis.scatter(step * step_ms, neuron, size**2, INK, linewidths=0, antialiased=False)
@@ -329,10 +353,38 @@ def draw_sample(panel, net, spikes: data.Spikes, index: int, name: str, step_ms:
         style(axis, f"{layer_name}: {int(raster[0, :steps].sum()):,} spikes", "time (ms)", "neuron")
     time = np.arange(steps) * step_ms
     sums.plot(time, score, color=GREY, linewidth=0.7)
-    sums.plot(time, score[:, guess], color=RED, linewidth=1.6)  # covered if it is correct
-    sums.plot(time, score[:, own], color=BLUE, linewidth=1.6, label=f"class {own}, correct")
-    style(sums, f"scores so far: class {guess} wins", "time (ms)")
+    sums.plot(time, score[:, rival], color=RED, linewidth=1.6, label=names[rival])
+    sums.plot(time, score[:, own], color=BLUE, linewidth=1.6, label=f"{names[own]}, correct")
+    sums.set_ylim(0, 1.3 * sums.get_ylim()[1])
+    style(sums, f"scores so far: {names[guess]} wins", "time (ms)")
     legend(sums, "upper left")
+
+
+def confusion_figure(labels: Tensor, guess: Tensor, split: str, names: list) -> Figure:
+    """Draw how often samples of each class (rows) got which answer (columns).  Errors are red."""
+    classes = len(names)
+    counts = torch.bincount(labels * classes + guess, minlength=classes**2).view(classes, classes)
+    errors = counts.clone().fill_diagonal_(0)
+    shades = errors.double().masked_fill(errors == 0, torch.nan)  # nan stays white
+
+    side = 1.4 + 0.26 * classes
+    figure = Figure(figsize=(side, side), layout="constrained")
+    heading(figure, f"{split} set: {errors.sum():,} errors in {len(labels):,} samples")
+    axis = figure.subplots()
+    axis.imshow(
+        shades.numpy(), cmap="Reds", vmin=0, vmax=max(2 * errors.max(), 1)
+    )  # readable at half
+    for own, heard in counts.nonzero().tolist():
+        words = {"ha": "center", "va": "center", "fontsize": 7}
+        words["color"] = "#808080" if own == heard else INK
+        axis.text(heard, own, int(counts[own, heard]), **words)
+    style(axis, "", "the answer of the network", "correct")
+    axis.set_xticks(range(classes), names, rotation=90)
+    axis.set_yticks(range(classes), names)
+    between = np.arange(classes - 1) + 0.5
+    axis.hlines(between, -0.5, classes - 0.5, color=PALE, linewidth=0.4)
+    axis.vlines(between, -0.5, classes - 0.5, color=PALE, linewidth=0.4)
+    return figure
 
 
 # ------------------------------------------------------------------------------- looks and options
@@ -372,7 +424,9 @@ def main(argv: list[str] | None = None) -> None:
     folder = os.path.join("experiments", "figures")
     try:
         if options.run:
-            save(run_figure(options.run, options.data_dir, options.sample), options.run, "run.png")
+            figures = run_figures(options.run, options.data_dir, options.sample)
+            for name, figure in figures.items():
+                save(figure, options.run, name)
             return
         learning_gif(os.path.join(folder, "learning.gif"))
         save(why_figure(), folder, "why.png")

@@ -1,6 +1,7 @@
 """The programs beside the three files, each against a slow computation; one thread, offline."""
 
 import argparse
+import gzip
 import json
 import math
 import os
@@ -634,20 +635,43 @@ def run(*cells):
     return space
 
 
-def test_twelve_seeds_of_the_tour_need_a_sigma_that_shrinks():
+def test_twelve_seeds_of_the_tour_do_best_with_a_wide_start():
     space = run("c01", "c21")
-    shrinking, constant = space["right"].view(2, 12).tolist()
-    assert shrinking.count(4) >= 11 and constant.count(4) == 0
+    shrinking, wide, narrow = space["right"].view(3, 12).tolist()
+    assert [row.count(4) for row in (shrinking, wide, narrow)] == [11, 5, 0]
+    assert [sum(row) for row in space["lined_up"].view(3, 12).tolist()] == [29, 9, 0]
     lined_up = space["lined_up"].tolist()
-    assert sum(lined_up[:12]) == 29 and sum(lined_up[12:]) == 0
     assert [seed for seed in range(12) if lined_up[seed] == 4] == [9]  # whose picture is why.png
 
 
+def test_words_of_the_tour_have_the_scores_of_predict_and_need_their_delays(capsys):
+    space = run("c01", "c24", "c28")
+    net, shuffled = space["trained"], space["shuffled"]
+    for word in ("nine", "neun"):
+        file = np.load(FOLDER / "trained" / "shd-learned" / f"{word}.npz")
+        label, speaker = int(file["label"]), int(file["speaker"])
+        assert file["word"] == word == space["words"][label] and speaker == 5
+        sample = data.join([data.bin_sample(file["times"], file["units"])], np.array([label]))
+        for one, right in ((net, True), (shuffled, False)):
+            scores = train.predict(one, sample)[0]
+            oracle.close(space["hear"](one, word)[1][-1], scores, rtol=1e-5, atol=1e-5)
+            assert (scores.argmax() == label) == right
+    for own, other in zip(net.layers, shuffled.layers, strict=True):
+        assert torch.equal(own.weight, other.weight) and not torch.equal(own.delay, other.delay)
+        assert torch.equal(own.delay.flatten().sort()[0], other.delay.flatten().sort()[0])
+
+
 def test_accuracies_in_the_tour_are_those_of_runs_csv(results):
-    toy = dict(re.findall(r"^\| (.*?) \| .*? \| (\d\S+) ±", results.all_tables()["toy"], re.M))
+    pattern = r"^\| (.*?)(?:, Intel Xeon)? \| .*? \| (\d\S+) ±"
+    toy = dict(re.findall(pattern, results.all_tables()["toy"], re.M))
     told = re.findall(r"(?:100 ms|reach|learned|fixed) ([\d.]+) %", TOUR["c19"])
     names = ["learned", "fixed", "none, --tau 100.0", "fixed, --hidden 76", "learned, --hidden 21"]
     assert told == [toy[name] for name in names]
+    rows = "\n".join(results.all_tables().values()).splitlines()
+    told = re.findall(r"[\d.]+ ± [\d.]+(?= %)", TOUR["c30"])
+    for variant, accuracy in zip(("fixed", "learned"), told, strict=True):
+        pattern = rf"\| {variant} \| .* \| 150 \| {accuracy} \|"
+        assert any(re.match(pattern, row) for row in rows)
 
 
 @pytest.fixture(scope="module")
@@ -679,15 +703,47 @@ def test_a_run_is_drawn_with_a_sample_that_passes_through_its_network(figures, t
         layer.register_forward_pre_hook(lambda layer, inputs: reached.append(inputs[0][0]))
     toy = data.load("toy", "test", "")
     scores = train.predict(net, toy.select(np.arange(len(toy.labels)) == 7))[0]
-    *_, given, first, second, sums = figures.run_figure(folder, index=7).axes
+    drawn = figures.run_figures(folder, index=7)
+    *_, given, first, second, sums = drawn["run.png"].axes
+    moves = drawn["run.png"].axes[4:7]
     for axis, spikes in zip((given, first, second), reached, strict=True):
         want = spikes.nonzero() * torch.tensor([10, 1])  # in ms, and by neuron
         np.testing.assert_array_equal(axis.collections[0].get_offsets(), want)
     ends = [line.get_ydata()[-1] for line in sums.lines[:10]]
     oracle.close(ends, scores, rtol=1e-5, atol=0)
+    begun = train.build(train.parse([*FAST, "--layers", "2"])).layers
+    for axis, layer, first in zip(moves, net.layers, begun, strict=True):
+        moved = 10 * (layer.delay - first.delay).abs().flatten()
+        inside = [(moved >= low) & (moved < low + 10) for low in (0, 10, 20, 30)]
+        shares = [100 * part.double().mean() for part in inside]
+        heights = [bar.get_height() for bar in axis.containers[0]]
+        oracle.close(heights, shares, rtol=1e-6, atol=0)
+    cells = np.zeros((10, 10), int)
+    for own, answer in zip(toy.labels, train.predict(net, toy).argmax(1), strict=True):
+        cells[own, answer] += 1
+    for text in drawn["confusions.png"].axes[0].texts:
+        answer, own = text.get_position()
+        assert text.get_text() == str(cells[own, answer])
+        cells[own, answer] = 0
+    assert not cells.any()
     os.rename(os.path.join(folder, "net.pt"), os.path.join(folder, "away"))
     capsys.readouterr()
     figures.main(["--run", folder])  # without its network, the curves are left
     printed = capsys.readouterr()
     assert printed.out == os.path.join(folder, "run.png\n")
     assert "a part is left out: " in printed.err
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_classes_are_named_by_the_words_of_the_data_file(figures, packed, tmp_path):
+    assert figures.class_names("toy", "test", "")[::9] == ["class 0", "class 9"]
+    path = tmp_path / "shd_test.h5"
+    with h5py.File(path, "w") as file:
+        file["extra/speaker"] = [0]
+    assert figures.class_names("shd", "test", str(tmp_path))[19] == "class 19"
+    with h5py.File(path, "a") as file:
+        file["extra/keys"] = np.array(["zero", "one"], "S")
+    if packed:
+        (tmp_path / "shd_test.h5.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    assert figures.class_names("shd", "test", str(tmp_path))[:3] == ["zero", "one", "class 2"]
