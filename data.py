@@ -102,7 +102,8 @@ def toy(split: str, data_dir: str = "", *, noise: float = 0.02) -> Spikes:
     begins = rng.random((samples, steps, inputs)) < noise  # True where a burst begins
     sample, place = np.arange(samples)[:, None], np.arange(inputs)
     # In each sample, the burst of place p begins at onset + burst * p, in input orders[label, p].
-    begins[sample, onset + burst * place, orders[labels]] = True  # broadcast to [samples, places]
+    # The shapes [samples, 1], [samples, places] and [samples, places] broadcast.
+    begins[sample, onset + burst * place, orders[labels]] = True
     counts = begins.astype(np.uint8)
     for later in range(1, burst):
         counts[:, later:] |= begins[:, :-later]
@@ -149,7 +150,7 @@ def bin_sample(times: np.ndarray, units: np.ndarray, name: str = "the sample") -
             f"{name} has {len(times)} times, {len(units)} units: expected equal numbers"
         )
     ms = times.astype(np.float32) * 1000  # a product in float16 would move late spikes
-    ms -= ms.min(initial=np.inf)  # initial: for a sample without spikes
+    ms -= ms.min(initial=np.inf)  # initial: min needs it if there are no spikes
     longest = ms.max(initial=0)
     if not longest <= 10_000:  # published samples last up to 1.4 s; nan fails too
         found = f"{name} lasts {longest / 1000:.0f} s"
@@ -170,6 +171,10 @@ def count_spikes(step: np.ndarray, channel: np.ndarray, inputs: int) -> np.ndarr
     return counts.astype(np.uint8).reshape(steps, inputs)
 
 
+# What gzip, zipfile and h5py raise for a broken file, and read_h5 for one with invalid contents.
+BROKEN = (OSError, EOFError, KeyError, RuntimeError, UserError, zipfile.BadZipFile, zlib.error)
+
+
 def read_published(dataset: str, split: str, data_dir: str, binning=bin_sample) -> Spikes:
     """Read the file of a split of SHD or SSC, after fetching it if it is missing.
 
@@ -188,10 +193,6 @@ def read_published(dataset: str, split: str, data_dir: str, binning=bin_sample) 
     except BROKEN as problem:
         rule = "if the file is broken, replace it, or delete it to fetch the published one"
         raise UserError(f"{path} could not be read ({problem}): {rule}") from problem
-
-
-# What gzip, zipfile and h5py raise for a broken file, and read_h5 for one with invalid contents.
-BROKEN = (OSError, EOFError, KeyError, RuntimeError, UserError, zipfile.BadZipFile, zlib.error)
 
 
 def find(dataset: str, split: str, data_dir: str) -> str | None:
@@ -220,8 +221,9 @@ def read_h5(file, binning) -> Spikes:
         speakers = speakers[:]
         times, units = h5["spikes/times"], h5["spikes/units"]
         counts = []
-        for start in range(0, max(len(times), len(units)), 128):  # one by one, h5py is slow
+        for start in range(0, max(len(times), len(units)), 128):  # h5py is fast at whole blocks
             block = slice(start, start + 128)
+            # If a file lacks times or units, binning refuses the empty array in their place.
             for sample in zip_longest(times[block], units[block], fillvalue=np.zeros(0)):
                 counts.append(binning(*sample, f"sample {len(counts)}"))
             progress(f"reading sample {len(counts)} of {len(labels)}")

@@ -10,11 +10,8 @@ is nonzero: round(delay), which holds the weight.  Rounding has no gradient, so 
 Gaussian centred on the delay spreads the weight over the taps.  Its width sigma shrinks over the
 first quarter of the epochs.
 
-Signals are tensors [B, T, N]: batch, time, neurons.  Delays, sigma and tau are in time steps.
-
-For readers of the authors' code: taps is their max_delay, delay is taps // 2 - P, sigma is |SIG| +
-0.27, and a layer's tail is right_padding.  Their versions "gauss" and "max" are gaussian_kernel and
-integer_kernel, and their snn_delays_lr0 has fixed delays.
+Signals are tensors [B, T, N]: batch, time, neurons.  Delays, sigma and tau are in time steps.  "The
+authors' choice" marks a value for which we know no reason.
 """
 
 import math
@@ -35,7 +32,8 @@ def gaussian_kernel(weight: Tensor, delay: Tensor, sigma: float | Tensor, taps: 
         g[d] = exp(-((d - delay[o,i]) / sigma)^2 / 2)
 
     The division makes the taps of each synapse add up to its weight, however wide the Gaussian is
-    and however close to an end.  Without the 1e-7, a narrow one between two taps would be 0 / 0.
+    and however close to an end.  The 1e-7 matters only to a sigma below 0.1, narrower than any in
+    training: between two taps, all g would be 0, and the kernel 0 / 0.
 
     weight: [out, in].
     delay: in steps, [out, in] or a shape that broadcasts to it: [1, in] is one delay per axon,
@@ -47,7 +45,7 @@ def gaussian_kernel(weight: Tensor, delay: Tensor, sigma: float | Tensor, taps: 
     """
     d = torch.arange(taps, dtype=delay.dtype, device=delay.device)
     d = d[:, None, None]  # taps come first, so that [out, in] broadcasts behind them
-    g = torch.exp(-((d - delay) / sigma).square() / 2)  # [taps, out, in]
+    g = torch.exp(-((d - delay) / sigma).square() / 2)  # [taps, out, in], if delay is [out, in]
     kernel = g * (weight / (g.sum(0) + 1e-7))  # [taps, out, in]
     return kernel.permute(1, 2, 0)  # [out, in, taps]
 
@@ -75,7 +73,7 @@ def shrinking_sigma(epoch: int, epochs: int, taps: int, offset=0.27, narrow=0.23
     delay is rounded.  Where only delays are trained, the wide start does best: eleven of twelve
     small networks learned their task with it, five with a constant 1.0 and none with a constant
     0.5 (experiments/tour.ipynb).  With trained weights it matters less.  The offset is the smallest
-    width that DCLS allows.  No reason is known for taps // 2, for 0.5 or for a quarter.
+    width that DCLS allows.  taps // 2, 0.5 and a quarter are the authors' choice.
     """
     quarter = epochs // 4
     wide = max(taps // 2, narrow)  # `narrow` if there is a single tap: then sigma is always 0.5
@@ -94,18 +92,13 @@ def delay_conv(spikes: Tensor, kernel: Tensor, tail: int = 0) -> Tensor:
 
     spikes: [B, T, in].  kernel: [out, in, taps].
     tail: the number of steps by which the output is longer than the input, for late arrivals.
-    Returns [B, T + tail, out], by whichever of two methods is faster.  Their results differ by
-    rounding alone.  On a GPU, TF32 makes both less exact; train.set_backend turns it off.
+    Returns [B, T + tail, out].  On a CPU, the faster of two methods computes it; their results
+    differ by rounding alone.
     """
     spikes = spikes.to(kernel.dtype)
-    outputs, inputs, taps = kernel.shape
-    if taps == 1:  # no delays: a linear layer, and zeros for the tail
+    if kernel.shape[2] == 1:  # no delays: a linear layer, and zeros for the tail
         return F.pad(F.linear(spikes, kernel[:, :, 0]), (0, 0, 0, tail))
-    # The multiplications per step: a CPU's time follows them, a GPU's does not.
-    direct = taps * inputs * outputs
-    period = spikes.shape[1] + max(taps - 1, tail)  # of the transforms in conv_fourier
-    fourier = period * (inputs + outputs) + 1.5 * inputs * outputs
-    if spikes.device.type == "cpu" and fourier < direct:
+    if spikes.device.type == "cpu" and fourier_is_faster(spikes, kernel, tail):
         return conv_fourier(spikes, kernel, tail)
     return conv_direct(spikes, kernel, tail)
 
@@ -130,7 +123,7 @@ def spike(x: Tensor, alpha: float = 5.0) -> Tensor:
         slope(x) = (alpha/2) / (1 + ((pi/2) alpha x)^2)
 
     x: membrane potential minus threshold, of any shape.
-    alpha: steepness of the smooth step.  The paper uses 5; no reason is known.
+    alpha: steepness of the smooth step.  5 is the authors' choice.
     """
     smooth = torch.arctan(math.pi / 2 * alpha * x) / math.pi
     return (x >= 0).to(x.dtype) + (smooth - smooth.detach())  # the bracket is 0, its slope is not
@@ -157,8 +150,8 @@ def lif_loop(current: Tensor, tau, threshold=1.0, alpha: float = 5.0) -> Tensor:
     for current_now in current.unbind(1):  # one time step, [B, N]
         h = decay * v + current_now
         s = spike(h - threshold, alpha)
-        # No gradient flows through the reset, as in the paper.  At a tau near 1, v is so small that
-        # it hardly matters.
+        # As the authors train, no gradient flows through the reset.  At a tau near 1, hardly
+        # anything of v reaches the next step, so it matters little.
         v = h * (1 - s.detach())
         spikes.append(s)
     return torch.stack(spikes, 1)  # [B, T, N]
@@ -171,11 +164,12 @@ def leaky_integrator(current: Tensor, tau) -> Tensor:
 
     current: I, [B, T, N].  tau: in steps, at least 1, the same for all neurons.
     Nothing resets them, so v is the product of a [T, T] matrix with I, which is faster than a loop.
-    Its powers are computed in float64, since a power multiplies the rounding error of its base.
+    Its powers are computed in float64, since the relative error of a power grows with the exponent.
     """
     t = torch.arange(current.shape[1], dtype=torch.float64, device=current.device)
-    # t - u, [T, T]: a row for each t, a column for each u.  Where u is later than t, tril puts 0.
-    # There, clamp avoids negative powers: one could be inf, and the gradient of tau 0 * inf = nan.
+    # t - u, [T, T]: a row for each t, a column for each u.  Where u is later than t, tril puts 0,
+    # but first clamp replaces the negative exponents.  A negative power may be inf, and then the
+    # gradient of a learned tau would be 0 * inf = nan.
     elapsed = (t[:, None] - t).clamp(min=0)
     memory = (decay_of(tau) ** elapsed).tril()
     return memory.to(current.dtype) @ current
@@ -198,8 +192,7 @@ def class_scores(membrane: Tensor, steps: Tensor | None = None) -> Tensor:
     steps: [B], how many steps of each sample to include: its own and the network's tail.  None
         includes all.
     Summing a softmax of each step is from Bittar and Garner (2022).  Training takes the
-    cross-entropy of the sums, which applies a second softmax, in their code and in the authors'.
-    No reason is known for the second.
+    cross-entropy of the sums, which applies a second softmax: the authors' choice.
     """
     probability = membrane.softmax(2)
     if steps is not None:
@@ -215,15 +208,15 @@ class DelayedLinear(nn.Module):
     """A linear layer whose synapses have delays, without bias: [B, T, in] -> [B, T + taps//2, out].
 
     taps: delays are 0..taps-1 steps.  The output is taps // 2 steps longer than the input, so that
-        late spikes arrive.  Those that would arrive after its end are lost.  The authors tried
-        other lengths; no reason is known for this one.
-    count: synapses between each pair of neurons.  The layer sees its inputs `count` times.
+        late spikes arrive.  Those that would arrive after its end are lost.  The length is the
+        authors' choice.
+    count: synapses between each pair of neurons, as if the layer had its inputs `count` times.
     learn_delays: False rounds the random delays to whole steps and does not train them.
     connections: the number of inputs of each neuron, drawn at random.  0 connects all.
-    delay_per: "synapse", "axon" for one delay per input and copy, or "dendrite" for one per neuron,
-        which all of its synapses share.  Another word raises a ValueError.
+    delay_per: "synapse", "axon" for one delay per input (`count` of them), or "dendrite" for one
+        per neuron, which all of its synapses share.  Another word raises a ValueError.
 
-    .weight: [out, count * in].
+    .weight: [out, count * in]: all inputs, then all inputs again, and so on.
     .delay: in steps.  [out, count * in], [1, count * in] per axon or [out, 1] per dendrite.  A
         parameter if it is learned, otherwise a buffer.
     .mask: [out, count * in], True where there is a connection.
@@ -244,7 +237,7 @@ class DelayedLinear(nn.Module):
             raise ValueError(f"delay_per is {delay_per!r}: expected synapse, axon or dendrite.")
         rows = 1 if delay_per == "axon" else outputs
         columns = 1 if delay_per == "dendrite" else count * inputs
-        # Kaiming's uniform distribution for relu, which has no reason here.  Where batch norm
+        # Kaiming's uniform distribution for relu is the authors' choice.  Where batch norm
         # follows, the scale of the weights matters little.
         bound = math.sqrt(6 / (fan_in * count))
         self.weight = nn.Parameter(torch.empty(outputs, count * inputs).uniform_(-bound, bound))
@@ -389,7 +382,7 @@ class LIF(torch.autograd.Function):
         inputs, h, s = current.unbind(1), potential.unbind(1), spikes.unbind(1)
         for t in range(len(h)):  # out=h[t] writes into potential; alpha= is torch.add's factor
             torch.add(inputs[t], v, alpha=decay, out=h[t])  # h = I + decay v
-            torch.ge(h[t], threshold, out=s[t])  # s = 1 if h >= threshold
+            torch.ge(h[t], threshold, out=s[t])  # s = 1.0 if h >= threshold, else 0.0
             torch.addcmul(h[t], h[t], s[t], value=-1, out=v)  # v = h - h s
         ctx.save_for_backward(potential)
         ctx.constants = decay, threshold, alpha
@@ -418,6 +411,18 @@ class LIF(torch.autograd.Function):
         return grad_current, None, None, None
 
 
+def fourier_is_faster(spikes: Tensor, kernel: Tensor, tail: int) -> bool:
+    """Return whether conv_fourier has fewer multiplications per step and sample than conv_direct.
+
+    It transforms the inputs, multiplies half as many frequencies as steps by three real products
+    each, and transforms the result back.  The transform of the kernel is shared by the batch.
+    """
+    outputs, inputs, taps = kernel.shape
+    period = spikes.shape[1] + max(taps - 1, tail)
+    fourier = period * inputs + 3 / 2 * inputs * outputs + period * outputs
+    return fourier < taps * inputs * outputs
+
+
 def conv_fourier(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
     """Compute delay_conv by the convolution theorem: Y[f] = X[f] K[f] at each frequency f.
 
@@ -425,13 +430,13 @@ def conv_fourier(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
     are products with a matrix of cosines and sines: at these lengths torch.fft takes longer.
     """
     steps, taps = spikes.shape[1], kernel.shape[2]
-    # A product of transforms is a circular convolution: what comes after the period wraps around to
-    # step 0.  So the period is the output's length, steps + tail, or steps + taps - 1 if that is
-    # longer: by then all spikes have arrived.
+    # A product of transforms is a circular convolution: what arrives after the period wraps around
+    # to step 0.  All spikes have arrived by step + taps - 1, so the period is at least that, and at
+    # least the length of the output.
     period = steps + max(taps - 1, tail)
     f = torch.arange(period // 2 + 1, device=spikes.device)  # F frequencies
     t = torch.arange(period, device=spikes.device)
-    parts = torch.outer(f, t) % period  # the angles in units of 1 / period turns, less whole turns
+    parts = torch.outer(f, t) % period  # angles as fractions of a turn, times period; exact
     angle = parts.double() * (2 * math.pi / period)
     basis = torch.cat([angle.cos(), -angle.sin()]).to(spikes)  # exp(-i angle), [2 F, period]
     # The signals are real, so frequency (period - f) mirrors f.  It is left out; f counts twice.

@@ -22,10 +22,10 @@ import data
 from data import UserError
 from delays import DelayedLinear, DelaySNN, class_scores, shrinking_sigma
 
-# The paper's settings for SHD and SSC, and those of the toy task.  A row of DEFAULTS may override
-# RATES, and what it leaves out is as for SHD.  tau is in ms here and in steps in delays.py.  SHD's
-# membranes forget almost at once: the authors found this better than a plain step function.  10.05
-# ms is just above one step of 10 ms, and their library (SpikingJelly) refuses a tau of one step.
+# The paper's settings for SHD and SSC, and those of the toy task.  What a row of DEFAULTS lacks is
+# taken from RATES and the row of SHD.  tau is in ms here and in steps in delays.py.  On SHD,
+# membranes forget almost at once: the authors found this better than neurons without a membrane.
+# 10.05 ms is just above one step, and their library (SpikingJelly) refuses a tau of one step.
 RATES = dict(lr=5e-3, delay_lr=0.1, weight_decay=1e-5)
 DEFAULTS = {
     "shd": dict(hidden=256, layers=2, taps=25, tau=10.05, dropout=0.4, batch_size=256, epochs=150),
@@ -59,7 +59,7 @@ def build(options: argparse.Namespace, net_class: type[DelaySNN] = DelaySNN) -> 
         tau_readout=tau_readout / dataset.step_ms,
         dropout=options.dropout,
         count=options.kernel_count,
-        learn_delays=options.delays in ("learned", "constant-sigma"),  # the latter: sigma is 0.5
+        learn_delays=options.delays in ("learned", "constant-sigma"),
         connections=options.connections or 0,
     )
 
@@ -91,7 +91,7 @@ def one_cycle(epoch: int, epochs: int, peak: float) -> tuple[float, float]:
     """Return the learning rate and Adam's beta1 of an epoch, counted from 0.
 
     The rate rises along half a cosine from peak / 25 to the peak, at 30 % of the epochs, and falls
-    along half a cosine to peak / 250,000.  beta1 goes from 0.95 to 0.85 and back.  For runs of at
+    along half a cosine to peak / 25e4.  beta1 goes from 0.95 to 0.85 and back.  For runs of at
     least four epochs, these are the values of torch's OneCycleLR.  The schedule is a function of
     the epoch, so it has no state to save.
     """
@@ -123,11 +123,11 @@ def set_learning_rates(optimizer, epoch: int, options: argparse.Namespace) -> fl
 def set_sigma(net: nn.Module, epoch: int, options: argparse.Namespace) -> None:
     """Set each layer's width of the Gaussian for an epoch, counted from 0.
 
-    To prune or freeze something in the middle of a run, wrap this function: it is called before
-    each epoch, in a resumed run too.
+    It is called before each epoch, in a resumed run too.  To prune or freeze something in the
+    middle of a run, replace it (train.set_sigma = ...) by a function that calls it and does that.
     """
     for layer in delayed_layers(net):
-        shrinks = options.delays == "learned"  # fixed delays do not use sigma
+        shrinks = options.delays == "learned"  # constant-sigma: always 0.5; fixed: not used
         layer.sigma = shrinking_sigma(epoch, options.epochs, layer.taps) if shrinks else 0.5
 
 
@@ -139,9 +139,9 @@ def cross_entropy(net, counts: Tensor, membrane: Tensor, labels: Tensor) -> Tens
 
     All steps count, including padding, as the authors train: without it, accuracy was 0.61 points
     lower after 30 epochs and no different after 150 (experiments/RESULTS.md).
-    counts: [B, T, inputs], which a loss of your own may need.  Shorter samples are padded with
-        zeros.  Their own steps end with their last spike, so their numbers of steps are
-        (counts.any(2) * torch.arange(1, T + 1)).amax(1).
+    counts: [B, T, inputs], for a loss of your own.  Zeros follow the shorter samples.  Each sample
+        ends with its last spike, so (counts.any(2) * torch.arange(1, T + 1)).amax(1) are their
+        numbers of steps.
     membrane: net(counts), [B, T + net.tail, classes].  labels: [B].
     """
     return F.cross_entropy(class_scores(membrane), labels)
@@ -180,18 +180,19 @@ def predict(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=T
     """Return the class scores of all samples, [samples, classes], in the order of the samples.
 
     Runs the network in evaluation mode and restores its mode afterwards.  A sample's scores are
-    summed over its own steps and the tail, so they do not depend on the rest of its batch.  The
-    authors' evaluation counts padding, and so does training: train and test accuracy of the log are
-    different measures.  Nor is class_scores(net(counts)) the same, even for a single sample: here
-    zeros follow the counts.
+    summed over its own steps and the tail, so they do not depend on the rest of its batch.  In
+    training the padding counts too, so the training accuracy of the log is another measure than the
+    test accuracy.  (The authors' evaluation counts the padding as well.)  class_scores(net(counts))
+    of a single sample differs from predict, which adds zeros for the tail.
     rounded: False uses the training kernels instead of whole steps.
     """
     was_training = net.training
     net.eval()
     for layer in delayed_layers(net):
         layer.train(not rounded)  # the layer's mode decides which kernel it uses
-    # Neurons may spike without input, since batch norm adds a constant.  So every layer, even the
-    # first, has to run for a sample's own steps and the tail: as many zeros follow the counts.
+    # Neurons may spike without input, since batch norm adds a constant.  So even the first layer
+    # has to run for all steps that count: a sample's own and the whole tail, for which zeros follow
+    # the counts.  The layers add their tails behind these steps; class_scores leaves them out.
     order, scores = [], []
     for indices, longest in data.batches(spikes, batch_size, shuffle=False):
         membrane = net(data.padded(spikes, indices, longest + net.tail))
@@ -204,8 +205,8 @@ def predict(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=T
 def evaluate(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=True) -> float:
     """Return the accuracy, correct / total.  The arguments are those of predict.
 
-    If your samples have no classes, replace this function: the epoch with its highest value on the
-    validation set is the reported one.
+    If your samples have no classes, replace this function (train.evaluate = ...) by one that
+    returns another number.  With a validation set, the epoch with the highest is reported.
     """
     guess = predict(net, spikes, batch_size, rounded).argmax(1)
     return (guess == spikes.labels).sum().item() / len(spikes.labels)
@@ -223,8 +224,8 @@ def train(options: argparse.Namespace, net=None, loss=None, augment=None, on_epo
     loss: a function to use instead of cross_entropy, with the same arguments.
     augment: a function of (counts [B, T, inputs], labels [B]) that returns the counts to train on.
         It may change T.
-    on_epoch: a function of (net, row of the log), called after each epoch and its checkpoint.  What
-        it changes in the network is lost if the run is resumed there: see set_sigma.
+    on_epoch: a function of (net, row of the log), called after the checkpoint of each epoch.  So a
+        run resumed from this checkpoint has lost what it changed; set_sigma says what to do.
     Returns the content of result.json, and leaves the network in evaluation mode.
     Raises a UserError for mistakes that the user can fix.
     """
@@ -240,7 +241,7 @@ def train(options: argparse.Namespace, net=None, loss=None, augment=None, on_epo
     rows = []  # of the log
     if not options.resume:
         start(net, sets, options)
-    elif os.path.exists(os.path.join(options.out, "last.pt")):  # else it stopped in its first epoch
+    elif os.path.exists(os.path.join(options.out, "last.pt")):  # no: it stopped in its first epoch
         saved = load_checkpoint(options.out, "last.pt", net, names)
         optimizer.load_state_dict(saved["adam"])
         rows = saved["rows"]
@@ -337,8 +338,8 @@ def load_sets(options: argparse.Namespace) -> dict[str, data.Spikes]:
         held_out = np.isin(names, wanted)
     if options.valid_share is not None:
         # A generator of its own: a seed holds out the same samples for every variant.
-        order = np.random.default_rng([1, options.seed]).permutation(len(everyone.labels))
-        held_out = order < options.valid_share * len(order)
+        rank = np.random.default_rng([1, options.seed]).permutation(len(everyone.labels))
+        held_out = rank < options.valid_share * len(rank)
         if held_out.all() or not held_out.any():  # nan holds out none
             rule = "expected a fraction, more than 0 and less than 1"
             raise UserError(f"--valid-share {options.valid_share}: {rule}")
@@ -414,10 +415,10 @@ def make_parser() -> argparse.ArgumentParser:
 
     add("--dataset", choices=sets, default="shd", help="data set; -h shows its defaults")
     add("--data-dir", default="data", help="folder of the files; missing ones are fetched")
-    held_out = parser.add_mutually_exclusive_group().add_argument
-    held_out("--valid-speakers", default="", help="speakers to hold out for validation, as in 3,6")
+    add_one = parser.add_mutually_exclusive_group().add_argument
+    add_one("--valid-speakers", default="", help="speakers to hold out for validation, as in 3,6")
     words = "random fraction of the training samples to hold out; flatters, as speakers are shared"
-    held_out("--valid-share", type=float, help=words)
+    add_one("--valid-share", type=float, help=words)
     add("--no-test", action="store_true", help="do not read the test set; needs a validation set")
 
     add("--delays", choices=variants, default="learned", help="constant-sigma: sigma is 0.5 steps")
@@ -512,7 +513,7 @@ def save(net: nn.Module, optimizer, names: dict, rows: list[dict], options) -> N
     """
     state = names | {"net": net.state_dict(), "epoch": len(rows)}
     state["sigma"] = [layer.sigma for layer in delayed_layers(net)]
-    if reported_epoch(rows) == len(rows):
+    if reported_epoch(rows) == len(rows):  # that is this epoch, so far
         write(options.out, "net.pt", state)
     lines = [rows[0].keys(), *(row.values() for row in rows)]
     texts = [["" if value is None else str(value) for value in line] for line in lines]
