@@ -58,7 +58,7 @@ def integer_kernel(weight: Tensor, delay: Tensor, taps: int) -> Tensor:
     """
     position = delay.detach().round().long().expand_as(weight)  # [out, in]
     kernel = weight.new_zeros(taps, *weight.shape)
-    # kernel[position[o,i], o, i] = weight[o,i]
+    # kernel[position[o,i], o, i] = weight[o,i].  Not in place, so that the weight gets a gradient.
     kernel = kernel.scatter(0, position.unsqueeze(0), weight.unsqueeze(0))
     return kernel.permute(1, 2, 0)  # [out, in, taps]
 
@@ -400,9 +400,9 @@ class LIF(torch.autograd.Function):
         """
         (potential,) = ctx.saved_tensors
         decay, threshold, alpha = ctx.constants
-        x = (potential - threshold).mul_(math.pi / 2 * alpha)
-        slope = x.square_().add_(1).reciprocal_().mul_(alpha / 2)  # as in spike, but in x's memory
-        grad_current = slope.mul_(grad_spikes)  # the loop adds the other term in place
+        slope = (potential - threshold).mul_(math.pi / 2 * alpha)
+        slope.square_().add_(1).reciprocal_().mul_(alpha / 2)  # as in spike, but in place
+        grad_current = slope.mul_(grad_spikes)  # the loop adds the other term, in place too
         h, grad = potential.unbind(1), grad_current.unbind(1)
         silent = torch.empty_like(h[0])  # 1 - s[t]
         for t in reversed(range(len(h) - 1)):  # nothing comes after the last step
@@ -431,20 +431,20 @@ def conv_fourier(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
     """
     steps, taps = spikes.shape[1], kernel.shape[2]
     # A product of transforms is a circular convolution: what arrives after the period wraps around
-    # to step 0.  All spikes have arrived by step + taps - 1, so the period is at least that, and at
-    # least the length of the output.
+    # to step 0.  The last spike arrives in step steps + taps - 2, so the period has to be longer
+    # than that, and at least as long as the output.
     period = steps + max(taps - 1, tail)
     f = torch.arange(period // 2 + 1, device=spikes.device)  # F frequencies
     t = torch.arange(period, device=spikes.device)
     parts = torch.outer(f, t) % period  # angles as fractions of a turn, times period; exact
     angle = parts.double() * (2 * math.pi / period)
     basis = torch.cat([angle.cos(), -angle.sin()]).to(spikes)  # exp(-i angle), [2 F, period]
-    # The signals are real, so frequency (period - f) mirrors f.  It is left out; f counts twice.
-    # Only 0 and period / 2 have no mirror image.
+    # The signals are real, so Y[period - f] is the conjugate of Y[f].  It is left out, and Y[f]
+    # counts twice in the sum over frequencies.  Only 0 and period / 2 have no such twin.
     twice = (f > 0) & (2 * f < period)
-    scale = (1 + twice.int()).to(spikes) / period  # [F], a factor of Y that is applied to K
+    scale = (1 + twice.int()).to(spikes) / period  # [F], for Y, but applied to K, which is smaller
 
-    x = (basis[:, :steps] @ spikes).transpose(0, 1)  # [2 F, B, in]
+    x = (basis[:, :steps] @ spikes).transpose(0, 1)  # [B, 2 F, in], then [2 F, B, in]
     weighted = basis[:, :taps] * scale.repeat(2)[:, None]  # [2 F, taps]
     k = weighted @ kernel.transpose(1, 2)  # [out, 2 F, in]
     k = k.permute(1, 2, 0)  # [2 F, in, out]
