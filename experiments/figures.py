@@ -1,4 +1,6 @@
-"""Draw the pictures of the README, and any run of train.py (needs matplotlib).
+"""Draw the pictures of the README, and any run of train.py.
+
+This needs matplotlib, and parts.png also pandas and scipy.
 
     python -m experiments.figures
     python -m experiments.figures --run RUN   # RUN: the folder of a run
@@ -9,6 +11,7 @@ was after its last epoch.
 
 import argparse
 import os
+import re
 import sys
 
 import h5py
@@ -208,6 +211,27 @@ def kernel_figure() -> Figure:
     style(axis, "the kernel of a synapse, scaled to its peak", "tap (delay in steps)")
     axis.set_yticks([])
     axis.spines["left"].set_visible(False)
+    return figure
+
+
+def parts_figure() -> Figure:
+    """Draw how accuracy changes without each part of the method, with 95 % intervals."""
+    from experiments import results
+
+    rows = results.all_rows()
+    parts = results.parts(rows[rows["ended"] > results.LISTED])
+    figure = Figure(figsize=(7.2, 2.6), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for axis, task in zip(axes, results.TASKS, strict=True):
+        for level, difference in enumerate(parts[task]):
+            numbers = [float(number) for number in re.findall(r"[+-][\d.]+", difference)]
+            if numbers:  # there are none if it was not run
+                axis.hlines(level, *numbers[1:], color=BLUE, linewidth=1.6)
+                axis.plot(numbers[0], level, "o", color=BLUE, markersize=4.5)
+        axis.axvline(0, color=GREY, linewidth=0.8)
+        style(axis, task, "points of accuracy, compared with learned delays")
+    axes[0].set_yticks(range(len(parts)), parts["part"])
+    axes[0].invert_yaxis()
     return figure
 
 
@@ -432,6 +456,7 @@ def main(argv: list[str] | None = None) -> None:
         save(why_figure(), folder, "why.png")
         save(network_figure(), folder, "network.png")
         save(kernel_figure(), folder, "kernel.png")
+        save(parts_figure(), folder, "parts.png")
     except (UserError, OSError) as problem:
         sys.exit(f"figures.py: {problem}")
 

@@ -159,6 +159,8 @@ SHARES = {"last epoch": "accuracy", "unrounded": "unrounded", "best on test": "b
 SHARES |= {"new speakers": "new_speakers", "known speakers": "known_speakers"}
 PARTS = ["no-tail", "one-softmax", "drop-steps", "alpha-2", "alpha-20", "triangle", "from-zero"]
 PARTS += ["no-norm"]
+# Epochs, the seeds of a part, and those of learned delays.
+TASKS = {"toy": (20, range(10), range(10)), SHD: (30, range(5, 8), range(5, 10))}
 # What RESULTS.md keeps of an earlier program, which left padding out of training.
 EARLIER = [(150, *LEARNED), (30, *LEARNED), (30, *CONSTANT), (30, *NONE)]
 EARLIER += [(30, "none", "--tau 100.0 --tau-readout 10.05")]
@@ -201,19 +203,26 @@ def table(rows: pandas.DataFrame, columns: list[str]) -> pandas.DataFrame:
     return pandas.DataFrame(lines, columns=columns)
 
 
-def parts_table(rows: pandas.DataFrame) -> pandas.DataFrame:
+def parts(rows: pandas.DataFrame) -> pandas.DataFrame:
     """Return how accuracy changes with each idea of PARTS, and the seconds of an epoch on SHD."""
-    tasks = {"toy": (20, range(10), range(10)), SHD: (30, range(5, 8), range(5, 10))}
     lines = []
     for part in PARTS:
         line = {"part": part}
-        for task, (epochs, seeds, base_seeds) in tasks.items():
+        for task, (epochs, seeds, base_seeds) in TASKS.items():
             runs = runs_of(rows, task, epochs, (part, ""), seeds)
             base = runs_of(rows, task, epochs, LEARNED, base_seeds)
             line[task], _, line[f"n, {task}"] = compare(runs["accuracy"], base["accuracy"])
         line["s an epoch"] = round(runs["seconds"].mean() / epochs) if len(runs) else "-"
         lines.append(line)
     return pandas.DataFrame(lines)
+
+
+def if_seen(difference: str) -> str:
+    """Return a difference with its interval, or a sentence if the interval contains 0."""
+    numbers = [float(number) for number in re.findall(r"[+-][\d.]+", difference)]
+    if not numbers or numbers[1] * numbers[2] > 0:
+        return difference
+    return f"no difference seen, at most {max(abs(number) for number in numbers[1:]):.2f}"
 
 
 def answers(before: pandas.DataFrame, after: pandas.DataFrame) -> pandas.DataFrame:
@@ -258,6 +267,10 @@ def all_tables() -> dict[str, str]:
     held_out = rows.query("speakers != '' and epochs == 30")
     held_out = held_out.query("padding == 'yes' or (variant == 'learned' and options == '')")
 
+    worth = parts(after)
+    for task in TASKS:
+        worth[task] = worth[task].map(if_seen)
+
     shd = ["variant", "parameters", "epochs", *SHARES, "n"]
     tables = {
         "claims": claims_table(before, FIRST_CLAIMS, "1 2 3 4 5 6 7 8 9 10").drop([4, 7]),
@@ -266,7 +279,7 @@ def all_tables() -> dict[str, str]:
         "shd": table(on_shd[~sparse], shd),
         "ten inputs": table(on_shd[sparse], shd),
         "toy": table(today[~again].query("data == 'toy'"), [*shd[:2], *shd[3:5], "n"]),
-        "parts": parts_table(after),
+        "parts": worth,
         "held-out": table(held_out, ["variant", "padding", *PAIRS, "mean", "n"]),
         "earlier": table(earlier[keys.isin(EARLIER)], [*shd[:6], "n"]),
         "speech": table(today.query("data.str.startswith('Speech')"), [*shd[:3], *shd[3:5], "n"]),

@@ -418,12 +418,15 @@ def test_a_part_is_compared_with_learned_delays_of_the_same_runs(results):
         runs(OTHER, epochs=30, variant="no-norm", seed=range(3, 8)),
     ]
     rows += [runs(ONE + ONE, **toy), runs(OTHER + OTHER, variant="no-norm", **toy)]
-    line = results.parts_table(results.pandas.concat(rows)).set_index("part").loc["no-norm"]
+    line = results.parts(results.pandas.concat(rows)).set_index("part").loc["no-norm"]
     assert line["n, toy"] == "10 and 10" and line["toy"].startswith("-0.61 [")
     # Seeds 5 to 7 of the part, OTHER[2:], against all five of learned delays.
     difference = np.mean(OTHER[2:]) - np.mean(ONE)
     assert line["n, SHD (regenerated)"] == "3 and 5" and line["s an epoch"] == 100
     assert line["SHD (regenerated)"].startswith(f"{difference:+.2f} [")
+    assert results.if_seen("-0.61 [-1.47, +0.25]") == "no difference seen, at most 1.47"
+    assert results.if_seen("-") == "-"
+    assert results.if_seen("+1.00 [+0.50, +1.50]") == "+1.00 [+0.50, +1.50]"
 
 
 def test_holms_correction_counts_claims_that_were_not_run(results):
