@@ -211,7 +211,8 @@ def parts(rows: pandas.DataFrame) -> pandas.DataFrame:
         for task, (epochs, seeds, base_seeds) in TASKS.items():
             runs = runs_of(rows, task, epochs, (part, ""), seeds)
             base = runs_of(rows, task, epochs, LEARNED, base_seeds)
-            line[task], _, line[f"n, {task}"] = compare(runs["accuracy"], base["accuracy"])
+            found, _, line[f"n, {task}"] = compare(runs["accuracy"], base["accuracy"])
+            line[task] = found if len(runs) == len(seeds) else "-"
         line["s an epoch"] = round(runs["seconds"].mean() / epochs) if len(runs) else "-"
         lines.append(line)
     return pandas.DataFrame(lines)
