@@ -2,8 +2,8 @@
 
 SHD and SSC (Cramer et al. 2020) are recordings of spoken words that a model of the cochlea turned
 into spikes on 700 channels.  The samples of a split lie one after another in one tensor of counts.
-The samples, the table of data sets, the toy task and the batches come first, then reading files and
-your own events.  Fetching files comes last.
+The samples, the toy task and the batches come first, then reading files, your own events and the
+table of data sets.  Fetching files comes last.
 """
 
 import gzip
@@ -141,7 +141,7 @@ def padded(spikes: Spikes, indices: Tensor, length: int) -> Tensor:
 def bin_sample(times: np.ndarray, units: np.ndarray, name: str = "the sample") -> np.ndarray:
     """Return the counts of one sample of SHD or SSC, uint8 [steps, INPUTS].
 
-    times: float16 [spikes], in seconds.  units: channels 0..699.  name: the sample's, for errors.
+    times: float16 [spikes], in seconds.  units: channels 0..699.  name: of the sample, for errors.
     Time starts at the first spike, as in SpikingJelly's reader, which the authors used.
     """
     units = whole_numbers(f"{name}: unit", units, CHANNELS)
@@ -223,7 +223,7 @@ def read_h5(file, binning) -> Spikes:
         counts = []
         for start in range(0, max(len(times), len(units)), 128):  # h5py is fast at whole blocks
             block = slice(start, start + 128)
-            # If a file lacks times or units, binning refuses the empty array in their place.
+            # If the file has more times than units, binning gets an empty array, and refuses it.
             for sample in zip_longest(times[block], units[block], fillvalue=np.zeros(0)):
                 counts.append(binning(*sample, f"sample {len(counts)}"))
             progress(f"reading sample {len(counts)} of {len(labels)}")

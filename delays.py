@@ -32,8 +32,8 @@ def gaussian_kernel(weight: Tensor, delay: Tensor, sigma: float | Tensor, taps: 
         g[d] = exp(-((d - delay[o,i]) / sigma)^2 / 2)
 
     The division makes the taps of each synapse add up to its weight, however wide the Gaussian is
-    and however close to an end.  The 1e-7 matters only to a sigma below 0.1, narrower than any in
-    training: between two taps, all g would be 0, and the kernel 0 / 0.
+    and however close to an end.  The 1e-7 avoids 0 / 0 for a Gaussian halfway between two taps that
+    is far narrower than any in training.
 
     weight: [out, in].
     delay: in steps, [out, in] or a shape that broadcasts to it: [1, in] is one delay per axon,
@@ -67,7 +67,7 @@ def shrinking_sigma(epoch: int, epochs: int, taps: int, offset=0.27, narrow=0.23
     """Return sigma, the width of the Gaussian in steps, for an epoch counted from 0.
 
     Over the first quarter of the epochs, sigma - offset falls exponentially from taps // 2 to
-    `narrow`, and stays there.  With 25 taps, sigma goes from 12.27 to 0.5.
+    `narrow`, and stays there.  With 25 taps, sigma goes from 12.27 to 0.5 = offset + narrow.
 
     A wide Gaussian lets a delay learn from spikes far from it; a narrow one loses less when the
     delay is rounded.  Where only delays are trained, the wide start does best: eleven of twelve
@@ -167,9 +167,9 @@ def leaky_integrator(current: Tensor, tau) -> Tensor:
     Its powers are computed in float64, since the relative error of a power grows with the exponent.
     """
     t = torch.arange(current.shape[1], dtype=torch.float64, device=current.device)
-    # t - u, [T, T]: a row for each t, a column for each u.  Where u is later than t, tril puts 0,
-    # but first clamp replaces the negative exponents.  A negative power may be inf, and then the
-    # gradient of a learned tau would be 0 * inf = nan.
+    # t - u, [T, T]: a row for each t, a column for each u.  Where u is later than t, tril puts 0.
+    # Negative exponents are clamped all the same: their powers may be inf, and then the gradient of
+    # a learned tau would be 0 * inf = nan.
     elapsed = (t[:, None] - t).clamp(min=0)
     memory = (decay_of(tau) ** elapsed).tril()
     return memory.to(current.dtype) @ current
@@ -213,8 +213,8 @@ class DelayedLinear(nn.Module):
     count: synapses between each pair of neurons, as if the layer had its inputs `count` times.
     learn_delays: False rounds the random delays to whole steps and does not train them.
     connections: the number of inputs of each neuron, drawn at random.  0 connects all.
-    delay_per: "synapse", "axon" for one delay per input (`count` of them), or "dendrite" for one
-        per neuron, which all of its synapses share.  Another word raises a ValueError.
+    delay_per: "synapse", "axon" for one delay per input (and `count` times that), or "dendrite" for
+        one per neuron, which all of its synapses share.  Another word raises a ValueError.
 
     .weight: [out, count * in]: all inputs, then all inputs again, and so on.
     .delay: in steps.  [out, count * in], [1, count * in] per axon or [out, 1] per dendrite.  A
@@ -414,8 +414,9 @@ class LIF(torch.autograd.Function):
 def fourier_is_faster(spikes: Tensor, kernel: Tensor, tail: int) -> bool:
     """Return whether conv_fourier has fewer multiplications per step and sample than conv_direct.
 
-    It transforms the inputs, multiplies half as many frequencies as steps by three real products
-    each, and transforms the result back.  The transform of the kernel is shared by the batch.
+    The transforms there and back take `period` of them for each input and each output.  Between
+    them, a complex product for each input and output takes three real ones, at half as many
+    frequencies as steps.  The transform of the kernel is left out: the batch shares it.
     """
     outputs, inputs, taps = kernel.shape
     period = spikes.shape[1] + max(taps - 1, tail)
@@ -436,13 +437,13 @@ def conv_fourier(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
     period = steps + max(taps - 1, tail)
     f = torch.arange(period // 2 + 1, device=spikes.device)  # F frequencies
     t = torch.arange(period, device=spikes.device)
-    parts = torch.outer(f, t) % period  # angles as fractions of a turn, times period; exact
+    parts = torch.outer(f, t) % period  # whole numbers: the angle in units of 2 pi / period
     angle = parts.double() * (2 * math.pi / period)
     basis = torch.cat([angle.cos(), -angle.sin()]).to(spikes)  # exp(-i angle), [2 F, period]
     # The signals are real, so Y[period - f] is the conjugate of Y[f].  It is left out, and Y[f]
     # counts twice in the sum over frequencies.  Only 0 and period / 2 have no such twin.
     twice = (f > 0) & (2 * f < period)
-    scale = (1 + twice.int()).to(spikes) / period  # [F], for Y, but applied to K, which is smaller
+    scale = (1 + twice.int()).to(spikes) / period  # [F], applied to K, since K is smaller than Y
 
     x = (basis[:, :steps] @ spikes).transpose(0, 1)  # [B, 2 F, in], then [2 F, B, in]
     weighted = basis[:, :taps] * scale.repeat(2)[:, None]  # [2 F, taps]

@@ -23,9 +23,9 @@ from data import UserError
 from delays import DelayedLinear, DelaySNN, class_scores, shrinking_sigma
 
 # The paper's settings for SHD and SSC, and those of the toy task.  What a row of DEFAULTS lacks is
-# taken from RATES and the row of SHD.  tau is in ms here and in steps in delays.py.  On SHD,
-# membranes forget almost at once: the authors found this better than neurons without a membrane.
-# 10.05 ms is just above one step, and their library (SpikingJelly) refuses a tau of one step.
+# taken from RATES and the row of SHD.  tau is in ms here and in steps in delays.py.  With SHD's
+# tau, a membrane forgets almost at once.  The authors found this better than no membrane, where only
+# the present step counts, and their library (SpikingJelly) refuses a tau of exactly one step.
 RATES = dict(lr=5e-3, delay_lr=0.1, weight_decay=1e-5)
 DEFAULTS = {
     "shd": dict(hidden=256, layers=2, taps=25, tau=10.05, dropout=0.4, batch_size=256, epochs=150),
@@ -124,10 +124,11 @@ def set_sigma(net: nn.Module, epoch: int, options: argparse.Namespace) -> None:
     """Set each layer's width of the Gaussian for an epoch, counted from 0.
 
     It is called before each epoch, in a resumed run too.  To prune or freeze something in the
-    middle of a run, replace it (train.set_sigma = ...) by a function that calls it and does that.
+    middle of a run, put a function of your own in its place (train.set_sigma = mine), which calls
+    this one and then prunes or freezes.
     """
+    shrinks = options.delays == "learned"  # constant-sigma: always 0.5; fixed: not used
     for layer in delayed_layers(net):
-        shrinks = options.delays == "learned"  # constant-sigma: always 0.5; fixed: not used
         layer.sigma = shrinking_sigma(epoch, options.epochs, layer.taps) if shrinks else 0.5
 
 
@@ -139,9 +140,9 @@ def cross_entropy(net, counts: Tensor, membrane: Tensor, labels: Tensor) -> Tens
 
     All steps count, including padding, as the authors train: without it, accuracy was 0.61 points
     lower after 30 epochs and no different after 150 (experiments/RESULTS.md).
-    counts: [B, T, inputs], for a loss of your own.  Zeros follow the shorter samples.  Each sample
-        ends with its last spike, so (counts.any(2) * torch.arange(1, T + 1)).amax(1) are their
-        numbers of steps.
+    counts: [B, T, inputs], for a loss of your own.  Zeros follow the shorter samples.  A sample's
+        own steps end with its last spike, so (counts.any(2) * torch.arange(1, T + 1)).amax(1) is
+        the number of steps of each.
     membrane: net(counts), [B, T + net.tail, classes].  labels: [B].
     """
     return F.cross_entropy(class_scores(membrane), labels)
@@ -180,21 +181,21 @@ def predict(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=T
     """Return the class scores of all samples, [samples, classes], in the order of the samples.
 
     Runs the network in evaluation mode and restores its mode afterwards.  A sample's scores are
-    summed over its own steps and the tail, so they do not depend on the rest of its batch.  In
-    training the padding counts too, so the training accuracy of the log is another measure than the
-    test accuracy.  (The authors' evaluation counts the padding as well.)  class_scores(net(counts))
-    of a single sample differs from predict, which adds zeros for the tail.
+    summed over its own steps and the tail, so they do not depend on the rest of its batch.  Neurons
+    may spike without input, since batch norm adds a constant, so even the first layer has to run
+    for all of these steps: zeros for the tail follow the counts.  class_scores(net(counts)) of a
+    sample lacks them and is not the same.
+    The training accuracy of the log is another measure: it includes the padding of the batches, as
+    the authors' evaluation does.
     rounded: False uses the training kernels instead of whole steps.
     """
     was_training = net.training
     net.eval()
     for layer in delayed_layers(net):
         layer.train(not rounded)  # the layer's mode decides which kernel it uses
-    # Neurons may spike without input, since batch norm adds a constant.  So even the first layer
-    # has to run for all steps that count: a sample's own and the whole tail, for which zeros follow
-    # the counts.  The layers add their tails behind these steps; class_scores leaves them out.
     order, scores = [], []
     for indices, longest in data.batches(spikes, batch_size, shuffle=False):
+        # The layers add their own tails behind these zeros.  class_scores leaves those steps out.
         membrane = net(data.padded(spikes, indices, longest + net.tail))
         scores.append(class_scores(membrane, spikes.steps[indices] + net.tail))
         order.append(indices)
@@ -224,8 +225,8 @@ def train(options: argparse.Namespace, net=None, loss=None, augment=None, on_epo
     loss: a function to use instead of cross_entropy, with the same arguments.
     augment: a function of (counts [B, T, inputs], labels [B]) that returns the counts to train on.
         It may change T.
-    on_epoch: a function of (net, row of the log), called after the checkpoint of each epoch.  So a
-        run resumed from this checkpoint has lost what it changed; set_sigma says what to do.
+    on_epoch: a function of (net, row of the log), called after the checkpoint of each epoch, which
+        therefore lacks what it changes in the network.  For such changes see set_sigma.
     Returns the content of result.json, and leaves the network in evaluation mode.
     Raises a UserError for mistakes that the user can fix.
     """
@@ -238,10 +239,10 @@ def train(options: argparse.Namespace, net=None, loss=None, augment=None, on_epo
     first_delays = [layer.positions().detach().clone() for layer in delayed_layers(net)]
     names = {"network": type(net).__name__, "loss": name_of(loss), "augment": name_of(augment)}
 
-    rows = []  # of the log
+    rows = []  # of the log.  A run that stopped in its first epoch has none yet.
     if not options.resume:
         start(net, sets, options)
-    elif os.path.exists(os.path.join(options.out, "last.pt")):  # no: it stopped in its first epoch
+    elif os.path.exists(os.path.join(options.out, "last.pt")):
         saved = load_checkpoint(options.out, "last.pt", net, names)
         optimizer.load_state_dict(saved["adam"])
         rows = saved["rows"]
@@ -415,10 +416,10 @@ def make_parser() -> argparse.ArgumentParser:
 
     add("--dataset", choices=sets, default="shd", help="data set; -h shows its defaults")
     add("--data-dir", default="data", help="folder of the files; missing ones are fetched")
-    add_one = parser.add_mutually_exclusive_group().add_argument
-    add_one("--valid-speakers", default="", help="speakers to hold out for validation, as in 3,6")
+    at_most_one = parser.add_mutually_exclusive_group().add_argument
+    at_most_one("--valid-speakers", default="", help="speakers to hold out for validation: 3,6")
     words = "random fraction of the training samples to hold out; flatters, as speakers are shared"
-    add_one("--valid-share", type=float, help=words)
+    at_most_one("--valid-share", type=float, help=words)
     add("--no-test", action="store_true", help="do not read the test set; needs a validation set")
 
     add("--delays", choices=variants, default="learned", help="constant-sigma: sigma is 0.5 steps")
@@ -549,7 +550,7 @@ def load_checkpoint(folder: str, name: str, net: nn.Module, names: dict | None =
 
 
 def read_options(folder: str) -> dict:
-    """Return the options of a saved run.  Those that it did not know yet have their defaults."""
+    """Return the options of a saved run.  Those that are newer than the run have their defaults."""
     with open(os.path.join(folder, "config.json")) as file:
         options = json.load(file)["options"]
     if options["dataset"] not in data.DATASETS:
