@@ -24,8 +24,8 @@ from delays import DelayedLinear, DelaySNN, class_scores, shrinking_sigma
 
 # The paper's settings for SHD and SSC, and those of the toy task.  What a row of DEFAULTS lacks is
 # taken from RATES and the row of SHD.  tau is in ms here and in steps in delays.py.  With SHD's
-# tau, a membrane forgets almost at once.  The authors found this better than no membrane, where only
-# the present step counts, and their library (SpikingJelly) refuses a tau of exactly one step.
+# tau, a membrane forgets almost at once.  The authors found this better than no membrane, where
+# only the present step counts, and their library (SpikingJelly) refuses a tau of exactly one step.
 RATES = dict(lr=5e-3, delay_lr=0.1, weight_decay=1e-5)
 DEFAULTS = {
     "shd": dict(hidden=256, layers=2, taps=25, tau=10.05, dropout=0.4, batch_size=256, epochs=150),
