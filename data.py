@@ -64,6 +64,7 @@ class Dataset(NamedTuple):
 
     read: a function of a split's name and the data folder that returns the Spikes of the split.
     splits: "train" and at least one of "test" and "valid".
+    classes: the number of outputs of the network.  Labels have to be smaller.
     step_ms: the length of a time step in ms.
     """
 

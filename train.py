@@ -109,6 +109,7 @@ def set_learning_rates(optimizer, epoch: int, options: argparse.Namespace) -> fl
     """Set the learning rates and Adam's beta1 for an epoch, counted from 0.
 
     The delays' rate falls along a cosine from its initial value towards 0, with a constant beta1.
+    A schedule of your own has to depend on the epoch alone too, or resumed runs differ.
     Returns the weights' rate.
     """
     lr, beta1 = one_cycle(epoch, options.epochs, options.lr)
@@ -125,7 +126,7 @@ def set_sigma(net: nn.Module, epoch: int, options: argparse.Namespace) -> None:
 
     It is called before each epoch, in a resumed run too.  To prune or freeze something in the
     middle of a run, put a function of your own in its place (train.set_sigma = mine), which calls
-    this one and then prunes or freezes.
+    this one and then prunes or freezes.  With a validation set, the reported epoch may come before.
     """
     shrinks = options.delays == "learned"  # constant-sigma: always 0.5; fixed: not used
     for layer in delayed_layers(net):
@@ -206,8 +207,9 @@ def predict(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=T
 def evaluate(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=True) -> float:
     """Return the accuracy, correct / total.  The arguments are those of predict.
 
-    If your samples have no classes, replace this function (train.evaluate = ...) by one that
-    returns another number.  With a validation set, the epoch with the highest is reported.
+    If your samples have no classes, put a function of your own in its place (train.evaluate = mine)
+    that runs the network itself, since predict returns class scores.  With a validation set, the
+    epoch with its highest value is reported.
     """
     guess = predict(net, spikes, batch_size, rounded).argmax(1)
     return (guess == spikes.labels).sum().item() / len(spikes.labels)
