@@ -211,8 +211,9 @@ def parts(rows: pandas.DataFrame) -> pandas.DataFrame:
         for task, (epochs, seeds, base_seeds) in TASKS.items():
             runs = runs_of(rows, task, epochs, (part, ""), seeds)
             base = runs_of(rows, task, epochs, LEARNED, base_seeds)
-            found, _, line[f"n, {task}"] = compare(runs["accuracy"], base["accuracy"])
+            found, _, n = compare(runs["accuracy"], base["accuracy"])
             line[task] = found if len(runs) == len(seeds) else "-"
+            line[f"n, {task}"] = n
         line["s an epoch"] = round(runs["seconds"].mean() / epochs) if len(runs) else "-"
         lines.append(line)
     return pandas.DataFrame(lines)
