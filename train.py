@@ -462,12 +462,12 @@ def set_backend() -> None:
     """
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
-    # The outer taps of a Gaussian are denormal numbers, which slow some CPUs down (an AMD EPYC by 2
-    # to 4 % of a training step).
+    # The outer taps of a Gaussian are denormal numbers, which slow some CPUs down (on an AMD EPYC,
+    # by up to 4 % of a training step).
     torch.set_flush_denormal(True)
     if platform.libc_ver()[0] == "glibc":
         # Otherwise big blocks of memory go back to the system when they are freed, and have to be
-        # cleared again in every step, which takes 10 to 18 % of a training step.
+        # cleared again in every step, which took 10 to 34 % of its time.
         libc = ctypes.CDLL(None)
         libc.mallopt(-4, 0)  # M_MMAP_MAX
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
