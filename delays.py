@@ -123,7 +123,8 @@ def spike(x: Tensor, alpha: float = 5.0) -> Tensor:
         slope(x) = (alpha/2) / (1 + ((pi/2) alpha x)^2)
 
     x: membrane potential minus threshold, of any shape.
-    alpha: steepness of the smooth step.  5 is the authors' choice.
+    alpha: steepness of the smooth step.  5 is the authors' choice.  On the toy task, no difference
+        was seen with 2 or 20 (experiments/RESULTS.md).
     """
     smooth = torch.arctan(math.pi / 2 * alpha * x) / math.pi
     return (x >= 0).to(x.dtype) + (smooth - smooth.detach())  # the bracket is 0, its slope is not
@@ -192,7 +193,8 @@ def class_scores(membrane: Tensor, steps: Tensor | None = None) -> Tensor:
     steps: [B], how many steps of each sample to include: its own and the network's tail.  None
         includes all.
     Summing a softmax of each step is from Bittar and Garner (2022).  Training takes the
-    cross-entropy of the sums, which applies a second softmax: the authors' choice.
+    cross-entropy of the sums, which applies a second softmax: the authors' choice.  Without it, the
+    toy task loses 9 points (experiments/RESULTS.md).
     """
     probability = membrane.softmax(2)
     if steps is not None:
@@ -209,7 +211,7 @@ class DelayedLinear(nn.Module):
 
     taps: delays are 0..taps-1 steps.  The output is taps // 2 steps longer than the input, so that
         late spikes arrive.  Those that would arrive after its end are lost.  The length is the
-        authors' choice.
+        authors' choice.  Without a tail, the toy task loses 7 points (experiments/RESULTS.md).
     count: synapses between each pair of neurons, as if the layer had its inputs `count` times.
     learn_delays: False rounds the random delays to whole steps and does not train them.
     connections: the number of inputs of each neuron, drawn at random.  0 connects all.
