@@ -416,8 +416,8 @@ class LIF(torch.autograd.Function):
 def fourier_is_faster(spikes: Tensor, kernel: Tensor, tail: int) -> bool:
     """Return whether conv_fourier has fewer multiplications per step and sample than conv_direct.
 
-    The transforms there and back take `period` of them for each input and each output.  Between
-    them, a complex product for each input and output takes three real ones, at half as many
+    The transforms there and back take `period` multiplications for each input and each output.  The
+    products of transforms take three for each input and output, but only at half as many
     frequencies as steps.  The transform of the kernel is left out: the batch shares it.
     """
     outputs, inputs, taps = kernel.shape

@@ -126,7 +126,8 @@ def set_sigma(net: nn.Module, epoch: int, options: argparse.Namespace) -> None:
 
     It is called before each epoch, in a resumed run too.  To prune or freeze something in the
     middle of a run, put a function of your own in its place (train.set_sigma = mine), which calls
-    this one and then prunes or freezes.  With a validation set, the reported epoch may come before.
+    this one and then prunes or freezes.  With a validation set, the reported epoch may be one
+    before the pruning.
     """
     shrinks = options.delays == "learned"  # constant-sigma: always 0.5; fixed: not used
     for layer in delayed_layers(net):
@@ -183,9 +184,9 @@ def predict(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=T
 
     Runs the network in evaluation mode and restores its mode afterwards.  A sample's scores are
     summed over its own steps and the tail, so they do not depend on the rest of its batch.  Neurons
-    may spike without input, since batch norm adds a constant, so even the first layer has to run
-    for all of these steps: zeros for the tail follow the counts.  class_scores(net(counts)) of a
-    sample lacks them and is not the same.
+    may spike without input, since batch norm adds a constant, so even the first layer, which adds
+    only its own part of the tail, has to run for all of these steps.  That is why zeros for the
+    tail follow the counts.  class_scores(net(counts)) lacks these zeros and is not the same.
     The training accuracy of the log is another measure: it includes the padding of the batches, as
     the authors' evaluation does.
     rounded: False uses the training kernels instead of whole steps.
@@ -227,8 +228,8 @@ def train(options: argparse.Namespace, net=None, loss=None, augment=None, on_epo
     loss: a function to use instead of cross_entropy, with the same arguments.
     augment: a function of (counts [B, T, inputs], labels [B]) that returns the counts to train on.
         It may change T.
-    on_epoch: a function of (net, row of the log), called after the checkpoint of each epoch, which
-        therefore lacks what it changes in the network.  For such changes see set_sigma.
+    on_epoch: a function of (net, row of the log), called after each epoch.  The checkpoint of the
+        epoch is written before, so it lacks what on_epoch changes: see set_sigma.
     Returns the content of result.json, and leaves the network in evaluation mode.
     Raises a UserError for mistakes that the user can fix.
     """
