@@ -224,7 +224,7 @@ def read_h5(file, binning) -> Spikes:
         counts = []
         for start in range(0, max(len(times), len(units)), 128):  # h5py is fast at whole blocks
             block = slice(start, start + 128)
-            # If the file has more times than units, binning gets an empty array, and refuses it.
+            # If times and units differ in number, binning gets an empty array, and refuses it.
             for sample in zip_longest(times[block], units[block], fillvalue=np.zeros(0)):
                 counts.append(binning(*sample, f"sample {len(counts)}"))
             progress(f"reading sample {len(counts)} of {len(labels)}")

@@ -32,8 +32,8 @@ def gaussian_kernel(weight: Tensor, delay: Tensor, sigma: float | Tensor, taps: 
         g[d] = exp(-((d - delay[o,i]) / sigma)^2 / 2)
 
     The division makes the taps of each synapse add up to its weight, however wide the Gaussian is
-    and however close to an end.  The 1e-7 avoids 0 / 0 for a Gaussian halfway between two taps that
-    is far narrower than any in training.
+    and however close to an end.  The 1e-7 avoids 0 / 0 where a Gaussian, far narrower than any in
+    training, lies halfway between two taps.
 
     weight: [out, in].
     delay: in steps, [out, in] or a shape that broadcasts to it: [1, in] is one delay per axon,
@@ -165,12 +165,12 @@ def leaky_integrator(current: Tensor, tau) -> Tensor:
 
     current: I, [B, T, N].  tau: in steps, at least 1, the same for all neurons.
     Nothing resets them, so v is the product of a [T, T] matrix with I, which is faster than a loop.
-    Its powers are computed in float64, since the relative error of a power grows with the exponent.
+    The powers are computed in float64, since the relative error of a power grows with the exponent.
     """
     t = torch.arange(current.shape[1], dtype=torch.float64, device=current.device)
     # t - u, [T, T]: a row for each t, a column for each u.  Where u is later than t, tril puts 0.
-    # Negative exponents are clamped all the same: their powers may be inf, and then the gradient of
-    # a learned tau would be 0 * inf = nan.
+    # Its exponents, which would be negative, are clamped all the same: their powers may be inf, and
+    # then the gradient of a learned tau would be 0 * inf = nan.
     elapsed = (t[:, None] - t).clamp(min=0)
     memory = (decay_of(tau) ** elapsed).tril()
     return memory.to(current.dtype) @ current
@@ -439,7 +439,8 @@ def conv_fourier(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
     period = steps + max(taps - 1, tail)
     f = torch.arange(period // 2 + 1, device=spikes.device)  # F frequencies
     t = torch.arange(period, device=spikes.device)
-    parts = torch.outer(f, t) % period  # whole numbers: the angle in units of 2 pi / period
+    # The angle in units of 2 pi / period.  Without whole turns, it stays small and so exact.
+    parts = torch.outer(f, t) % period
     angle = parts.double() * (2 * math.pi / period)
     basis = torch.cat([angle.cos(), -angle.sin()]).to(spikes)  # exp(-i angle), [2 F, period]
     # The signals are real, so Y[period - f] is the conjugate of Y[f].  It is left out, and Y[f]

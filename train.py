@@ -144,7 +144,7 @@ def cross_entropy(net, counts: Tensor, membrane: Tensor, labels: Tensor) -> Tens
     lower after 30 epochs and no different after 150 (experiments/RESULTS.md).
     counts: [B, T, inputs], for a loss of your own.  Zeros follow the shorter samples.  A sample's
         own steps end with its last spike, so (counts.any(2) * torch.arange(1, T + 1)).amax(1) is
-        the number of steps of each.
+        the number of steps of each (on a GPU, give torch.arange the device of counts).
     membrane: net(counts), [B, T + net.tail, classes].  labels: [B].
     """
     return F.cross_entropy(class_scores(membrane), labels)
