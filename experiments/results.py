@@ -413,7 +413,7 @@ def row_of_run(folder: str, variant: str | None) -> dict:
 
     # The last commit of this checkout before the run, which writes its config.json once, first.
     begun = f"--before=@{config_path.stat().st_mtime:.0f}"
-    command = ["git", "-C", FOLDER, "log", "-1", "--format=%h", begun]
+    command = ["git", "-C", FOLDER, "log", "-1", "--first-parent", "--format=%h", begun]
     row["version"] = subprocess.run(command, capture_output=True, text=True).stdout.strip()
     ended = pandas.Timestamp(result_path.stat().st_mtime, unit="s")  # in UTC
     row["ended"] = ended.strftime("%Y-%m-%d %H:%M")
