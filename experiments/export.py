@@ -47,6 +47,7 @@ import argparse
 import sys
 from itertools import zip_longest
 
+import h5py
 import numpy as np
 import torch
 from torch import Tensor
@@ -96,6 +97,21 @@ def arrays_of(net: DelaySNN, options: argparse.Namespace) -> dict[str, np.ndarra
         arrays[f"delay_{i}"] = delay[connected].int().numpy()
         arrays[f"current_{i}"] = current.float().numpy()
     return arrays
+
+
+def class_names(dataset: str, split: str, data_dir: str) -> list[str]:
+    """Return the words in extra/keys of a split's file, or "class 0", "class 1", ... without it."""
+    names = [f"class {label}" for label in range(data.DATASETS[dataset].classes)]
+    # With held-out speakers, "valid" is a part of the train file.
+    path = data.find(dataset, split, data_dir) or data.find(dataset, "train", data_dir)
+    if path is None:  # the toy task has no file
+        return names
+    source = path if path.endswith(".h5") else data.open_packed(path)
+    with h5py.File(source) as file:
+        if "extra/keys" in file:
+            words = file["extra/keys"].asstr()[:]
+            names[: len(words)] = words
+    return names
 
 
 # ---------------------------------------------------------------------------- the arrays in torch

@@ -14,7 +14,6 @@ import os
 import re
 import sys
 
-import h5py
 import numpy as np
 import torch
 from matplotlib.animation import PillowWriter
@@ -34,6 +33,7 @@ from delays import (
     lif,
     shrinking_sigma,
 )
+from experiments.export import class_names
 
 INK = "#222222"
 GREY = "#b8b8b8"
@@ -275,21 +275,6 @@ def run_figures(folder: str, data_dir: str | None = None, index: int = 0) -> dic
     for panel, (draw, values) in zip(panels, parts, strict=True):
         draw(panel, *values)
     return {"run.png": figure} | figures
-
-
-def class_names(dataset: str, split: str, data_dir: str) -> list[str]:
-    """Return the words in extra/keys of a split's file, or "class 0", "class 1", ... without it."""
-    names = [f"class {label}" for label in range(data.DATASETS[dataset].classes)]
-    # With held-out speakers, "valid" is a part of the train file.
-    path = data.find(dataset, split, data_dir) or data.find(dataset, "train", data_dir)
-    if path is None:  # the toy task has no file
-        return names
-    source = path if path.endswith(".h5") else data.open_packed(path)
-    with h5py.File(source) as file:
-        if "extra/keys" in file:
-            words = file["extra/keys"].asstr()[:]
-            names[: len(words)] = words
-    return names
 
 
 def read_log(folder: str, step_ms: float) -> dict[str, np.ndarray]:

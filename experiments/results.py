@@ -12,7 +12,6 @@ Tables are in %: the mean ± the sample standard deviation, or the values if few
 """
 
 import argparse
-import io
 import json
 import math
 import platform
@@ -24,7 +23,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import h5py
 import numpy as np
 import pandas
 import torch
@@ -35,6 +33,7 @@ import train
 from data import UserError
 from delays import DelaySNN
 from experiments import ideas
+from experiments.export import class_names
 
 SHD, SPEECH, TEN = "SHD (regenerated)", "Speech Commands (subset)", "--connections 10"
 TEN_LEARNED, TEN_FIXED, TEN_CONSTANT = [
@@ -328,18 +327,10 @@ def correct_by_speaker(net: DelaySNN, test: data.Spikes) -> dict[str, float]:
     return found
 
 
-def words_of(path: str) -> list[str]:
-    """Return the word of each class, from extra/keys of a data file, packed or not."""
-    with open(path, "rb") if path.endswith(".h5") else data.open_packed(path) as file:
-        content = io.BytesIO(file.read())
-    with h5py.File(content) as h5:
-        return [key.decode() for key in h5["extra/keys"]]
-
-
 def print_speakers(folders: list[str], data_dir: str) -> None:
     """Print accuracy by speaker, and the ten largest confusions, over runs on SHD."""
     test = data.load("shd", "test", data_dir)
-    words = words_of(data.find("shd", "test", data_dir))
+    words = class_names("shd", "test", data_dir)
     shares, confusions = [], Counter()
     for folder in folders:
         net, _, _ = network_of(folder)

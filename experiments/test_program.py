@@ -347,7 +347,6 @@ def test_a_run_may_end_before_any_of_its_files_has_its_name(little, tmp_path, mo
         for leftover in cut.glob("*.part"):  # result.json was written, but had not its name
             leftover.unlink()
         assert_same_run(cut, whole)
-    assert not train.load_run(whole)[0].layers[0].weight.isnan().any()
     assert not torch.load(whole / "last.pt")["net"]["layers.0.mask"].all()
 
 
