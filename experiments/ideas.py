@@ -320,14 +320,12 @@ def open_steps(times, units, name="the sample"):
     steps is dropped.  The arguments and the result are those of data.bin_sample.
     """
     order = np.argsort(times, kind="stable")
-    # As in SpikingJelly, these are products and differences in float16, which has steps of 0.5 ms
-    # from 512 ms on.
+    # As in SpikingJelly, products and differences are in float16, with steps of 0.5 ms from 512 ms.
     ms = times[order] * np.float16(1000)
-    ms = (ms - ms[:1]).astype(np.float32)
     step = np.zeros(len(ms), np.int64)
     first, number = 0, 0
     while first < len(ms):
-        after = np.searchsorted(ms, ms[first] + data.STEP_MS, side="right")
+        after = first + np.searchsorted(ms[first:] - ms[first], data.STEP_MS, side="right")
         step[first:after] = number
         first, number = after, number + 1
     return data.count_spikes(step, units[order] // data.GROUP, data.INPUTS)

@@ -92,11 +92,12 @@ def test_a_shift_moves_all_of_a_sample_by_one_number_of_inputs():
 
 
 def test_steps_that_open_at_spikes_drop_the_silence_between(tmp_path):
-    # As float16, 0.6 s times 1000 is 600, and 0.6104 s is 610.5: more than 10 ms later.
-    times = np.float16([0.5, 0, 0.004, 0.25, 0.0035, 0.2578, 0.2617, 0.6, 0.6104])
-    units = np.uint16([0, 5, 0, 5, 699, 5, 0, 0, 0])
+    # As float16, 0.6 s times 1000 is 600, and 0.6104 s is 610.5: more than 10 ms later.  From 0.505
+    # to 0.515 s it is 10 ms, but 10.25 if the time of the first spike were subtracted before.
+    times = np.float16([0.505, 0.0012, 0.004, 0.25, 0.0035, 0.2578, 0.2617, 0.6, 0.6104, 0.515])
+    units = np.uint16([0, 5, 0, 5, 699, 5, 0, 0, 0, 0])
     counts = ideas.open_steps(times, units)
-    assert [sorted(row[row > 0]) for row in counts] == [[1, 1, 1], [2], [1], [1], [1], [1]]
+    assert [sorted(row[row > 0]) for row in counts] == [[1, 1, 1], [2], [1], [2], [1], [1]]
     assert counts[1, 1] == 2 and counts[0, 139] == 1
     for split in ("train", "test"):
         program.write_h5(tmp_path / f"shd_{split}.h5", [times], [units], [0], [0])
