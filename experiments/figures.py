@@ -380,9 +380,8 @@ def confusion_figure(labels: Tensor, guess: Tensor, split: str, names: list) -> 
     figure = Figure(figsize=(side, side), layout="constrained")
     heading(figure, f"{split} set: {errors.sum():,} errors in {len(labels):,} samples")
     axis = figure.subplots()
-    axis.imshow(
-        shades.numpy(), cmap="Reds", vmin=0, vmax=max(2 * errors.max(), 1)
-    )  # readable at half
+    darkest = max(2 * errors.max(), 1)  # twice the largest, which stays readable
+    axis.imshow(shades.numpy(), cmap="Reds", vmin=0, vmax=darkest)
     for own, heard in counts.nonzero().tolist():
         words = {"ha": "center", "va": "center", "fontsize": 7}
         words["color"] = "#808080" if own == heard else INK
