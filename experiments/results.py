@@ -243,16 +243,21 @@ def answers(before: pandas.DataFrame, after: pandas.DataFrame) -> pandas.DataFra
     for side in (LEARNED, HALF, FIXED, SLOW):
         gain = compare(of(before, SHD, 150, side), of(before, SHD, 30, side))
         lines[f"150 epochs over 30: {' '.join(side).strip()}"] = gain
-    for name, epochs in ((SHD, 150), ("toy", 20)):
-        rounded, soft = [of(before, name, epochs, LEARNED, what) for what in ACCURACIES]
-        lines[f"rounding, {name}"] = compare(rounded, soft, paired=True)
+    for runs, name, epochs in ((before, SHD, 150), (before, "toy", 20), (after, "toy", 20)):
+        rounded, soft = [of(runs, name, epochs, LEARNED, what) for what in ACCURACIES]
+        of_list = "first" if runs is before else "second"
+        lines[f"rounding, {name}, {of_list} list"] = compare(rounded, soft, paired=True)
     for name, epochs in ((SHD, 30), ("toy", 20)):
         for side in (CONTROL, STILL):
             for what in ACCURACIES:
                 sides = [of(after, name, epochs, variant, what) for variant in (LEARNED, side)]
                 lines[f"learned over {' '.join(side).strip()}, {name}, {what}"] = compare(*sides)
-    sides = [of(after, "toy", 20, side) for side in (FIXED, CONTROL)]
-    lines["fixed over control, toy"] = compare(*sides)
+        for what in ACCURACIES:  # fixed delays are at whole steps in either case
+            sides = of(after, name, epochs, FIXED), of(after, name, epochs, CONTROL, what)
+            lines[f"fixed over control, {name}, {what}"] = compare(*sides)
+    for what in ("new_speakers", "known_speakers"):
+        sides = [of(after, SHD, 30, side, what) for side in (LEARNED, CONTROL)]
+        lines[f"learned over control, {what}"] = compare(*sides)
     found = [[words, difference, n] for words, (difference, _, n) in lines.items()]
     return pandas.DataFrame(found, columns=["answer", "difference", "n"])
 
