@@ -228,7 +228,7 @@ def if_seen(difference: str) -> str:
 
 
 def answers(before: pandas.DataFrame, after: pandas.DataFrame) -> pandas.DataFrame:
-    """Return the differences that the first paragraph of RESULTS.md states.
+    """Return the differences that the head of RESULTS.md states.
 
     before, after: rows of the first list's runs, and of later ones.
     """
