@@ -401,10 +401,16 @@ def test_runs_of_the_second_list_began_after_it_was_committed(results):
         assert results.pandas.concat(both)["processor"].nunique() <= 1, claim
 
 
-def test_no_line_of_a_table_counts_a_seed_twice(results):
+def test_no_line_of_a_table_counts_a_seed_twice(results, tmp_path, monkeypatch):
     rows = results.all_rows().query("change == ''")
     keys = [*results.COMMON, "machine", "speakers", "seed"]
     assert rows[rows.duplicated(keys)]["run"].tolist() == []
+    toy = rows.query("data == 'toy' and variant == 'learned' and padding == 'yes' and seed < 2")
+    three = toy[toy["options"] == ""].iloc[1:]  # one of two seeds is there from two processors
+    assert three["seed"].tolist() == [1, 0, 1] and three["processor"].nunique() == 2
+    three.to_csv(tmp_path / "runs.csv")
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    assert results.all_rows()["machine"].ne("").all()
 
 
 def test_groups_may_differ_in_size_and_variance_and_two_pairs_are_too_few(results):
@@ -430,6 +436,8 @@ def test_a_part_is_compared_with_learned_delays_of_the_same_runs(results):
     difference = np.mean(OTHER[2:]) - np.mean(ONE)
     assert line["n, SHD (regenerated)"] == "3 and 5" and line["s an epoch"] == 100
     assert line["SHD (regenerated)"].startswith(f"{difference:+.2f} [")
+    line = results.parts(results.pandas.concat(rows)[:-1]).set_index("part").loc["no-norm"]
+    assert line["n, toy"] == "9 and 10" and line["toy"] == "-"  # until all have run
     assert results.if_seen("-0.61 [-1.47, +0.25]") == "no difference seen, at most 1.47"
     assert results.if_seen("-") == "-"
     assert results.if_seen("+1.00 [+0.50, +1.50]") == "+1.00 [+0.50, +1.50]"
@@ -531,6 +539,13 @@ def test_numbers_in_results_and_readme_are_those_of_runs_csv(results):
     printed = "\n".join(tables.values())
     assert len(numbers_of(answers)) >= 6
     assert [number for number in numbers_of(answers) if number not in printed] == []
+    spoken = re.findall(r"\| (\w+), 30 epochs, seeds .*? \| .*? \| .*? \| (.*?) \| (.*?) \|", page)
+    assert len(spoken) >= 2
+    for variant, *found in spoken:
+        rows = results.all_rows().query("ended > @results.LISTED and epochs == 30")
+        runs = results.runs_of(rows, results.SHD, 30, (variant, ""))
+        columns = "new_speakers", "known_speakers"
+        assert found == [results.spread(runs[column]) for column in columns], variant
 
     readme = (FOLDER.parent / "README.md").read_text()
     points = re.findall(r"\d+\.\d\d(?= points| with the training)", readme)
