@@ -103,7 +103,7 @@ def toy(split: str, data_dir: str = "", *, noise: float = 0.02) -> Spikes:
     begins = rng.random((samples, steps, inputs)) < noise  # True where a burst begins
     sample, place = np.arange(samples)[:, None], np.arange(inputs)
     # In each sample, the burst of place p begins at onset + burst * p, in input orders[label, p].
-    # The shapes [samples, 1], [samples, places] and [samples, places] broadcast.
+    # The three indices broadcast: [samples, 1], and twice [samples, places].
     begins[sample, onset + burst * place, orders[labels]] = True
     counts = begins.astype(np.uint8)
     for later in range(1, burst):
@@ -151,7 +151,7 @@ def bin_sample(times: np.ndarray, units: np.ndarray, name: str = "the sample") -
             f"{name} has {len(times)} times, {len(units)} units: expected equal numbers"
         )
     ms = times.astype(np.float32) * 1000  # a product in float16 would move late spikes
-    ms -= ms.min(initial=np.inf)  # initial: min needs it if there are no spikes
+    ms -= ms.min(initial=np.inf)  # without spikes, ms is empty, and min needs an initial value
     longest = ms.max(initial=0)
     if not longest <= 10_000:  # published samples last up to 1.4 s; nan fails too
         found = f"{name} lasts {longest / 1000:.0f} s"
@@ -224,7 +224,8 @@ def read_h5(file, binning) -> Spikes:
         counts = []
         for start in range(0, max(len(times), len(units)), 128):  # h5py is fast at whole blocks
             block = slice(start, start + 128)
-            # If times and units differ in number, binning gets an empty array, and refuses it.
+            # If there are more times than units, binning gets an empty array of units (or the
+            # reverse), and refuses it.
             for sample in zip_longest(times[block], units[block], fillvalue=np.zeros(0)):
                 counts.append(binning(*sample, f"sample {len(counts)}"))
             progress(f"reading sample {len(counts)} of {len(labels)}")

@@ -31,15 +31,16 @@ def gaussian_kernel(weight: Tensor, delay: Tensor, sigma: float | Tensor, taps: 
         k[o,i,d] = w[o,i] g[d] / (sum_d' g[d'] + 1e-7)
         g[d] = exp(-((d - delay[o,i]) / sigma)^2 / 2)
 
-    The division makes the taps of each synapse add up to its weight, however wide the Gaussian is
-    and however close to an end.  The 1e-7 avoids 0 / 0 where a Gaussian, far narrower than any in
-    training, lies halfway between two taps.
+    The division makes the taps of each synapse add up to its weight, even if the Gaussian reaches
+    beyond the first or last tap.  The 1e-7 matters only for Gaussians far narrower than those of
+    training: halfway between two taps, they would give 0 / 0.
 
     weight: [out, in].
     delay: in steps, [out, in] or a shape that broadcasts to it: [1, in] is one delay per axon,
         which all synapses of an input share, and [out, 1] is one per dendrite.  It should lie in
         0..taps-1, as it does after DelayedLinear.clamp_delays.
-    sigma: the width of the Gaussian in steps, above 0.  A number or a tensor that broadcasts.
+    sigma: the width of the Gaussian in steps, above 0.  A number or a tensor that broadcasts
+        to [out, in].
     taps: the length of the kernel, for delays of 0..taps-1 steps.
     Returns [out, in, taps], with gradients for weight, delay and sigma.
     """
@@ -72,11 +73,11 @@ def shrinking_sigma(epoch: int, epochs: int, taps: int, offset=0.27, narrow=0.23
     A wide Gaussian lets a delay learn from spikes far from it; a narrow one loses less when the
     delay is rounded.  Where only delays are trained, the wide start does best: eleven of twelve
     small networks learned their task with it, five with a constant 1.0 and none with a constant
-    0.5 (experiments/tour.ipynb).  With trained weights it matters less.  The offset is the smallest
-    width that DCLS allows.  taps // 2, 0.5 and a quarter are the authors' choice.
+    0.5 (experiments/tour.ipynb).  With trained weights it matters less.  The offset is what DCLS adds
+    to every width.  taps // 2, 0.5 and a quarter are the authors' choice.
     """
     quarter = epochs // 4
-    wide = max(taps // 2, narrow)  # `narrow` if there is a single tap: then sigma is always 0.5
+    wide = max(taps // 2, narrow)  # taps // 2 is 0 for a single tap: then sigma is always 0.5
     if epoch >= quarter:  # always true for a run of fewer than four epochs
         return offset + narrow
     return offset + wide * (narrow / wide) ** (epoch / quarter)
@@ -168,9 +169,9 @@ def leaky_integrator(current: Tensor, tau) -> Tensor:
     The powers are computed in float64, since the relative error of a power grows with the exponent.
     """
     t = torch.arange(current.shape[1], dtype=torch.float64, device=current.device)
-    # t - u, [T, T]: a row for each t, a column for each u.  Where u is later than t, tril puts 0.
-    # Its exponents, which would be negative, are clamped all the same: their powers may be inf, and
-    # then the gradient of a learned tau would be 0 * inf = nan.
+    # t - u, [T, T]: a row for each t, a column for each u.  It is negative where u is later than t.
+    # tril makes the powers there 0, but without the clamp they may be inf, and then the gradient of
+    # a learned tau would be 0 * inf = nan.
     elapsed = (t[:, None] - t).clamp(min=0)
     memory = (decay_of(tau) ** elapsed).tril()
     return memory.to(current.dtype) @ current
@@ -215,8 +216,9 @@ class DelayedLinear(nn.Module):
     count: synapses between each pair of neurons, as if the layer had its inputs `count` times.
     learn_delays: False rounds the random delays to whole steps and does not train them.
     connections: the number of inputs of each neuron, drawn at random.  0 connects all.
-    delay_per: "synapse", "axon" for one delay per input (and `count` times that), or "dendrite" for
-        one per neuron, which all of its synapses share.  Another word raises a ValueError.
+    delay_per: "synapse", "axon" for one delay per input (each of its `count` copies has its own),
+        or "dendrite" for one per neuron, which all of its synapses share.  Another word raises a
+        ValueError.
 
     .weight: [out, count * in]: all inputs, then all inputs again, and so on.
     .delay: in steps.  [out, count * in], [1, count * in] per axon or [out, 1] per dendrite.  A
@@ -416,9 +418,10 @@ class LIF(torch.autograd.Function):
 def fourier_is_faster(spikes: Tensor, kernel: Tensor, tail: int) -> bool:
     """Return whether conv_fourier has fewer multiplications per step and sample than conv_direct.
 
-    The transforms there and back take `period` multiplications for each input and each output.  The
-    products of transforms take three for each input and output, but only at half as many
-    frequencies as steps.  The transform of the kernel is left out: the batch shares it.
+    Per step and sample, the transforms take `period` multiplications for each input and, on the way
+    back, for each output.  A product of two transforms takes three for each pair of input and
+    output, but at half as many frequencies as steps.  The transform of the kernel is not counted,
+    since the whole batch shares it.
     """
     outputs, inputs, taps = kernel.shape
     period = spikes.shape[1] + max(taps - 1, tail)
@@ -439,14 +442,14 @@ def conv_fourier(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
     period = steps + max(taps - 1, tail)
     f = torch.arange(period // 2 + 1, device=spikes.device)  # F frequencies
     t = torch.arange(period, device=spikes.device)
-    # The angle in units of 2 pi / period.  Without whole turns, it stays small and so exact.
+    # f * t modulo period leaves out whole turns: large angles would be less exact.
     parts = torch.outer(f, t) % period
     angle = parts.double() * (2 * math.pi / period)
     basis = torch.cat([angle.cos(), -angle.sin()]).to(spikes)  # exp(-i angle), [2 F, period]
-    # The signals are real, so Y[period - f] is the conjugate of Y[f].  It is left out, and Y[f]
-    # counts twice in the sum over frequencies.  Only 0 and period / 2 have no such twin.
+    # The signals are real, so Y[period - f] is the conjugate of Y[f].  It is not computed: Y[f]
+    # counts twice instead in the sum over frequencies.  Only 0 and period / 2 have no such twin.
     twice = (f > 0) & (2 * f < period)
-    scale = (1 + twice.int()).to(spikes) / period  # [F], applied to K, since K is smaller than Y
+    scale = (1 + twice.int()).to(spikes) / period  # [F], of Y.  It multiplies K, which is smaller.
 
     x = (basis[:, :steps] @ spikes).transpose(0, 1)  # [B, 2 F, in], then [2 F, B, in]
     weighted = basis[:, :taps] * scale.repeat(2)[:, None]  # [2 F, taps]

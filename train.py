@@ -24,8 +24,8 @@ from delays import DelayedLinear, DelaySNN, class_scores, shrinking_sigma
 
 # The paper's settings for SHD and SSC, and those of the toy task.  What a row of DEFAULTS lacks is
 # taken from RATES and the row of SHD.  tau is in ms here and in steps in delays.py.  With SHD's
-# tau, a membrane forgets almost at once.  The authors found this better than no membrane, where
-# only the present step counts, and their library (SpikingJelly) refuses a tau of exactly one step.
+# tau, a membrane forgets almost at once.  The authors found this better than no membrane.  A tau of
+# exactly one step would be none, but their library (SpikingJelly) refuses it.
 RATES = dict(lr=5e-3, delay_lr=0.1, weight_decay=1e-5)
 DEFAULTS = {
     "shd": dict(hidden=256, layers=2, taps=25, tau=10.05, dropout=0.4, batch_size=256, epochs=150),
@@ -125,9 +125,9 @@ def set_sigma(net: nn.Module, epoch: int, options: argparse.Namespace) -> None:
     """Set each layer's width of the Gaussian for an epoch, counted from 0.
 
     It is called before each epoch, in a resumed run too.  To prune or freeze something in the
-    middle of a run, put a function of your own in its place (train.set_sigma = mine), which calls
-    this one and then prunes or freezes.  With a validation set, the reported epoch may be one
-    before the pruning.
+    middle of a run, put a function of your own in its place: keep this one (set_sigma =
+    train.set_sigma), set train.set_sigma = mine, and let mine call set_sigma first.  With a
+    validation set, the reported epoch may be one before the pruning.
     """
     shrinks = options.delays == "learned"  # constant-sigma: always 0.5; fixed: not used
     for layer in delayed_layers(net):
@@ -140,8 +140,8 @@ def set_sigma(net: nn.Module, epoch: int, options: argparse.Namespace) -> None:
 def cross_entropy(net, counts: Tensor, membrane: Tensor, labels: Tensor) -> Tensor:
     """Return the loss of a batch, a number: the cross-entropy of its class scores.
 
-    All steps count, including padding, as the authors train: without it, accuracy was 0.61 points
-    lower after 30 epochs and no different after 150 (experiments/RESULTS.md).
+    All steps count, including padding, as the authors train.  Leaving padding out made accuracy on
+    SHD 0.61 points lower after 30 epochs and no different after 150 (experiments/RESULTS.md).
     counts: [B, T, inputs], for a loss of your own.  Zeros follow the shorter samples.  A sample's
         own steps end with its last spike, so (counts.any(2) * torch.arange(1, T + 1)).amax(1) is
         the number of steps of each (on a GPU, give torch.arange the device of counts).
@@ -183,10 +183,10 @@ def predict(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=T
     """Return the class scores of all samples, [samples, classes], in the order of the samples.
 
     Runs the network in evaluation mode and restores its mode afterwards.  A sample's scores are
-    summed over its own steps and the tail, so they do not depend on the rest of its batch.  Neurons
-    may spike without input, since batch norm adds a constant, so even the first layer, which adds
-    only its own part of the tail, has to run for all of these steps.  That is why zeros for the
-    tail follow the counts.  class_scores(net(counts)) lacks these zeros and is not the same.
+    summed over its own steps and the tail, so they do not depend on the rest of its batch.  Zeros
+    for the tail follow the counts: neurons may spike without input, since batch norm adds a
+    constant, so every layer has to run until the end of the tail.  class_scores(net(counts)) lacks
+    these zeros and is not the same.
     The training accuracy of the log is another measure: it includes the padding of the batches, as
     the authors' evaluation does.
     rounded: False uses the training kernels instead of whole steps.
@@ -209,8 +209,9 @@ def evaluate(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=
     """Return the accuracy, correct / total.  The arguments are those of predict.
 
     If your samples have no classes, put a function of your own in its place (train.evaluate = mine)
-    that runs the network itself, since predict returns class scores.  With a validation set, the
-    epoch with its highest value is reported.
+    that runs the network itself, since predict returns class scores.  Labels still have to be whole
+    numbers from 0, below the data set's `classes`, and the training accuracy then means nothing.
+    With a validation set, the epoch with the highest value is reported.
     """
     guess = predict(net, spikes, batch_size, rounded).argmax(1)
     return (guess == spikes.labels).sum().item() / len(spikes.labels)
@@ -459,7 +460,8 @@ def positive(text: str) -> int:
 def set_backend() -> None:
     """Set full precision on a GPU, and two settings that make a CPU fast.
 
-    Call it before any large computation: threads that are running keep their settings.
+    Call it before any large computation: the setting for denormal numbers does not reach threads
+    that already run.
     """
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
