@@ -73,8 +73,8 @@ def shrinking_sigma(epoch: int, epochs: int, taps: int, offset=0.27, narrow=0.23
     A wide Gaussian lets a delay learn from spikes far from it; a narrow one loses less when the
     delay is rounded.  Where only delays are trained, the wide start does best: eleven of twelve
     small networks learned their task with it, five with a constant 1.0 and none with a constant
-    0.5 (experiments/tour.ipynb).  With trained weights it matters less.  The offset is what DCLS adds
-    to every width.  taps // 2, 0.5 and a quarter are the authors' choice.
+    0.5 (experiments/tour.ipynb).  With trained weights it matters less.  The offset is
+    what DCLS adds to every width.  taps // 2, 0.5 and a quarter are the authors' choice.
     """
     quarter = epochs // 4
     wide = max(taps // 2, narrow)  # taps // 2 is 0 for a single tap: then sigma is always 0.5
