@@ -455,7 +455,9 @@ def test_a_finished_run_is_added_once(results, tmp_path, monkeypatch):
     (tmp_path / "runs.csv").write_text(columns + "\n")
     monkeypatch.setattr(results, "FOLDER", tmp_path)
     run = tmp_path / "mine"
-    result = train.train(train.parse([*FAST, "--delays", "fixed", "--out", str(run)]))
+    words = ["--epochs", "2", "--delays", "fixed", "--valid-share", "0.2", "--no-test"]
+    result = train.train(train.parse([*FAST, *words, "--out", str(run)]))
+    last = oracle.log_of(run)[-1]
     os.utime(run / "result.json", (86460, 86460))
     results.main(["add", str(run)])
     results.main(["add", str(run), "--variant", "other"])
@@ -466,10 +468,12 @@ def test_a_finished_run_is_added_once(results, tmp_path, monkeypatch):
         results.main(["add", str(run)])
     assert (tmp_path / "runs.csv").read_bytes() == before
     row, other, there = results.all_rows().to_dict("records")
-    wanted = ["mine", "toy", 1, 0, "yes", "1970-01-02 00:01", result["test_accuracy"]]
+    wanted = ["mine", "toy", 2, 0, "yes", "1970-01-02 00:01", float(last["valid_accuracy"])]
     names = ["run", "data", "epochs", "seed", "padding", "ended", "accuracy"]
     assert [row[name] for name in names] == wanted
-    assert (row["variant"], row["options"]) == ("fixed", "--hidden 5 --taps 5 --batch-size 500")
+    options = "--valid-share 0.2 --no-test --hidden 5 --taps 5 --batch-size 500"
+    assert (row["variant"], row["options"]) == ("fixed", options) and math.isnan(row["unrounded"])
+    assert row["result_valid"] == result["valid_accuracy"]
     assert other["variant"] == "other" and row["processor"] == other["processor"] != ""
     machines = [row["machine"], other["machine"], there["machine"]]  # where a seed repeats
     assert machines == [row["processor"], "", "another"]
@@ -490,15 +494,14 @@ def test_a_run_is_asked_about_speakers_and_words(results, tmp_path, monkeypatch,
     want = {"new": right[[1, 2, 4, 5, 7, 8]].mean(), "known": right[::3].mean()}
     assert idea == "control" and {name: found[name] for name in want} == want
     row = results.row_of_run(tmp_path / "run", None)
-    assert (row["variant"], row["new_speakers"], row["known_speakers"]) == (
-        "control",
-        *want.values(),
-    )
+    assert (row["variant"], row["data"]) == ("control", "shd (other files)")
+    assert (row["new_speakers"], row["known_speakers"]) == (want["new"], want["known"])
 
     capsys.readouterr()
-    results.main(["speakers", str(tmp_path / "run"), "--data-dir", str(tmp_path)])
+    results.main(["speakers", *[str(tmp_path / "run")] * 2, "--data-dir", str(tmp_path)])
     printed = capsys.readouterr().out
-    assert f"speaker 4      {100 * right[1::3].mean():.2f} %\n" in printed
+    both = f"{100 * right[1::3].mean():.2f}, " * 2
+    assert f"speaker 4      {both[:-2]} %\n" in printed
     wrong = [(s, guess[s]) for s in range(9) if guess[s] != s]
     assert f"{len(wrong):.1f} errors a run" in printed
     for said, heard in wrong:
@@ -511,6 +514,11 @@ def test_each_seed_has_a_folder_with_a_run_of_that_seed(results, tmp_path, monke
     for seed in (0, 3):
         (folder,) = Path("runs").glob(f"toy-1-fixed-{seed}-*")
         assert oracle.result_of(folder)["seed"] == seed
+    ended = [path.stat().st_mtime_ns for path in sorted(Path("runs").glob("*/result.json"))]
+    (folder / "result.json").unlink()  # of seed 3, which is resumed; seed 0 is left as it is
+    results.main(["train", *FAST, "--variants", "fixed", "--seeds", "0,3"])
+    again = [path.stat().st_mtime_ns for path in sorted(Path("runs").glob("*/result.json"))]
+    assert again[0] == ended[0] and again[1] > ended[1]
 
 
 def test_a_line_is_of_the_runs_that_differ_only_in_seed_or_speakers(results):
