@@ -99,6 +99,8 @@ def test_steps_that_open_at_spikes_drop_the_silence_between(tmp_path):
     counts = ideas.open_steps(times, units)
     assert [sorted(row[row > 0]) for row in counts] == [[1, 1, 1], [2], [1], [2], [1], [1]]
     assert counts[1, 1] == 2 and counts[0, 139] == 1
+    # Times of 1.0215 and 11.0234 ms are 10.002 ms apart, but exactly 10 in float16.
+    assert len(ideas.open_steps(np.float16([0.0010214, 0.011024]), units[:2])) == 1
     for split in ("train", "test"):
         program.write_h5(tmp_path / f"shd_{split}.h5", [times], [units], [0], [0])
     with pytest.raises(SystemExit, match="no test and no validation set"):
@@ -118,6 +120,9 @@ def test_an_idea_has_the_command_line_of_train_and_folders_of_its_own(
         assert f"test accuracy {result['test_accuracy']:.2%}" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="expected one of base, ax"):
         ideas.main(["other"])
+    for name, seams in ideas.IDEAS.items():  # NoTail for no-tail, but one_softmax is a function
+        words = [name.title().replace("-", ""), name.replace("-", "_")]
+        assert name == "base" or [value.__name__ in words for value in seams.values()] == [True]
 
 
 def test_whole_steps_freeze_rounded_delays_in_the_last_fifth_in_a_resumed_run_too(
