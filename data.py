@@ -17,7 +17,6 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from functools import partial
-from itertools import zip_longest
 from typing import NamedTuple
 from urllib.request import urlopen
 
@@ -212,7 +211,7 @@ def open_packed(path: str):
 def read_h5(file, binning) -> Spikes:
     """Return the Spikes of an .h5 file (a path or an open file) in the layout of SHD and SSC.
 
-    labels and extra/speaker have an entry per sample, spikes/times and spikes/units an array each.
+    Sample n has the arrays spikes/times[n] and spikes/units[n], labels[n] and extra/speaker[n].
     """
     with h5py.File(file, "r") as h5:
         labels = whole_numbers("label", h5["labels"][:])
@@ -221,12 +220,13 @@ def read_h5(file, binning) -> Spikes:
             speakers = speakers.asstr()
         speakers = speakers[:]
         times, units = h5["spikes/times"], h5["spikes/units"]
+        if len(times) != len(units):
+            found = f"times of {len(times)} samples, units of {len(units)}"
+            raise UserError(f"{found}: expected equal numbers")
         counts = []
-        for start in range(0, max(len(times), len(units)), 128):  # h5py is fast at whole blocks
+        for start in range(0, len(times), 128):  # h5py is fast at whole blocks
             block = slice(start, start + 128)
-            # If there are more times than units, binning gets an empty array of units (or the
-            # reverse), and refuses it.
-            for sample in zip_longest(times[block], units[block], fillvalue=np.zeros(0)):
+            for sample in zip(times[block], units[block], strict=True):
                 counts.append(binning(*sample, f"sample {len(counts)}"))
             progress(f"reading sample {len(counts)} of {len(labels)}")
     return join(counts, labels, speakers)

@@ -59,7 +59,7 @@ def integer_kernel(weight: Tensor, delay: Tensor, taps: int) -> Tensor:
     """
     position = delay.detach().round().long().expand_as(weight)  # [out, in]
     kernel = weight.new_zeros(taps, *weight.shape)
-    # kernel[position[o,i], o, i] = weight[o,i].  Not in place, so that the weight gets a gradient.
+    # kernel[position[o,i], o, i] = weight[o,i]
     kernel = kernel.scatter(0, position.unsqueeze(0), weight.unsqueeze(0))
     return kernel.permute(1, 2, 0)  # [out, in, taps]
 
@@ -169,9 +169,9 @@ def leaky_integrator(current: Tensor, tau) -> Tensor:
     The powers are computed in float64, since the relative error of a power grows with the exponent.
     """
     t = torch.arange(current.shape[1], dtype=torch.float64, device=current.device)
-    # t - u, [T, T]: a row for each t, a column for each u.  It is negative where u is later than t.
-    # tril makes the powers there 0, but without the clamp they may be inf, and then the gradient of
-    # a learned tau would be 0 * inf = nan.
+    # t - u, [T, T]: a row for each t, a column for each u.  Where u is later than t, tril puts 0.
+    # The clamp keeps the powers there finite, or the gradient of a learned tau would be
+    # 0 * inf = nan.
     elapsed = (t[:, None] - t).clamp(min=0)
     memory = (decay_of(tau) ** elapsed).tril()
     return memory.to(current.dtype) @ current
@@ -194,8 +194,8 @@ def class_scores(membrane: Tensor, steps: Tensor | None = None) -> Tensor:
     steps: [B], how many steps of each sample to include: its own and the network's tail.  None
         includes all.
     Summing a softmax of each step is from Bittar and Garner (2022).  Training takes the
-    cross-entropy of the sums, which applies a second softmax: the authors' choice.  Without it, the
-    toy task loses 9 points (experiments/RESULTS.md).
+    cross-entropy of the sums, which applies a second softmax: the authors' choice.  With
+    -log(score / steps) as the loss, the toy task loses 9 points (experiments/RESULTS.md).
     """
     probability = membrane.softmax(2)
     if steps is not None:
@@ -213,9 +213,10 @@ class DelayedLinear(nn.Module):
     taps: delays are 0..taps-1 steps.  The output is taps // 2 steps longer than the input, so that
         late spikes arrive.  Those that would arrive after its end are lost.  The length is the
         authors' choice.  Without a tail, the toy task loses 7 points (experiments/RESULTS.md).
-    count: synapses between each pair of neurons, as if the layer had its inputs `count` times.
+    count: the number of synapses from each input to each neuron, each with a weight and a delay of
+        its own.  The layer sees its inputs `count` times.
     learn_delays: False rounds the random delays to whole steps and does not train them.
-    connections: the number of inputs of each neuron, drawn at random.  0 connects all.
+    connections: how many inputs each neuron has.  Which ones is drawn at random.  0 connects all.
     delay_per: "synapse", "axon" for one delay per input (each of its `count` copies has its own),
         or "dendrite" for one per neuron, which all of its synapses share.  Another word raises a
         ValueError.
@@ -418,9 +419,9 @@ class LIF(torch.autograd.Function):
 def fourier_is_faster(spikes: Tensor, kernel: Tensor, tail: int) -> bool:
     """Return whether conv_fourier has fewer multiplications per step and sample than conv_direct.
 
-    Per step and sample, the transforms take `period` multiplications for each input and, on the way
-    back, for each output.  A product of two transforms takes three for each pair of input and
-    output, but at half as many frequencies as steps.  The transform of the kernel is not counted,
+    They are counted per step and sample.  A transform takes `period` of them for each input and, on
+    the way back, for each output.  A product of two transforms takes three for each pair of input
+    and output, at half as many frequencies as steps.  The transform of the kernel is not counted,
     since the whole batch shares it.
     """
     outputs, inputs, taps = kernel.shape
@@ -449,7 +450,8 @@ def conv_fourier(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
     # The signals are real, so Y[period - f] is the conjugate of Y[f].  It is not computed: Y[f]
     # counts twice instead in the sum over frequencies.  Only 0 and period / 2 have no such twin.
     twice = (f > 0) & (2 * f < period)
-    scale = (1 + twice.int()).to(spikes) / period  # [F], of Y.  It multiplies K, which is smaller.
+    # [F].  Y = X K, so scaling K scales Y, and K is smaller.
+    scale = (1 + twice.int()).to(spikes) / period
 
     x = (basis[:, :steps] @ spikes).transpose(0, 1)  # [B, 2 F, in], then [2 F, B, in]
     weighted = basis[:, :taps] * scale.repeat(2)[:, None]  # [2 F, taps]

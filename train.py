@@ -24,8 +24,8 @@ from delays import DelayedLinear, DelaySNN, class_scores, shrinking_sigma
 
 # The paper's settings for SHD and SSC, and those of the toy task.  What a row of DEFAULTS lacks is
 # taken from RATES and the row of SHD.  tau is in ms here and in steps in delays.py.  With SHD's
-# tau, a membrane forgets almost at once.  The authors found this better than no membrane.  A tau of
-# exactly one step would be none, but their library (SpikingJelly) refuses it.
+# tau, a membrane forgets almost at once.  The authors found this better than no membrane, which is
+# a tau of one step.
 RATES = dict(lr=5e-3, delay_lr=0.1, weight_decay=1e-5)
 DEFAULTS = {
     "shd": dict(hidden=256, layers=2, taps=25, tau=10.05, dropout=0.4, batch_size=256, epochs=150),
@@ -125,9 +125,9 @@ def set_sigma(net: nn.Module, epoch: int, options: argparse.Namespace) -> None:
     """Set each layer's width of the Gaussian for an epoch, counted from 0.
 
     It is called before each epoch, in a resumed run too.  To prune or freeze something in the
-    middle of a run, put a function of your own in its place: keep this one (set_sigma =
-    train.set_sigma), set train.set_sigma = mine, and let mine call set_sigma first.  With a
-    validation set, the reported epoch may be one before the pruning.
+    middle of a run, put a function of your own in its place that calls this one first, as
+    set_sigma_and_freeze in experiments/ideas.py does.  With a validation set, the reported epoch
+    may be one before the pruning.
     """
     shrinks = options.delays == "learned"  # constant-sigma: always 0.5; fixed: not used
     for layer in delayed_layers(net):
@@ -183,10 +183,10 @@ def predict(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=T
     """Return the class scores of all samples, [samples, classes], in the order of the samples.
 
     Runs the network in evaluation mode and restores its mode afterwards.  A sample's scores are
-    summed over its own steps and the tail, so they do not depend on the rest of its batch.  Zeros
-    for the tail follow the counts: neurons may spike without input, since batch norm adds a
-    constant, so every layer has to run until the end of the tail.  class_scores(net(counts)) lacks
-    these zeros and is not the same.
+    summed over its own steps and the tail, so they do not depend on the rest of its batch.  For
+    this, net.tail zeros follow the counts.  Without them, the first layer would end before the
+    readout in the longest sample of a batch, but not in shorter ones, and it may spike without
+    input, since batch norm adds a constant.  So class_scores(net(counts)) is not the same.
     The training accuracy of the log is another measure: it includes the padding of the batches, as
     the authors' evaluation does.
     rounded: False uses the training kernels instead of whole steps.
@@ -229,8 +229,8 @@ def train(options: argparse.Namespace, net=None, loss=None, augment=None, on_epo
     loss: a function to use instead of cross_entropy, with the same arguments.
     augment: a function of (counts [B, T, inputs], labels [B]) that returns the counts to train on.
         It may change T.
-    on_epoch: a function of (net, row of the log), called after each epoch.  The checkpoint of the
-        epoch is written before, so it lacks what on_epoch changes: see set_sigma.
+    on_epoch: a function of (net, row of the log), called after each epoch.  Do not change the
+        network in it: the epoch's checkpoint is written before.  Use set_sigma for changes.
     Returns the content of result.json, and leaves the network in evaluation mode.
     Raises a UserError for mistakes that the user can fix.
     """
@@ -243,7 +243,7 @@ def train(options: argparse.Namespace, net=None, loss=None, augment=None, on_epo
     first_delays = [layer.positions().detach().clone() for layer in delayed_layers(net)]
     names = {"network": type(net).__name__, "loss": name_of(loss), "augment": name_of(augment)}
 
-    rows = []  # of the log.  A run that stopped in its first epoch has none yet.
+    rows = []  # of the log.  A run without a checkpoint begins again.
     if not options.resume:
         start(net, sets, options)
     elif os.path.exists(os.path.join(options.out, "last.pt")):
@@ -555,7 +555,7 @@ def load_checkpoint(folder: str, name: str, net: nn.Module, names: dict | None =
 
 
 def read_options(folder: str) -> dict:
-    """Return the options of a saved run.  Those that are newer than the run have their defaults."""
+    """Return the options of a saved run.  An option newer than the run has its default."""
     with open(os.path.join(folder, "config.json")) as file:
         options = json.load(file)["options"]
     if options["dataset"] not in data.DATASETS:

@@ -600,8 +600,8 @@ def workplace(tmp_path_factory):
         ("times", 130, [0.1, 0.2], "sample 130 has 2 times, 3 units: expected equal numbers"),
         ("labels", 1, -1, "label 1 is -1: expected a whole number"),
         ("labels", 128, None, r"\[140, 128, 140\] samples, labels and speakers: expected equal"),
-        ("units", 139, None, "sample 139 has 3 times, 0 units: expected equal numbers"),
-        ("times", 139, None, "sample 139 has 0 times, 3 units: expected equal numbers"),
+        ("units", 139, None, "times of 140 samples, units of 139: expected equal numbers"),
+        ("times", 139, None, "times of 139 samples, units of 140: expected equal numbers"),
     ],
 )
 def test_a_mistake_in_a_file_is_refused_with_its_place(tmp_path, column, sample, values, sentence):
