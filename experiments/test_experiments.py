@@ -706,7 +706,10 @@ def test_accuracies_in_the_tour_are_those_of_runs_csv(results):
     told = re.findall(r"(?:100 ms|reach|learned|fixed) ([\d.]+) %", TOUR["c19"])
     names = ["learned", "fixed", "none, --tau 100.0", "fixed, --hidden 76", "learned, --hidden 21"]
     assert told == [toy[name] for name in names]
-    rows = "\n".join(results.all_tables().values()).splitlines()
+    printed = "\n".join(results.all_tables().values())
+    told = re.findall(r"(\d\.\d\d) points (?:lower|above)", TOUR["c22"] + TOUR["c30"])
+    assert len(told) == 2 and all(f"| +{points} [" in printed for points in told)
+    rows = printed.splitlines()
     told = re.findall(r"[\d.]+ ± [\d.]+(?= %)", TOUR["c30"])
     for variant, accuracy in zip(("fixed", "learned"), told, strict=True):
         pattern = rf"\| {variant} \| .* \| 150 \| {accuracy} \|"
