@@ -82,7 +82,7 @@ def compare(hidden: int = 64) -> dict[str, float]:
         conv.SIG.data.fill_(2.0 - 0.27)
         conv.weight.data = layer.weight.detach().clone().unsqueeze(2)
         conv.P.data = (layer.taps // 2 - layer.delay.detach())[None, :, :, None]
-    counts = (torch.rand(8, 50, data.INPUTS) < 0.08).double()  # about as many as in SHD
+    counts = (torch.rand(8, 50, data.INPUTS) < 0.08).double()
     counts[::2, 40:] = 0  # the padding of shorter samples
     ours, theirs = class_scores(net(counts)), peer(counts)
     for scores in (ours, theirs):

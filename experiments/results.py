@@ -213,7 +213,7 @@ def parts(rows: pandas.DataFrame) -> pandas.DataFrame:
             found, _, n = compare(runs["accuracy"], base["accuracy"])
             line[task] = found if len(runs) == len(seeds) else "-"
             line[f"n, {task}"] = n
-        line["s an epoch"] = round(runs["seconds"].mean() / epochs) if len(runs) else "-"
+        line["s an epoch, SHD"] = round(runs["seconds"].mean() / epochs) if len(runs) else "-"
         lines.append(line)
     return pandas.DataFrame(lines)
 

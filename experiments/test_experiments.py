@@ -439,7 +439,7 @@ def test_a_part_is_compared_with_learned_delays_of_the_same_runs(results):
     assert line["n, toy"] == "10 and 10" and line["toy"].startswith("-0.61 [")
     # Seeds 5 to 7 of the part, OTHER[2:], against all five of learned delays.
     difference = np.mean(OTHER[2:]) - np.mean(ONE)
-    assert line["n, SHD (regenerated)"] == "3 and 5" and line["s an epoch"] == 100
+    assert line["n, SHD (regenerated)"] == "3 and 5" and line["s an epoch, SHD"] == 100
     assert line["SHD (regenerated)"].startswith(f"{difference:+.2f} [")
     line = results.parts(results.pandas.concat(rows)[:-1]).set_index("part").loc["no-norm"]
     assert line["n, toy"] == "9 and 10" and line["toy"] == "-"  # until all have run
