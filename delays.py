@@ -6,7 +6,7 @@ is the authors' library.
 
 Time is discrete.  A synapse delays each spike and multiplies it by a weight.  This is a convolution
 over time.  Its kernel has an entry, or tap, for each possible delay.  In evaluation exactly one tap
-is nonzero: round(delay), which holds the weight.  Rounding has no gradient, so in training a
+is nonzero, that of round(delay): it holds the weight.  Rounding has no gradient, so in training a
 Gaussian centred on the delay spreads the weight over the taps.  Its width sigma shrinks over the
 first quarter of the epochs.
 
@@ -73,8 +73,8 @@ def shrinking_sigma(epoch: int, epochs: int, taps: int, offset=0.27, narrow=0.23
     A wide Gaussian lets a delay learn from spikes far from it; a narrow one loses less when the
     delay is rounded.  Where only delays are trained, the wide start does best: eleven of twelve
     small networks learned their task with it, five with a constant 1.0 and none with a constant
-    0.5 (experiments/tour.ipynb).  With trained weights it matters less.  The offset is
-    what DCLS adds to every width.  taps // 2, 0.5 and a quarter are the authors' choice.
+    0.5 (experiments/tour.ipynb).  In networks that train weights too, it mattered less.  The offset
+    is what DCLS adds to every width.  taps // 2, 0.5 and a quarter are the authors' choice.
     """
     quarter = epochs // 4
     wide = max(taps // 2, narrow)  # taps // 2 is 0 for a single tap: then sigma is always 0.5
@@ -152,7 +152,7 @@ def lif_loop(current: Tensor, tau, threshold=1.0, alpha: float = 5.0) -> Tensor:
     for current_now in current.unbind(1):  # one time step, [B, N]
         h = decay * v + current_now
         s = spike(h - threshold, alpha)
-        # As the authors train, no gradient flows through the reset.  At a tau near 1, hardly
+        # As in the authors' training, no gradient flows through the reset.  At a tau near 1, hardly
         # anything of v reaches the next step, so it matters little.
         v = h * (1 - s.detach())
         spikes.append(s)
@@ -214,7 +214,7 @@ class DelayedLinear(nn.Module):
         late spikes arrive.  Those that would arrive after its end are lost.  The length is the
         authors' choice.  Without a tail, the toy task loses 7 points (experiments/RESULTS.md).
     count: the number of synapses from each input to each neuron, each with a weight and a delay of
-        its own.  The layer sees its inputs `count` times.
+        its own.
     learn_delays: False rounds the random delays to whole steps and does not train them.
     connections: how many inputs each neuron has.  Which ones is drawn at random.  0 connects all.
     delay_per: "synapse", "axon" for one delay per input (each of its `count` copies has its own),
