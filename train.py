@@ -141,7 +141,7 @@ def cross_entropy(net, counts: Tensor, membrane: Tensor, labels: Tensor) -> Tens
     """Return the loss of a batch, a number: the cross-entropy of its class scores.
 
     All steps count, including padding, as in the authors' training.  Without it, accuracy on SHD
-    was 0.61 points lower after 30 epochs; after 150, none was seen (experiments/RESULTS.md).
+    was 0.61 points lower after 30 epochs, and no difference was seen after 150 (RESULTS.md).
     counts: [B, T, inputs], for a loss of your own.  Zeros follow the shorter samples.  A sample's
         own steps end with its last spike, so (counts.any(2) * torch.arange(1, T + 1)).amax(1) is
         the number of steps of each (on a GPU, give torch.arange the device of counts).
