@@ -1,6 +1,6 @@
 """Spike data: SHD and SSC, a toy task, and your own events.
 
-SHD and SSC (Cramer et al. 2020) are recordings of spoken words that a model of the cochlea turned
+SHD and SSC (Cramer et al. 2022) are recordings of spoken words that a model of the cochlea turned
 into spikes on 700 channels.  The samples of a split lie one after another in one tensor of counts.
 The samples, the toy task and the batches come first, then reading files, your own events and the
 table of data sets.  Fetching files comes last.
@@ -63,7 +63,7 @@ class Dataset(NamedTuple):
 
     read: a function of a split's name and the data folder that returns the Spikes of the split.
     splits: "train" and at least one of "test" and "valid".
-    classes: the number of outputs of the network.  Labels have to be smaller.
+    inputs, classes: the numbers of inputs and outputs of the network.  Labels are below classes.
     step_ms: the length of a time step in ms.
     """
 
@@ -323,7 +323,7 @@ MD5 = {
 def fetch(dataset: str, split: str, data_dir: str) -> str:
     """Download the file of a split from the first server that has it, and return its path.
 
-    The file comes to data_dir only after its md5 has been checked.
+    The file is moved into data_dir only once its md5 has been verified.
     """
     name = next(name for name in MD5 if name.startswith(f"{dataset}_{split}."))
     path = os.path.join(data_dir, name)

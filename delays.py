@@ -169,9 +169,8 @@ def leaky_integrator(current: Tensor, tau) -> Tensor:
     The powers are computed in float64, since the relative error of a power grows with the exponent.
     """
     t = torch.arange(current.shape[1], dtype=torch.float64, device=current.device)
-    # t - u, [T, T]: a row for each t, a column for each u.  Where u is later than t, tril puts 0.
-    # The clamp keeps the powers there finite, or the gradient of a learned tau would be
-    # 0 * inf = nan.
+    # t - u, [T, T]: a row for each t, a column for each u.  tril removes the powers of u > t.  The
+    # clamp keeps these finite: otherwise the gradient of a learned tau would be 0 * inf = nan.
     elapsed = (t[:, None] - t).clamp(min=0)
     memory = (decay_of(tau) ** elapsed).tril()
     return memory.to(current.dtype) @ current
@@ -217,8 +216,8 @@ class DelayedLinear(nn.Module):
         its own.
     learn_delays: False rounds the random delays to whole steps and does not train them.
     connections: how many inputs each neuron has.  Which ones is drawn at random.  0 connects all.
-    delay_per: "synapse", "axon" for one delay per input (each of its `count` copies has its own),
-        or "dendrite" for one per neuron, which all of its synapses share.  Another word raises a
+    delay_per: "synapse"; "axon" for one delay per input (with a count above 1, per copy of it); or
+        "dendrite" for one per neuron, which all of its synapses share.  Another word raises a
         ValueError.
 
     .weight: [out, count * in]: all inputs, then all inputs again, and so on.
@@ -419,9 +418,9 @@ class LIF(torch.autograd.Function):
 def fourier_is_faster(spikes: Tensor, kernel: Tensor, tail: int) -> bool:
     """Return whether conv_fourier has fewer multiplications per step and sample than conv_direct.
 
-    They are counted per step and sample.  A transform takes `period` of them for each input and, on
-    the way back, for each output.  A product of two transforms takes three for each pair of input
-    and output, at half as many frequencies as steps.  The transform of the kernel is not counted,
+    A transform takes `period` of them for each input and, on the way back, for each output.  The
+    product of two transforms takes three for each pair of input and output at each frequency, and
+    there are about half as many frequencies as steps.  The transform of the kernel is not counted,
     since the whole batch shares it.
     """
     outputs, inputs, taps = kernel.shape
@@ -450,8 +449,8 @@ def conv_fourier(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
     # The signals are real, so Y[period - f] is the conjugate of Y[f].  It is not computed: Y[f]
     # counts twice instead in the sum over frequencies.  Only 0 and period / 2 have no such twin.
     twice = (f > 0) & (2 * f < period)
-    # [F].  Y = X K, so scaling K scales Y, and K is smaller.
-    scale = (1 + twice.int()).to(spikes) / period
+    # K is scaled instead of Y = X K, because it is smaller.
+    scale = (1 + twice.int()).to(spikes) / period  # [F]
 
     x = (basis[:, :steps] @ spikes).transpose(0, 1)  # [B, 2 F, in], then [2 F, B, in]
     weighted = basis[:, :taps] * scale.repeat(2)[:, None]  # [2 F, taps]

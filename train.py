@@ -125,9 +125,9 @@ def set_sigma(net: nn.Module, epoch: int, options: argparse.Namespace) -> None:
     """Set each layer's width of the Gaussian for an epoch, counted from 0.
 
     It is called before each epoch, in a resumed run too.  To prune or freeze something in the
-    middle of a run, put a function of your own in its place that calls this one first, as
-    set_sigma_and_freeze in experiments/ideas.py does.  With a validation set, the reported epoch
-    may be one before the pruning.
+    middle of a run, assign a function of your own to train.set_sigma that calls this one first, as
+    set_sigma_and_freeze in experiments/ideas.py does.  With a validation set, an earlier epoch may
+    be reported, from before the pruning.
     """
     shrinks = options.delays == "learned"  # constant-sigma: always 0.5; fixed: not used
     for layer in delayed_layers(net):
@@ -142,9 +142,7 @@ def cross_entropy(net, counts: Tensor, membrane: Tensor, labels: Tensor) -> Tens
 
     All steps count, including padding, as in the authors' training.  Without it, accuracy on SHD
     was 0.61 points lower after 30 epochs, and no difference was seen after 150 (RESULTS.md).
-    counts: [B, T, inputs], for a loss of your own.  Zeros follow the shorter samples.  A sample's
-        own steps end with its last spike, so (counts.any(2) * torch.arange(1, T + 1)).amax(1) is
-        the number of steps of each (on a GPU, give torch.arange the device of counts).
+    counts: [B, T, inputs], for a loss of your own.  Zeros follow the shorter samples.
     membrane: net(counts), [B, T + net.tail, classes].  labels: [B].
     """
     return F.cross_entropy(class_scores(membrane), labels)
@@ -184,11 +182,10 @@ def predict(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=T
 
     Runs the network in evaluation mode and restores its mode afterwards.  A sample's scores are
     summed over its own steps and the tail, so they do not depend on the rest of its batch.  For
-    this, net.tail zeros follow the counts.  Without them, the first layer would end before the
-    readout in the longest sample of a batch, but not in shorter ones, and it may spike without
-    input, since batch norm adds a constant.  So class_scores(net(counts)) is not the same.
-    The training accuracy of the log is another measure: it includes the padding of the batches, as
-    the authors' evaluation does.
+    this, net.tail zeros follow the counts.  A layer may spike without input, since batch norm adds
+    a constant.  In a shorter sample, its padding lets the first layer do so until the readout ends.
+    The zeros allow the same in the longest sample of a batch.  The training accuracy of the log is
+    another measure: it includes the padding of the batches, as the authors' evaluation does.
     rounded: False uses the training kernels instead of whole steps.
     """
     was_training = net.training
@@ -243,10 +240,10 @@ def train(options: argparse.Namespace, net=None, loss=None, augment=None, on_epo
     first_delays = [layer.positions().detach().clone() for layer in delayed_layers(net)]
     names = {"network": type(net).__name__, "loss": name_of(loss), "augment": name_of(augment)}
 
-    rows = []  # of the log.  A run without a checkpoint begins again.
+    rows = []  # of the log
     if not options.resume:
         start(net, sets, options)
-    elif os.path.exists(os.path.join(options.out, "last.pt")):
+    elif os.path.exists(os.path.join(options.out, "last.pt")):  # otherwise it begins again
         saved = load_checkpoint(options.out, "last.pt", net, names)
         optimizer.load_state_dict(saved["adam"])
         rows = saved["rows"]
@@ -536,7 +533,7 @@ def load_checkpoint(folder: str, name: str, net: nn.Module, names: dict | None =
     """Load the weights and sigma of a checkpoint into a network.  Returns all that it holds.
 
     names: of the network's class, loss and augmentation, which have to match the checkpoint's.
-        None compares only the class.
+        Changed code of the same name is not noticed.  None compares only the class.
     Raises a UserError if the file cannot be read or does not fit.
     """
     path = os.path.join(folder, name)
