@@ -1,10 +1,10 @@
-"""Compare our network with the authors': equality and time.
+"""Do our network and the authors' compute the same, and how long do they take?
 
     python -m experiments.benchmark --data-dir DIR    # SHD's files, fetched if they are missing
 
-The authors' network, "peer", is built from dcls and spikingjelly (from PyPI).  The networks take
-turns, step by step, and the medians are printed.  A step trains on a batch of 256; an epoch is
-training plus test evaluation, timed once.
+The authors' network, "peer", is built from dcls and spikingjelly (from PyPI), and trained and
+evaluated by train.py.  The networks take turns, step by step, and the medians are printed.  A step
+trains on a batch of 256; an epoch is training plus test evaluation, timed once.
 """
 
 import argparse
@@ -25,14 +25,19 @@ from delays import DelaySNN, class_scores
 
 
 class Peer(nn.Module):
-    """The paper's network built from dcls and spikingjelly: [B, T, 140] -> class scores [B, 20]."""
+    """The paper's network built from dcls and spikingjelly.
+
+    [B, T, 140] counts -> [B, T + tail, 20] potentials of the readout, as in DelaySNN.
+    """
+
+    rates = ()  # is not timed
 
     def __init__(self, hidden=256, taps=25, tau=1.005, dropout=0.4):
         from DCLS.construct.modules import Dcls1d
         from spikingjelly.activation_based import layer, neuron, surrogate
 
         super().__init__()
-        self.taps = taps
+        self.taps, self.tail = taps, 3 * (taps // 2)
         self.conv = nn.ModuleList(
             Dcls1d(before, after, 1, dilated_kernel_size=taps, bias=False, version="gauss")
             for before, after in pairwise([data.INPUTS, hidden, hidden, 20])
@@ -50,7 +55,9 @@ class Peer(nn.Module):
         from spikingjelly.activation_based import functional
 
         functional.reset_net(self)
+        x = x.to(self.norm[0].weight.dtype)
         for i, conv in enumerate(self.conv):
+            conv.clamp_parameters()
             x = F.pad(x.transpose(1, 2), (self.taps - 1, self.taps // 2))  # [B, N, taps - 1 + T']
             x = conv(x).permute(2, 0, 1)  # [T', B, N]
             if i < 2:
@@ -58,7 +65,7 @@ class Peer(nn.Module):
                 x = self.dropout[i](self.lif[i](x))
                 x = x.transpose(0, 1)  # [B, T', N]
         self.lif[2](x)
-        return self.lif[2].v_seq.softmax(2).sum(0)
+        return self.lif[2].v_seq.transpose(0, 1)  # [B, T', 20]
 
     def whole_steps(self):
         """Use one nonzero tap per synapse, for evaluation."""
@@ -68,15 +75,15 @@ class Peer(nn.Module):
             conv.DCK.version = "max"
 
 
-def compare(hidden: int = 64) -> dict[str, float]:
+def compare() -> dict[str, float]:
     """Return the largest differences between the two networks, relative to the largest value.
 
     Compares scores and gradients in float64, in training on a padded batch; then scores with
     rounded delays.
     """
     torch.manual_seed(0)
-    net = DelaySNN(data.INPUTS, [hidden, hidden], 20, dropout=0.0).double()
-    peer = Peer(hidden, dropout=0.0).double()
+    net = DelaySNN(data.INPUTS, [64, 64], 20, dropout=0.0).double()
+    peer = Peer(64, dropout=0.0).double()
     for layer, conv in zip(net.layers, peer.conv, strict=True):
         layer.sigma = 2.0
         conv.SIG.data.fill_(2.0 - 0.27)
@@ -84,7 +91,7 @@ def compare(hidden: int = 64) -> dict[str, float]:
         conv.P.data = (layer.taps // 2 - layer.delay.detach())[None, :, :, None]
     counts = (torch.rand(8, 50, data.INPUTS) < 0.08).double()
     counts[::2, 40:] = 0  # the padding of shorter samples
-    ours, theirs = class_scores(net(counts)), peer(counts)
+    ours, theirs = [class_scores(each(counts)) for each in (net, peer)]
     for scores in (ours, theirs):
         F.cross_entropy(scores, torch.arange(8)).backward()
     pairs = {"scores": (ours, theirs)}
@@ -100,51 +107,11 @@ def compare(hidden: int = 64) -> dict[str, float]:
     peer.eval()
     peer.whole_steps()
     with torch.no_grad():
-        pairs["scores in evaluation"] = class_scores(net(counts)), peer(counts)
+        pairs["scores in evaluation"] = [class_scores(each(counts)) for each in (net, peer)]
         return {name: float((a - b).abs().max() / b.abs().max()) for name, (a, b) in pairs.items()}
 
 
 # ------------------------------------------------------------------------------------- the contest
-
-
-def peer_tasks(device: str) -> tuple:
-    """Return two functions: one trains the authors' network for an epoch, one evaluates it."""
-    net = Peer().to(device)
-    adam = torch.optim.Adam(net.parameters(), lr=1e-3)
-
-    def train_epoch(spikes):
-        net.train()
-        for indices, longest in data.batches(spikes, 256):
-            scores = net(data.padded(spikes, indices, longest).float())
-            loss = F.cross_entropy(scores, spikes.labels[indices])
-            adam.zero_grad()
-            loss.backward()
-            adam.step()
-            for conv in net.conv:
-                conv.clamp_parameters()
-
-    @torch.no_grad()
-    def evaluate(spikes):
-        net.eval()
-        net.whole_steps()
-        for indices, longest in data.batches(spikes, 256, shuffle=False):
-            net(data.padded(spikes, indices, longest).float()).argmax(1)
-
-    return train_epoch, evaluate
-
-
-def our_tasks(device: str, delays: str) -> tuple:
-    """Return the same two functions for our network."""
-    settings = train.parse(["--delays", delays, "--device", device])
-    net = train.build(settings).to(device)
-    optimizer = train.make_optimizer(net, settings)
-    train.set_learning_rates(optimizer, 0, settings)
-    train.set_sigma(net, 0, settings)
-
-    def train_epoch(spikes):
-        train.train_epoch(net, optimizer, spikes, data.batches(spikes, 256))
-
-    return train_epoch, lambda spikes: train.evaluate(net, spikes)
 
 
 def contest(options: argparse.Namespace) -> None:
@@ -154,23 +121,33 @@ def contest(options: argparse.Namespace) -> None:
         data.load("shd", split, options.data_dir).to(options.device) for split in ("train", "test")
     ]
     batch = everything.select(np.arange(len(everything.labels)) < 256)
-    nets = {name: our_tasks(options.device, name) for name in ("learned", "fixed", "none")}
-    nets["peer"] = peer_tasks(options.device)
+    nets = {}
+    for name in ("learned", "fixed", "none", "peer"):
+        delays = "learned" if name == "peer" else name
+        settings = train.parse(["--delays", delays, "--device", options.device])
+        net = Peer() if name == "peer" else train.build(settings)
+        optimizer = train.make_optimizer(net.to(options.device), settings)
+        train.set_learning_rates(optimizer, 0, settings)
+        train.set_sigma(net, 0, settings)
+        nets[name] = net, optimizer
     seconds = {(name, task): [] for name in nets for task in ("step", "epoch")}
 
-    for turn in range(options.rounds + 2):  # the first is a warm-up, the last is the epoch
-        for name, (train_epoch, evaluate) in nets.items():
+    for turn in range(options.rounds + 2):  # the first is a warm-up, the last an epoch of each
+        for name, (net, optimizer) in nets.items():
             whole = turn > options.rounds
+            spikes = everything if whole else batch
             begun = time.perf_counter()
-            train_epoch(everything if whole else batch)
+            train.train_epoch(net, optimizer, spikes, data.batches(spikes, 256))
             if whole:
-                evaluate(test)
+                if name == "peer":
+                    net.whole_steps()
+                train.evaluate(net, test)
             if options.device == "cuda":
                 torch.cuda.synchronize()
             if turn:
                 seconds[name, "epoch" if whole else "step"].append(time.perf_counter() - begun)
 
-    print(f"{'':<10}", *(f"{task:>11}{'to learned':>12}" for task in ("step", "epoch")), sep="")
+    print(f"{'':<10}", *(f"{task:>11}{'/ learned':>12}" for task in ("step", "epoch")), sep="")
     for name in nets:
         row = f"{name:<10}"
         for task in ("step", "epoch"):

@@ -18,7 +18,7 @@ The file is read with numpy.load and holds no pickle.  For the whole network:
     threshold           of the hidden neurons
     taps                delays are 0..taps-1 steps
     layers              number of layers, of which the readout is the last
-    tail_steps          how many steps the network runs for after the sample's own
+    tail_steps          how many steps the network runs beyond the sample's own
 
 and for layer i = 0, 1, ...:
 
@@ -50,13 +50,12 @@ from itertools import zip_longest
 import h5py
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import nn
 
 import data
 import train
 from data import UserError
-from delays import DelaySNN, class_scores, delay_conv, leaky_integrator, lif
+from delays import DelaySNN, delay_conv, leaky_integrator, lif
 
 # ------------------------------------------------------------------------------------- the arrays
 
@@ -117,28 +116,25 @@ def class_names(dataset: str, split: str, data_dir: str) -> list[str]:
 # ---------------------------------------------------------------------------- the arrays in torch
 
 
-def simulate(arrays: dict, counts: Tensor) -> Tensor:
-    """Return the membrane of the readout, [B, T + tail_steps, classes], from counts [B, T, in]."""
-    x = F.pad(counts, (0, 0, 0, int(arrays["tail_steps"])))  # [B, T + tail_steps, in]
-    for i in range(arrays["layers"]):
-        constant = torch.from_numpy(arrays[f"current_{i}"])
-        kernel = np.zeros((len(constant), x.shape[2], arrays["taps"]), np.float32)
-        where = tuple(arrays[f"{name}_{i}"] for name in ("post", "pre", "delay"))
-        np.add.at(kernel, where, arrays[f"weight_{i}"])  # synapses of a pair may share a tap
-        current = delay_conv(x, torch.from_numpy(kernel)) + constant  # [B, T + tail_steps, out]
-        x = lif(current, float(arrays["tau_steps"]), float(arrays["threshold"]))
-    return leaky_integrator(current, float(arrays["tau_readout_steps"]))  # of the last layer
+class ArrayNetwork(nn.Module):
+    """The network that the arrays describe, for train.predict and train.evaluate."""
 
+    def __init__(self, arrays: dict):
+        super().__init__()
+        self.arrays = arrays
+        self.tail = int(arrays["tail_steps"])
 
-def accuracy_of(arrays: dict, samples: data.Spikes, batch_size: int = 256) -> float:
-    """Return the accuracy of the arrays, correct / total."""
-    hits = 0
-    for indices, longest in data.batches(samples, batch_size, shuffle=False):
-        steps = samples.steps[indices] + int(arrays["tail_steps"])
-        membrane = simulate(arrays, data.padded(samples, indices, longest))
-        guess = class_scores(membrane, steps).argmax(1)
-        hits += int((guess == samples.labels[indices]).sum())
-    return hits / len(samples.labels)
+    def forward(self, x):
+        """Return the membrane of the readout, [B, T, classes], from counts [B, T, inputs]."""
+        arrays = self.arrays
+        for i in range(arrays["layers"]):
+            constant = torch.from_numpy(arrays[f"current_{i}"])
+            kernel = np.zeros((len(constant), x.shape[2], arrays["taps"]), np.float32)
+            where = tuple(arrays[f"{name}_{i}"] for name in ("post", "pre", "delay"))
+            np.add.at(kernel, where, arrays[f"weight_{i}"])  # synapses of a pair may share a tap
+            current = delay_conv(x, torch.from_numpy(kernel)) + constant  # [B, T, out]
+            x = lif(current, float(arrays["tau_steps"]), float(arrays["threshold"]))
+        return leaky_integrator(current, float(arrays["tau_readout_steps"]))  # of the last layer
 
 
 # ----------------------------------------------------------------------------------------- Brian2
@@ -246,7 +242,7 @@ def main(argv: list[str] | None = None) -> None:
             return
     except (UserError, OSError) as problem:
         sys.exit(f"export.py: {problem}")
-    print(f"test accuracy of the arrays {accuracy_of(arrays, samples):.2%}")
+    print(f"test accuracy of the arrays {train.evaluate(ArrayNetwork(arrays), samples):.2%}")
     print(f"test accuracy of the network {train.evaluate(net, samples):.2%}")
 
 

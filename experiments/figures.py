@@ -5,8 +5,7 @@ This needs matplotlib, and parts.png also pandas and scipy.
     python -m experiments.figures
     python -m experiments.figures --run RUN   # RUN: the folder of a run
 
-The second writes run.png and confusions.png to RUN.  A run that is still training is drawn as it
-was after its last epoch.
+The second writes run.png and confusions.png to RUN, also while RUN is still training.
 """
 
 import argparse
@@ -95,7 +94,11 @@ def learning_gif(path: str) -> None:
     sides = []
     for axis, (name, sigmas) in zip(figure.subplots(1, 2), settings.items(), strict=True):
         sides.append((axis, name, sigmas, *by_hand(sigmas)))
-    shown = [*range(30), *range(30, 60, 2), *range(60, 200, 10)]  # most happens at the beginning
+    shown = [
+        *range(30),
+        *range(30, 60, 2),
+        *range(60, 200, 10),
+    ]  # most of the movement is at the start
 
     writer = PillowWriter(fps=8)
     with writer.saving(figure, path, dpi=100):
@@ -218,8 +221,7 @@ def parts_figure() -> Figure:
     """Draw how accuracy changes without each part of the method, with 95 % intervals."""
     from experiments import results
 
-    rows = results.all_rows()
-    parts = results.parts(rows[rows["ended"] > results.LISTED])
+    parts = results.parts(results.all_rows().query("list == 2"))
     figure = Figure(figsize=(7.2, 2.6), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     for axis, task in zip(axes, results.TASKS, strict=True):
@@ -316,7 +318,7 @@ def draw_moves(panel, net: nn.Module, first: list[Tensor], step_ms: float) -> No
     """Draw how far the delays of each layer moved.
 
     first: the delays of each layer before training, in steps.  Shuffled among the synapses, they
-        show the distances that would be left if training kept nothing of them.
+        show how far delays would be from their start if training had kept nothing of it.
     """
     heading(panel, "how far training moved the delays")
     axes = panel.subplots(1, len(first), squeeze=False, sharey=True)[0]
@@ -344,8 +346,8 @@ def draw_sample(
     reached = []  # what comes into each layer, [1, T, neurons]
     for layer in net.layers:
         layer.register_forward_pre_hook(lambda _, inputs: reached.append(inputs[0]))
-    steps = int(spikes.steps[index]) + net.tail  # that count
-    counts = data.padded(spikes, torch.tensor([index]), steps - net.layers[0].taps // 2)
+    steps = int(spikes.steps[index]) + net.tail  # those whose scores count
+    counts = data.padded(spikes, torch.tensor([index]), steps)
     score = net(counts)[0, :steps].softmax(1).cumsum(0)  # [steps, classes]
     own = int(spikes.labels[index])
     guess, second = score[-1].topk(2).indices.tolist()
@@ -411,8 +413,8 @@ def heading(panel, words: str) -> None:
     panel.suptitle(words, x=0.01, ha="left", fontsize=10, fontweight="bold", color=INK)
 
 
-def legend(axis, where: str, columns: int = 1) -> None:
-    axis.legend(fontsize=7, frameon=False, loc=where, labelcolor=INK, ncols=columns)
+def legend(axis, where: str) -> None:
+    axis.legend(fontsize=7, frameon=False, loc=where, labelcolor=INK)
 
 
 def save(figure: Figure, folder: str, name: str) -> None:

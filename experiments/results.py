@@ -8,7 +8,8 @@
 `train` passes other options on to train.py.  It skips finished runs and resumes stopped ones.
 `add` records the processor it runs on, so call it on the machine that trained the network.
 `speakers` prints accuracy by speaker and the words that are confused most, over all RUNs.
-Tables are in %: the mean ± the sample standard deviation, or the values if fewer than three.
+Tables are in %: the mean ± the sample standard deviation, or the values themselves if there are
+fewer than three.
 """
 
 import argparse
@@ -18,12 +19,10 @@ import platform
 import re
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pandas
 import torch
 from scipy import stats
@@ -42,7 +41,8 @@ TEN_LEARNED, TEN_FIXED, TEN_CONSTANT = [
 LEARNED, FIXED, NONE, CONTROL = ("learned", ""), ("fixed", ""), ("none", ""), ("control", "")
 SLOW = ("none", "--tau 400.0 --tau-readout 10.05")  # the best of three on held-out speakers
 CONSTANT, STILL = ("constant-sigma", ""), ("learned", "--delay-lr 0.0")
-HALF, SMALL = ("learned", "--hidden 165"), ("learned", "--hidden 21")  # the parameters of FIXED
+# About as many parameters as FIXED has, on SHD and on the toy task.
+HALF, SMALL = ("learned", "--hidden 165"), ("learned", "--hidden 21")
 PAIRS = ["1,8", "2,10", "3,6", "0,9", "7,11"]  # speakers of SHD that are held out together
 
 
@@ -58,7 +58,7 @@ class Claim(NamedTuple):
     one: tuple[str, str]
     other: tuple[str, str]
     seeds: Sequence[int] | None = None  # None: all that have run
-    speakers: Sequence[str] = ("",)  # that are held out
+    speakers: Sequence[str] = ("",)  # the held-out speakers
 
 
 FIRST_CLAIMS = [
@@ -73,7 +73,7 @@ FIRST_CLAIMS = [
     Claim("toy", 20, "learned against none, tau 100 ms", LEARNED, ("none", "--tau 100.0")),
     Claim("toy", 20, "learned against fixed, equal parameters", SMALL, FIXED),
 ]
-# Committed before its first run began (866d94d).  All of these seeds run, no more are added, and a
+# Committed before its first run began (866d94d).  All of these seeds are run, none is added, and a
 # claim is tested once, when all of its runs have ended.  Both sides are accuracies of rounded
 # networks at the last epoch, from one processor.
 SECOND_CLAIMS = [
@@ -84,10 +84,14 @@ SECOND_CLAIMS = [
     Claim(SHD, 30, "shrinking against constant sigma", LEARNED, CONSTANT, range(5, 10)),
 ]
 LISTED = "2026-11-29 12:21"  # in UTC, when the second list was committed and the first one closed
+PROCESSOR = "AMD EPYC, family 25 model 17"  # of all runs of the second list
 
 
 def runs_of(rows, name, epochs, side, seeds=None, speakers=("",)) -> pandas.DataFrame:
-    """Return the padded runs of a variant with its options.  Without seeds, of all seeds."""
+    """Return the runs of a variant with these options, trained with padding.
+
+    seeds: None returns the runs of all seeds.
+    """
     found = rows.query(
         "data == @name and epochs == @epochs and variant == @side[0] and options == @side[1]"
         " and speakers in @speakers and padding == 'yes'"
@@ -114,9 +118,9 @@ def compare(one: pandas.Series, other: pandas.Series, paired=False) -> tuple[str
 
 
 def holm(p: pandas.Series) -> pandas.Series:
-    """Return a verdict on each p at 0.05, by Holm's correction.
+    """Return for each p whether it holds at 0.05 after Holm's correction.
 
-    nan is a claim that was not run, but it counts in the length of the list.
+    nan stands for a claim that was not run.  It counts in the length of the list.
     """
     ordered = p.sort_values()  # nan comes last
     corrected = ordered * list(range(len(p), 0, -1))
@@ -150,14 +154,13 @@ def claims_table(rows: pandas.DataFrame, claims: list[Claim], names: str) -> pan
 
 # ------------------------------------------------------------------------------------------ tables
 
-# What the runs of a line have in common.  Where a line's seeds would repeat on another processor,
-# it has a processor too.
+# What the runs of a line have in common, besides their processor if seeds would repeat otherwise.
 COMMON = ["data", "epochs", "padding", "variant", "options", "change"]
 ACCURACIES = ["accuracy", "unrounded"]
 SHARES = {"last epoch": "accuracy", "unrounded": "unrounded", "best on test": "best_on_test"}
 PARTS = ["no-tail", "one-softmax", "drop-steps", "alpha-2", "alpha-20", "triangle", "from-zero"]
 PARTS += ["no-norm"]
-# Epochs, the seeds of a part, and those of learned delays.
+# The epochs, the seeds of a part, and the seeds of the learned delays that it is compared with.
 TASKS = {"toy": (20, range(10), range(10)), SHD: (30, range(5, 8), range(5, 10))}
 # What RESULTS.md keeps of an earlier program, which left padding out of training.
 EARLIER = [(150, *LEARNED), (30, *LEARNED), (30, *CONSTANT)]
@@ -171,7 +174,10 @@ def all_rows() -> pandas.DataFrame:
     held_out = rows["options"].str.extract(r"--valid-speakers (\S+) --no-test ?(.*)")
     rows["speakers"] = held_out[0].fillna("")
     rows["options"] = held_out[1].fillna(rows["options"])
-    rows["accuracy"] = rows["result_test"].fillna(rows["valid_accuracy"])  # last epoch
+    rows["accuracy"] = rows["result_test"].fillna(rows["valid_accuracy"])
+    # The list of claims that a run belongs to: 2, or 0 if it ran later on another processor.
+    rows["list"] = (rows["processor"] == PROCESSOR) * 2
+    rows.loc[rows["ended"] <= LISTED, "list"] = 1
     repeats = rows.duplicated([*COMMON, "speakers", "seed"], keep=False)
     repeats = repeats.groupby([rows[name] for name in COMMON]).transform("any")
     rows["machine"] = rows["processor"].where(repeats, "")
@@ -203,7 +209,7 @@ def table(rows: pandas.DataFrame, columns: list[str]) -> pandas.DataFrame:
 
 
 def parts(rows: pandas.DataFrame) -> pandas.DataFrame:
-    """Return how accuracy changes with each idea of PARTS, and the seconds of an epoch on SHD."""
+    """Return how accuracy changes with each idea of PARTS, and the seconds per epoch on SHD."""
     lines = []
     for part in PARTS:
         line = {"part": part}
@@ -213,7 +219,7 @@ def parts(rows: pandas.DataFrame) -> pandas.DataFrame:
             found, _, n = compare(runs["accuracy"], base["accuracy"])
             line[task] = found if len(runs) == len(seeds) else "-"
             line[f"n, {task}"] = n
-        line["s an epoch, SHD"] = round(runs["seconds"].mean() / epochs) if len(runs) else "-"
+        line["s per epoch, SHD"] = round(runs["seconds"].mean() / epochs) if len(runs) else "-"
         lines.append(line)
     return pandas.DataFrame(lines)
 
@@ -227,7 +233,7 @@ def if_seen(difference: str) -> str:
 
 
 def controls(rows: pandas.DataFrame) -> pandas.DataFrame:
-    """Return how far learned delays are above the controls, and fixed ones above the first."""
+    """Return by how many points learned delays beat each control, and fixed ones the first."""
     lines = []
     for name, epochs in ((SHD, 30), ("toy", 20)):
         for one, other in ((LEARNED, CONTROL), (LEARNED, STILL), (FIXED, CONTROL)):
@@ -241,63 +247,56 @@ def controls(rows: pandas.DataFrame) -> pandas.DataFrame:
     return pandas.DataFrame(lines, columns=heads)
 
 
-def answers(before: pandas.DataFrame, after: pandas.DataFrame) -> pandas.DataFrame:
-    """Return the differences at the head of RESULTS.md that no other table has.
-
-    before, after: rows of the first list's runs, and of later ones.
-    """
-
-    def of(rows, name, epochs, side, column="accuracy"):
-        return runs_of(rows, name, epochs, side).set_index("seed")[column]
-
-    lines = {}
+def answers(rows: pandas.DataFrame) -> pandas.DataFrame:
+    """Return the differences at the head of RESULTS.md that no other table has."""
+    first, second = rows[rows["list"] == 1], rows[rows["list"] == 2]
+    lines = []
     for side in (LEARNED, HALF, FIXED, SLOW):
-        gain = compare(of(before, SHD, 150, side), of(before, SHD, 30, side))
-        lines[f"150 epochs over 30: {' '.join(side).strip()}"] = gain
-    for runs, name, epochs in ((before, SHD, 150), (before, "toy", 20), (after, "toy", 20)):
-        rounded, soft = [of(runs, name, epochs, LEARNED, what) for what in ACCURACIES]
-        of_list = "first" if runs is before else "second"
-        lines[f"rounding, {name}, {of_list} list"] = compare(rounded, soft, paired=True)
+        long, short = [runs_of(first, SHD, epochs, side)["accuracy"] for epochs in (150, 30)]
+        lines.append([f"150 epochs over 30: {' '.join(side).strip()}", *compare(long, short)])
+    for runs, name, epochs in ((first, SHD, 150), (first, "toy", 20), (second, "toy", 20)):
+        found = runs_of(runs, name, epochs, LEARNED)
+        words = f"rounding, {name}, list {found['list'].iloc[0]}"
+        lines.append([words, *compare(found["accuracy"], found["unrounded"], paired=True)])
     for what in ("new_speakers", "known_speakers"):
-        sides = [of(after, SHD, 30, side, what) for side in (LEARNED, CONTROL)]
-        lines[f"learned over control, {what}"] = compare(*sides)
-    found = [[words, difference, n] for words, (difference, _, n) in lines.items()]
-    return pandas.DataFrame(found, columns=["answer", "difference", "n"])
+        sides = [runs_of(second, SHD, 30, side)[what] for side in (LEARNED, CONTROL)]
+        lines.append([f"learned over control, {what}", *compare(*sides)])
+    return pandas.DataFrame(lines, columns=["answer", "difference", "p", "n"]).drop(columns="p")
 
 
 def all_tables() -> dict[str, str]:
     """Return every table by its name, in Markdown."""
     rows = all_rows().query("change == ''")
-    before, after = rows[rows["ended"] <= LISTED], rows[rows["ended"] > LISTED]
-    today = rows.query("speakers == '' and padding == 'yes' and variant not in @PARTS")
-    sides = today[["variant", "options"]].apply(tuple, axis=1)
-    again = today["seed"].ge(10) & sides.isin([SMALL, FIXED])  # of claim c, not for the toy table
-    on_shd = today[
-        today["data"].str.lower().str.startswith("shd") & (today["variant"] != "authors")
-    ]
+    first, second = rows[rows["list"] == 1], rows[rows["list"] == 2]
+    current = rows.query("speakers == '' and padding == 'yes' and variant not in @PARTS")
+    sides = current[["variant", "options"]].apply(tuple, axis=1)
+    again = current["seed"].ge(10) & sides.isin([SMALL, FIXED])  # of claim c, not for the toy table
+    shd_or_other = current["data"].str.lower().str.startswith("shd")
+    on_shd = current[shd_or_other & (current["variant"] != "authors")]
     sparse = on_shd["options"].str.contains("--connections")
     earlier = rows.query("speakers == '' and padding == 'no' and data == @SHD")
     keys = earlier[["epochs", "variant", "options"]].apply(tuple, axis=1)
     held_out = rows.query("speakers != '' and epochs == 30")
     held_out = held_out.query("padding == 'yes' or (variant == 'learned' and options == '')")
 
-    worth = parts(after)
+    worth = parts(second)
     for task in TASKS:
         worth[task] = worth[task].map(if_seen)
 
     shd = ["variant", "parameters", "epochs", *SHARES, "n"]
     tables = {
-        "claims": claims_table(before, FIRST_CLAIMS, "1 2 3 4 5 6 7 8 9 10").drop([4, 7]),
-        "second": claims_table(after, SECOND_CLAIMS, "a b c d e"),
-        "answers": answers(before, after),
-        "controls": controls(after),
+        # Claims 5 and 8 have a sentence each in RESULTS.md instead.
+        "claims": claims_table(first, FIRST_CLAIMS, "1 2 3 4 5 6 7 8 9 10").drop([4, 7]),
+        "second": claims_table(second, SECOND_CLAIMS, "a b c d e"),
+        "answers": answers(rows),
+        "controls": controls(second),
         "shd": table(on_shd[~sparse], shd),
         "ten inputs": table(on_shd[sparse], shd),
-        "toy": table(today[~again].query("data == 'toy'"), [*shd[:2], *shd[3:5], "n"]),
+        "toy": table(current[~again].query("data == 'toy'"), [*shd[:2], *shd[3:5], "n"]),
         "parts": worth,
         "held-out": table(held_out, ["variant", "padding", *PAIRS, "mean", "n"]),
         "earlier": table(earlier[keys.isin(EARLIER)], shd),
-        "authors": table(today.query("variant == 'authors'"), shd),
+        "authors": table(current.query("variant == 'authors'"), shd),
     }
     for name, frame in tables.items():
         cells = frame.astype(object).fillna("-").to_numpy()
@@ -314,47 +313,38 @@ NEW_SPEAKERS = [4, 5]  # of SHD, in the test set alone
 def network_of(folder: str) -> tuple[DelaySNN, argparse.Namespace, str | None]:
     """Return the network of a run, its options, and the idea of ideas.py that it was, if any."""
     names = torch.load(Path(folder, "net.pt"), map_location="cpu", weights_only=True)
+    names = [names["network"], names["loss"], names["augment"]]
+    usual = {"net_class": DelaySNN, "loss": train.cross_entropy, "augment": None}
     for idea, seams in ideas.IDEAS.items():
-        net_class = seams.get("net_class", DelaySNN)
-        loss, augment = seams.get("loss", train.cross_entropy), seams.get("augment")
-        wanted = [net_class.__name__, train.name_of(loss), train.name_of(augment)]
-        if [names["network"], names["loss"], names["augment"]] == wanted:
+        net_class, loss, augment = (usual | seams).values()
+        if names == [net_class.__name__, train.name_of(loss), train.name_of(augment)]:
             options = argparse.Namespace(**train.read_options(folder))
             net, _ = train.load_run(folder, train.build(options, net_class))
             return net, options, None if idea == "base" else idea
-    raise UserError(f"{folder} has a network of another program: its row needs --variant")
+    raise UserError(f"{folder} has a network that is not in ideas.py: name it with --variant")
 
 
-def correct_by_speaker(net: DelaySNN, test: data.Spikes) -> dict[str, float]:
-    """Return the accuracy on the test samples of new speakers, of known ones, and of each one."""
-    correct = (train.predict(net, test).argmax(1) == test.labels).numpy()
-    new = np.isin(test.speakers, NEW_SPEAKERS)
-    found = {"new": correct[new].mean(), "known": correct[~new].mean()}
-    for speaker in np.unique(test.speakers):
-        found[str(speaker)] = correct[test.speakers == speaker].mean()
-    return found
+def answers_to(test: data.Spikes, folder: str, net: DelaySNN) -> pandas.DataFrame:
+    """Return a line for each test sample of SHD: its speaker, its class, and the class it got."""
+    heard = train.predict(net, test).argmax(1).numpy()
+    found = pandas.DataFrame({"speaker": test.speakers, "said": test.labels, "heard": heard})
+    known = ~found["speaker"].isin(NEW_SPEAKERS)
+    return found.assign(run=folder, right=found["said"] == heard, known=known)
 
 
 def print_speakers(folders: list[str], data_dir: str) -> None:
     """Print accuracy by speaker, and the ten largest confusions, over runs on SHD."""
     test = data.load("shd", "test", data_dir)
     words = class_names("shd", "test", data_dir)
-    shares, confusions = [], Counter()
-    for folder in folders:
-        net, _, _ = network_of(folder)
-        shares.append(correct_by_speaker(net, test))
-        guess = train.predict(net, test).argmax(1)
-        confusions.update(
-            (words[label], words[heard])
-            for label, heard in zip(test.labels.tolist(), guess.tolist(), strict=True)
-            if label != heard
-        )
-    for name, values in pandas.DataFrame(shares).items():
-        print(f"speaker {name:<6} {spread(values)} %")
-    errors = confusions.total() / len(folders)
-    print(f"{errors:.1f} errors a run, of which")
-    for (said, heard), number in confusions.most_common(10):
-        print(f"{number / len(folders):6.1f}  {said} heard as {heard}")
+    found = pandas.concat(answers_to(test, folder, network_of(folder)[0]) for folder in folders)
+    for column, names in (("known", {False: "new", True: "known"}), ("speaker", {})):
+        for key, samples in found.groupby(column):
+            accuracies = samples.groupby("run")["right"].mean()
+            print(f"speaker {names.get(key, key):<6} {spread(accuracies)} %")
+    errors = found[~found["right"]]
+    print(f"{len(errors) / len(folders):.1f} errors per run, of which")
+    for (said, heard), number in errors.value_counts(["said", "heard"]).head(10).items():
+        print(f"{number / len(folders):6.1f}  {words[said]} heard as {words[heard]}")
 
 
 # ------------------------------------------------------ runs and commands: skip on a first reading
@@ -382,14 +372,16 @@ def changed_options(options: argparse.Namespace) -> str:
     return " ".join(words)
 
 
-def row_of_run(folder: str, variant: str | None) -> dict:
+def row_of_run(folder: str, variant: str | None = None, data_dir: str | None = None) -> dict:
     """Return the row of a finished run of train.py or ideas.py.
 
-    variant: the name of a network of your own, which is then not asked about its speakers.
+    variant: the name of a network of your own, whose accuracy by speaker is then not computed.
+    data_dir: the folder of the data files; None: where the run had them.
     """
     config_path, result_path = Path(folder, "config.json"), Path(folder, "result.json")
     config, result = json.loads(config_path.read_text()), json.loads(result_path.read_text())
     log = pandas.read_csv(Path(folder, "log.csv"), dtype=str, keep_default_na=False)
+    # The log's test_accuracy takes the place of the result's, which is result_test below.
     row = config | result | log.filter(like="accuracy").iloc[-1].to_dict()
     row |= {"run": Path(folder).resolve().name, "padding": "yes"}
     row |= {f"{split}_samples": number for split, number in config["samples"].items()}
@@ -397,20 +389,21 @@ def row_of_run(folder: str, variant: str | None) -> dict:
     if result["delays"] not in ("fixed", "none"):  # those are whole steps in any case
         row["unrounded"] = result["unrounded_accuracy"]
     row["options"] = changed_options(argparse.Namespace(**config["options"]))
-    md5 = [digest[:8] for digest in config["md5"].values()]
-    row |= {"md5": " ".join(md5), "data": result["dataset"]}
-    if md5:
-        row["data"] = DATA_NAMES.get(md5[0], f"{result['dataset']} (other files)")
+    md5, dataset = [digest[:8] for digest in config["md5"].values()], result["dataset"]
+    row |= {"md5": " ".join(md5), "data": dataset}
+    if dataset in ("shd", "ssc"):
+        row["data"] = DATA_NAMES.get(md5[0], f"{dataset} (other files)")
 
     row["variant"] = variant
     if variant is None:
         net, options, idea = network_of(folder)
         row["variant"] = idea or result["delays"]
-        if options.dataset == "shd" and result["test_accuracy"] is not None:
-            found = correct_by_speaker(net, data.load("shd", "test", options.data_dir))
-            row |= {"new_speakers": found["new"], "known_speakers": found["known"]}
+        if dataset == "shd" and result["test_accuracy"] is not None:
+            test = data.load("shd", "test", data_dir or options.data_dir)
+            right = answers_to(test, folder, net).groupby("known")["right"].mean()
+            row |= {"new_speakers": right.get(False), "known_speakers": right.get(True)}
 
-    # The last commit of this checkout before the run, which writes its config.json once, first.
+    # The last commit of this checkout before the run, which writes config.json when it begins.
     begun = f"--before=@{config_path.stat().st_mtime:.0f}"
     command = ["git", "-C", FOLDER, "log", "-1", "--first-parent", "--format=%h", begun]
     row["version"] = subprocess.run(command, capture_output=True, text=True).stdout.strip()
@@ -429,17 +422,17 @@ def processor() -> str:
     return f"{found['model name']}, family {found['cpu family']} model {found['model']}"
 
 
-def add(folders: list[str], variant: str | None) -> None:
+def add(folders: list[str], variant: str | None, data_dir: str | None) -> None:
     """Add all of the runs, or none if one of them has a problem."""
     rows = pandas.read_csv(Path(FOLDER, "runs.csv"), dtype=str, keep_default_na=False)
     for folder in folders:
-        found = row_of_run(folder, variant)
+        found = row_of_run(folder, variant, data_dir)
         row = pandas.Series(found).reindex(rows.columns).fillna("").astype(str)
         same = [*COMMON, "seed", "processor"]
         there = rows[(rows[same] == row[same]).all(axis=1)]
         if len(there):
             rule = "delete that row first if this run replaces it"
-            raise UserError(f"runs.csv has {folder} already, as {there['run'].iloc[0]}: {rule}")
+            raise UserError(f"runs.csv already has {folder}, as {there['run'].iloc[0]}: {rule}")
         rows.loc[len(rows)] = row
     train.write(FOLDER, "runs.csv", rows.to_csv(index=False, lineterminator="\n"))
 
@@ -463,19 +456,21 @@ def main(argv: list[str] | None = None) -> None:
     kind = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=kind, allow_abbrev=False)
     parser.add_argument("command", choices=["train", "add", "tables", "speakers"])
-    parser.add_argument("--variants", default="learned", help="to train, as in learned,fixed")
-    parser.add_argument("--seeds", default="0", help="to train, as in 0,1,2")
-    parser.add_argument("--variant", help="to add: the name of a network of your own")
-    parser.add_argument("--data-dir", help="of speakers: the folder of SHD's files; default: data")
+    parser.add_argument("--variants", default="learned", help="for train, as in learned,fixed")
+    parser.add_argument("--seeds", default="0", help="for train, as in 0,1,2")
+    parser.add_argument("--variant", help="for add: the name of a network of your own")
+    parser.add_argument("--data-dir", help="for train, add and speakers: folder of the data files")
     arguments, words = parser.parse_known_args(argv)
-    data_dir = arguments.data_dir
+    command, data_dir = arguments.command, arguments.data_dir
     try:
-        if arguments.command == "train":
+        if command in ("add", "speakers") and not words:
+            raise UserError(f"{command} needs the folder of a run, or several")
+        if command == "train":
             words += ["--data-dir", data_dir] if data_dir else []
             train_all(arguments.variants.split(","), arguments.seeds.split(","), words)
-        elif arguments.command == "add":
-            add(words, arguments.variant)
-        elif arguments.command == "speakers":
+        elif command == "add":
+            add(words, arguments.variant, data_dir)
+        elif command == "speakers":
             print_speakers(words, data_dir or "data")
         else:
             tables = all_tables()
