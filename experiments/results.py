@@ -254,13 +254,16 @@ def answers(rows: pandas.DataFrame) -> pandas.DataFrame:
     for side in (LEARNED, HALF, FIXED, SLOW):
         long, short = [runs_of(first, SHD, epochs, side)["accuracy"] for epochs in (150, 30)]
         lines.append([f"150 epochs over 30: {' '.join(side).strip()}", *compare(long, short)])
-    for runs, name, epochs in ((first, SHD, 150), (first, "toy", 20), (second, "toy", 20)):
-        found = runs_of(runs, name, epochs, LEARNED)
-        words = f"rounding, {name}, list {found['list'].iloc[0]}"
-        lines.append([words, *compare(found["accuracy"], found["unrounded"], paired=True)])
-    for what in ("new_speakers", "known_speakers"):
-        sides = [runs_of(second, SHD, 30, side)[what] for side in (LEARNED, CONTROL)]
-        lines.append([f"learned over control, {what}", *compare(*sides)])
+    sides = {"SHD": runs_of(first, SHD, 150, LEARNED), "toy": runs_of(first, "toy", 20, LEARNED)}
+    sides["toy, EPYC"] = runs_of(second, "toy", 20, LEARNED)
+    sides["ten inputs"] = runs_of(second, SHD, 60, TEN_LEARNED)
+    for name, runs in sides.items():
+        rounding = compare(runs["accuracy"], runs["unrounded"], paired=True)
+        lines.append([f"rounding, {name}", *rounding])
+    for other in (CONTROL, FIXED):
+        for what in ("new_speakers", "known_speakers"):
+            one, two = [runs_of(second, SHD, 30, side)[what] for side in (LEARNED, other)]
+            lines.append([f"learned over {other[0]}, {what}", *compare(one, two)])
     return pandas.DataFrame(lines, columns=["answer", "difference", "p", "n"]).drop(columns="p")
 
 
