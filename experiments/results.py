@@ -394,7 +394,7 @@ def row_of_run(folder: str, variant: str | None = None, data_dir: str | None = N
     row["options"] = changed_options(argparse.Namespace(**config["options"]))
     md5, dataset = [digest[:8] for digest in config["md5"].values()], result["dataset"]
     row |= {"md5": " ".join(md5), "data": dataset}
-    if dataset in ("shd", "ssc"):
+    if md5:  # of the files of SHD and SSC
         row["data"] = DATA_NAMES.get(md5[0], f"{dataset} (other files)")
 
     row["variant"] = variant

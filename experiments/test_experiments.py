@@ -461,22 +461,33 @@ def test_a_run_is_asked_about_speakers_and_words(results, tmp_path, monkeypatch,
     program.write_shd(tmp_path, speakers=[3, 4, 5])
     with h5py.File(tmp_path / "shd_test.h5", "a") as file:
         file["extra/keys"] = [f"word {label}".encode() for label in range(20)]
-    words = ["--hidden", "5", "--layers", "1", "--taps", "5", "--epochs", "1", "--lr", "0.1"]
-    words += ["--data-dir", str(tmp_path), "--device", "cpu", "--out", str(tmp_path / "run")]
-    train.main(words, ideas.Control)
-    net, options, idea = results.network_of(tmp_path / "run")
     test = data.load("shd", "test", tmp_path)
+    words = ["--hidden", "5", "--layers", "1", "--taps", "5", "--epochs", "1", "--lr", "0.1"]
+    words += ["--data-dir", str(tmp_path), "--device", "cpu", "--out"]
+    train.main([*words, str(tmp_path / "run")], ideas.Control)
+    ideas.main(["base", "--dataset", "shd-opened", *words, str(tmp_path / "opened")])
+    folders = [str(shutil.copytree(tmp_path / "run", tmp_path / "again")), str(tmp_path / "run")]
+
+    (tmp_path / "moved").mkdir()  # the runs no longer find the files where they had them
+    for path in tmp_path.glob("*.h5"):
+        path.rename(tmp_path / "moved" / path.name)
+    place = ["--data-dir", str(tmp_path / "moved")]
+    net, options, idea = results.network_of(folders[0])
     guess = [int(train.predict(net, test.select(np.arange(9) == s)).argmax()) for s in range(9)]
     right = np.array(guess) == test.labels.numpy()
-    row = results.row_of_run(tmp_path / "run")
-    assert (row["variant"], row["data"]) == (idea, "shd (other files)") == ("control", row["data"])
     new, known = right[[1, 2, 4, 5, 7, 8]].mean(), right[::3].mean()
-    assert (row["new_speakers"], row["known_speakers"]) == (new, known)
 
-    shutil.copytree(tmp_path / "run", tmp_path / "again")
+    columns = (FOLDER / "runs.csv").read_text().splitlines()[0]
+    (tmp_path / "runs.csv").write_text(columns + "\n")
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    results.main(["add", folders[0], str(tmp_path / "opened"), *place])
+    row, opened = results.all_rows().to_dict("records")
+    assert idea == row["variant"] == "control" and opened["variant"] == "learned"
+    assert (row["data"], opened["data"]) == ("shd (other files)", "shd-opened")
+    assert (row["new_speakers"], row["known_speakers"]) == pytest.approx((new, known))
+
     capsys.readouterr()
-    folders = [str(tmp_path / "run"), str(tmp_path / "again")]
-    results.main(["speakers", *folders, "--data-dir", str(tmp_path)])
+    results.main(["speakers", *folders, *place])
     printed = capsys.readouterr().out
     for name, share in ("new", new), ("known", known), ("4", right[1::3].mean()):
         assert f"speaker {name:<6} {100 * share:.2f}, {100 * share:.2f} %\n" in printed
@@ -484,14 +495,9 @@ def test_a_run_is_asked_about_speakers_and_words(results, tmp_path, monkeypatch,
     assert f"{len(wrong):.1f} errors per run" in printed
     for said, heard in wrong:
         assert f"   1.0  word {said} heard as word {heard}\n" in printed
-
-    ideas.main(["base", "--dataset", "shd-opened", *words[:-1], str(tmp_path / "opened")])
-    row = results.row_of_run(tmp_path / "opened")
-    assert (row["variant"], row["data"], row["options"].split()[0]) == (
-        "learned",
-        "shd-opened",
-        "--hidden",
-    )
+    for command in ("add", "speakers"):
+        with pytest.raises(SystemExit, match="needs the folder of a run"):
+            results.main([command])
 
 
 def test_each_seed_has_a_folder_with_a_run_of_that_seed(results, tmp_path, monkeypatch):
