@@ -403,19 +403,13 @@ def test_groups_may_differ_in_size_and_variance_and_two_pairs_are_too_few(result
 
 def test_a_part_is_compared_with_learned_delays_of_the_same_runs(results):
     toy = dict(data="toy", epochs=20)
-    rows = [
-        runs(ONE, epochs=30, seed=range(5, 10)),
-        runs(OTHER, epochs=30, variant="no-norm", seed=range(3, 8)),
-    ]
+    rows = [runs(ONE, epochs=30, seed=range(5, 10)), runs(OTHER[2:], epochs=30, variant="no-norm")]
     rows += [runs(ONE + ONE, **toy), runs(OTHER + OTHER, variant="no-norm", **toy)]
     line = results.parts(results.pandas.concat(rows)).set_index("part").loc["no-norm"]
     assert line["n, toy"] == "10 and 10" and line["toy"].startswith("-0.61 [")
-    # Seeds 5 to 7 of the part, OTHER[2:], against all five of learned delays.
     difference = np.mean(OTHER[2:]) - np.mean(ONE)
     assert line["n, SHD (regenerated)"] == "3 and 5" and line["s per epoch, SHD"] == 100
     assert line["SHD (regenerated)"].startswith(f"{difference:+.2f} [")
-    line = results.parts(results.pandas.concat(rows)[:-1]).set_index("part").loc["no-norm"]
-    assert line["n, toy"] == "9 and 10" and line["toy"] == "-"  # until all have run
     assert results.if_seen("-0.61 [-1.47, +0.25]") == "no difference seen, at most 1.47"
     assert results.if_seen("-") == "-"
     assert results.if_seen("+1.00 [+0.50, +1.50]") == "+1.00 [+0.50, +1.50]"
