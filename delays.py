@@ -33,7 +33,7 @@ def gaussian_kernel(weight: Tensor, delay: Tensor, sigma: float | Tensor, taps: 
 
     The division makes the taps of each synapse add up to its weight, even if the Gaussian reaches
     beyond the first or last tap.  The 1e-7 matters only for Gaussians far narrower than those of
-    training: halfway between two taps, they would give 0 / 0.
+    training: halfway between two taps, these would give 0 / 0 without it.
 
     weight: [out, in].
     delay: in steps, [out, in] or a shape that broadcasts to it: [1, in] is one delay per axon,
@@ -416,12 +416,12 @@ class LIF(torch.autograd.Function):
 
 
 def fourier_is_faster(spikes: Tensor, kernel: Tensor, tail: int) -> bool:
-    """Return whether conv_fourier has fewer multiplications per step and sample than conv_direct.
+    """Return whether conv_fourier has fewer multiplications than conv_direct.
 
-    A transform takes `period` of them for each input and, on the way back, for each output.  The
-    product of two transforms takes three for each pair of input and output at each frequency, and
-    there are about half as many frequencies as steps.  The transform of the kernel is not counted,
-    since the whole batch shares it.
+    They are counted per step of a sample.  A transform takes `period` for each input and, on the
+    way back, for each output.  The product of two transforms takes three at each frequency for each
+    pair of input and output; with about half as many frequencies as steps, that is 3/2 per step.
+    The transform of the kernel is not counted, since the whole batch shares it.
     """
     outputs, inputs, taps = kernel.shape
     period = spikes.shape[1] + max(taps - 1, tail)

@@ -126,8 +126,8 @@ def set_sigma(net: nn.Module, epoch: int, options: argparse.Namespace) -> None:
 
     It is called before each epoch, in a resumed run too.  To prune or freeze something in the
     middle of a run, assign a function of your own to train.set_sigma that calls this one first, as
-    set_sigma_and_freeze in experiments/ideas.py does.  With a validation set, an earlier epoch may
-    be reported, from before the pruning.
+    set_sigma_and_freeze in experiments/ideas.py does.  With a validation set, the best epoch may be
+    one from before the pruning.
     """
     shrinks = options.delays == "learned"  # constant-sigma: always 0.5; fixed: not used
     for layer in delayed_layers(net):
@@ -181,11 +181,12 @@ def predict(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=T
     """Return the class scores of all samples, [samples, classes], in the order of the samples.
 
     Runs the network in evaluation mode and restores its mode afterwards.  A sample's scores are
-    summed over its own steps and the tail, so they do not depend on the rest of its batch.  For
-    this, net.tail zeros follow the counts.  A layer may spike without input, since batch norm adds
-    a constant.  In a shorter sample, its padding lets the first layer do so until the readout ends.
-    The zeros allow the same in the longest sample of a batch.  The training accuracy of the log is
-    another measure: it includes the padding of the batches, as the authors' evaluation does.
+    summed over its own steps and the tail, so they do not depend on the rest of its batch.  This
+    needs net.tail zeros behind the counts.  A layer may spike without input, since batch norm adds
+    a constant.  With the zeros it can do so until the readout ends, not only in the shorter samples
+    of a batch, which have padding, but also in the longest.
+    The training accuracy of the log is another measure: it includes the padding of the batches, as
+    the authors' evaluation does.
     rounded: False uses the training kernels instead of whole steps.
     """
     was_training = net.training
