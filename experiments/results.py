@@ -6,7 +6,8 @@
     python -m experiments.results speakers RUN ... --data-dir DIR
 
 `train` passes other options on to train.py.  It skips finished runs and resumes stopped ones.
-`add` records the processor it runs on, so call it on the machine that trained the network.
+`add` records the processor it runs on, so call it on the machine that trained the network.  A test
+compares RESULTS.md with runs.csv: after `add`, replace its tables by those that `tables` prints.
 `speakers` prints accuracy by speaker and the words that are confused most, over all RUNs.
 Tables are in %: the mean ± the sample standard deviation, or the values themselves if there are
 fewer than three.
