@@ -10,7 +10,6 @@ The second writes run.png and confusions.png to RUN, also while RUN is still tra
 
 import argparse
 import os
-import re
 import sys
 
 import numpy as np
@@ -226,10 +225,8 @@ def parts_figure() -> Figure:
     axes = figure.subplots(1, 2, sharey=True)
     for axis, task in zip(axes, results.TASKS, strict=True):
         for level, difference in enumerate(parts[task]):
-            numbers = [float(number) for number in re.findall(r"[+-][\d.]+", difference)]
-            if numbers:  # there are none if it was not run
-                axis.hlines(level, *numbers[1:], color=BLUE, linewidth=1.6)
-                axis.plot(numbers[0], level, "o", color=BLUE, markersize=4.5)
+            axis.hlines(level, difference.low, difference.high, color=BLUE, linewidth=1.6)
+            axis.plot(difference.points, level, "o", color=BLUE, markersize=4.5)
         axis.axvline(0, color=GREY, linewidth=0.8)
         style(axis, task, "points of accuracy, compared with learned delays")
     axes[0].set_yticks(range(len(parts)), parts["part"])

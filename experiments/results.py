@@ -100,22 +100,36 @@ def runs_of(rows, name, epochs, side, seeds=None, speakers=("",)) -> pandas.Data
     return found if seeds is None else found[found["seed"].isin(seeds)]
 
 
-def compare(one: pandas.Series, other: pandas.Series, paired=False) -> tuple[str, float, str]:
-    """Return by how many points one is above the other with the 95 % interval, p, and both n.
+class Difference(NamedTuple):
+    """By how many points one side is above the other, with the 95 % interval."""
+
+    points: float
+    low: float
+    high: float
+    p: float  # nan: there are too few runs
+    n: str  # of either side
+
+    def __str__(self):
+        if math.isnan(self.p):
+            return "-"
+        return f"{self.points:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
+
+
+def compare(one: pandas.Series, other: pandas.Series, paired=False) -> Difference:
+    """Return how far one is above the other.  Each side needs at least three runs.
 
     one, other: accuracies, as fractions.
     paired: over the labels of the index that both have.  Otherwise the test is Welch's.
-    p is nan for fewer than three runs on either side.
     """
     if paired:
         one, other = one.align(other, join="inner")
     n = f"{len(one)} and {len(other)}"
     if min(len(one), len(other)) < 3:
-        return "-", math.nan, n
+        return Difference(math.nan, math.nan, math.nan, math.nan, n)
     one, other = 100 * one, 100 * other
     test = stats.ttest_rel(one, other) if paired else stats.ttest_ind(one, other, equal_var=False)
-    low, high = test.confidence_interval(0.95)
-    return f"{one.mean() - other.mean():+.2f} [{low:+.2f}, {high:+.2f}]", test.pvalue, n
+    interval = test.confidence_interval(0.95)
+    return Difference(one.mean() - other.mean(), *interval, test.pvalue, n)
 
 
 def holm(p: pandas.Series) -> pandas.Series:
@@ -142,11 +156,11 @@ def claims_table(rows: pandas.DataFrame, claims: list[Claim], names: str) -> pan
             for side in (claim.one, claim.other)
         ]
         one, other = [side.set_index(label)["accuracy"] for side in sides]
-        difference, p, n = compare(one, other, paired=label == "speakers")
+        found = compare(one, other, paired=label == "speakers")
         if claim.seeds and not len(one) == len(other) == len(claim.seeds) * len(claim.speakers):
-            difference, p = "-", math.nan
+            found = found._replace(p=math.nan)
         data_of = f"{claim.data}, {claim.epochs} epochs"
-        lines.append([f"{name}. {claim.text}", data_of, difference, p, n])
+        lines.append([f"{name}. {claim.text}", data_of, str(found), found.p, found.n])
     found = pandas.DataFrame(lines, columns=["claim", "data", "difference", "p", "n"])
     found["verdict"] = holm(found["p"])
     found["p"] = found["p"].map("{:.2g}".format, na_action="ignore")
@@ -216,18 +230,18 @@ def parts(rows: pandas.DataFrame) -> pandas.DataFrame:
         for task, epochs in TASKS.items():
             runs = runs_of(rows, task, epochs, (part, ""))
             base = runs_of(rows, task, epochs, LEARNED)
-            line[task], _, line[f"n, {task}"] = compare(runs["accuracy"], base["accuracy"])
+            line[task] = compare(runs["accuracy"], base["accuracy"])
+            line[f"n, {task}"] = line[task].n
         line["s per epoch, SHD"] = round(runs["seconds"].mean() / epochs) if len(runs) else "-"
         lines.append(line)
     return pandas.DataFrame(lines)
 
 
-def if_seen(difference: str) -> str:
+def if_seen(found: Difference) -> str:
     """Return a difference with its interval, or a sentence if the interval contains 0."""
-    numbers = [float(number) for number in re.findall(r"[+-][\d.]+", difference)]
-    if not numbers or numbers[1] * numbers[2] > 0:
-        return difference
-    return f"no difference seen, at most {max(abs(number) for number in numbers[1:]):.2f}"
+    if found.low <= 0 <= found.high:
+        return f"no difference seen, at most {max(-found.low, found.high):.2f}"
+    return str(found)
 
 
 def controls(rows: pandas.DataFrame) -> pandas.DataFrame:
@@ -236,11 +250,11 @@ def controls(rows: pandas.DataFrame) -> pandas.DataFrame:
     for name, epochs in ((SHD, 30), ("toy", 20)):
         for one, other in ((LEARNED, CONTROL), (LEARNED, STILL), (FIXED, CONTROL)):
             sides = [runs_of(rows, name, epochs, side) for side in (one, other)]
-            found, _, n = compare(*[side["accuracy"] for side in sides])
+            found = compare(*[side["accuracy"] for side in sides])
             # Fixed delays are at whole steps in either case.
-            soft, _, _ = compare(*[side["unrounded"].fillna(side["accuracy"]) for side in sides])
+            soft = compare(*[side["unrounded"].fillna(side["accuracy"]) for side in sides])
             words = f"{one[0]} over {' '.join(other).strip()}"
-            lines.append([words, name, found, soft, n])
+            lines.append([words, name, str(found), str(soft), found.n])
     heads = ["difference", "data", "rounded", "with training kernels", "n"]
     return pandas.DataFrame(lines, columns=heads)
 
@@ -248,21 +262,21 @@ def controls(rows: pandas.DataFrame) -> pandas.DataFrame:
 def answers(rows: pandas.DataFrame) -> pandas.DataFrame:
     """Return the differences at the head of RESULTS.md that no other table has."""
     first, second = rows[rows["list"] == 1], rows[rows["list"] == 2]
-    lines = []
+    found = {}
     for side in (LEARNED, HALF, FIXED, SLOW):
         long, short = [runs_of(first, SHD, epochs, side)["accuracy"] for epochs in (150, 30)]
-        lines.append([f"150 epochs over 30: {' '.join(side).strip()}", *compare(long, short)])
+        found[f"150 epochs over 30: {' '.join(side).strip()}"] = compare(long, short)
     sides = {"SHD": runs_of(first, SHD, 150, LEARNED), "toy": runs_of(first, "toy", 20, LEARNED)}
     sides["toy, EPYC"] = runs_of(second, "toy", 20, LEARNED)
     sides["ten inputs"] = runs_of(second, SHD, 60, TEN_LEARNED)
     for name, runs in sides.items():
-        rounding = compare(runs["accuracy"], runs["unrounded"], paired=True)
-        lines.append([f"rounding, {name}", *rounding])
+        found[f"rounding, {name}"] = compare(runs["accuracy"], runs["unrounded"], paired=True)
     for other in (CONTROL, FIXED):
         for what in ("new_speakers", "known_speakers"):
             one, two = [runs_of(second, SHD, 30, side)[what] for side in (LEARNED, other)]
-            lines.append([f"learned over {other[0]}, {what}", *compare(one, two)])
-    return pandas.DataFrame(lines, columns=["answer", "difference", "p", "n"]).drop(columns="p")
+            found[f"learned over {other[0]}, {what}"] = compare(one, two)
+    lines = [[name, str(difference), difference.n] for name, difference in found.items()]
+    return pandas.DataFrame(lines, columns=["answer", "difference", "n"])
 
 
 def all_tables() -> dict[str, str]:
