@@ -44,6 +44,7 @@ SLOW = ("none", "--tau 400.0 --tau-readout 10.05")  # the best of three on held-
 CONSTANT, STILL = ("constant-sigma", ""), ("learned", "--delay-lr 0.0")
 # About as many parameters as FIXED has, on SHD and on the toy task.
 HALF, SMALL = ("learned", "--hidden 165"), ("learned", "--hidden 21")
+WIDE = ("fixed", "--hidden 76")  # as many parameters as LEARNED on the toy task
 PAIRS = ["1,8", "2,10", "3,6", "0,9", "7,11"]  # speakers of SHD that are held out together
 
 
@@ -268,9 +269,12 @@ def answers(rows: pandas.DataFrame) -> pandas.DataFrame:
         found[f"150 epochs over 30: {' '.join(side).strip()}"] = compare(long, short)
     sides = {"SHD": runs_of(first, SHD, 150, LEARNED), "toy": runs_of(first, "toy", 20, LEARNED)}
     sides["toy, EPYC"] = runs_of(second, "toy", 20, LEARNED)
+    sides["toy, --hidden 21"] = runs_of(first, "toy", 20, SMALL)
     sides["ten inputs"] = runs_of(second, SHD, 60, TEN_LEARNED)
     for name, runs in sides.items():
         found[f"rounding, {name}"] = compare(runs["accuracy"], runs["unrounded"], paired=True)
+    wide = [runs_of(first, "toy", 20, side)["accuracy"] for side in (LEARNED, WIDE)]
+    found["learned over fixed, toy, 1,520 parameters"] = compare(*wide)
     for other in (CONTROL, FIXED):
         for what in ("new_speakers", "known_speakers"):
             one, two = [runs_of(second, SHD, 30, side)[what] for side in (LEARNED, other)]
