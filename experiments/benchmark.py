@@ -30,14 +30,15 @@ class Peer(nn.Module):
     [B, T, 140] counts -> [B, T + tail, 20] potentials of the readout, as in DelaySNN.
     """
 
-    rates = ()  # is not timed
+    rates = ()  # train.train_epoch logs those of DelaySNN
 
     def __init__(self, hidden=256, taps=25, tau=1.005, dropout=0.4):
         from DCLS.construct.modules import Dcls1d
         from spikingjelly.activation_based import layer, neuron, surrogate
 
         super().__init__()
-        self.taps, self.tail = taps, 3 * (taps // 2)
+        self.taps = taps
+        self.tail = 3 * (taps // 2)
         self.conv = nn.ModuleList(
             Dcls1d(before, after, 1, dilated_kernel_size=taps, bias=False, version="gauss")
             for before, after in pairwise([data.INPUTS, hidden, hidden, 20])

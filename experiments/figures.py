@@ -93,11 +93,8 @@ def learning_gif(path: str) -> None:
     sides = []
     for axis, (name, sigmas) in zip(figure.subplots(1, 2), settings.items(), strict=True):
         sides.append((axis, name, sigmas, *by_hand(sigmas)))
-    shown = [
-        *range(30),
-        *range(30, 60, 2),
-        *range(60, 200, 10),
-    ]  # most of the movement is at the start
+    # Most of the movement is at the start.
+    shown = [*range(30), *range(30, 60, 2), *range(60, 200, 10)]
 
     writer = PillowWriter(fps=8)
     with writer.saving(figure, path, dpi=100):

@@ -408,7 +408,8 @@ def row_of_run(folder: str, variant: str | None = None, data_dir: str | None = N
     if result["delays"] not in ("fixed", "none"):  # those are whole steps in any case
         row["unrounded"] = result["unrounded_accuracy"]
     row["options"] = changed_options(argparse.Namespace(**config["options"]))
-    md5, dataset = [digest[:8] for digest in config["md5"].values()], result["dataset"]
+    dataset = result["dataset"]
+    md5 = [digest[:8] for digest in config["md5"].values()]
     row |= {"md5": " ".join(md5), "data": dataset}
     if md5:  # of the files of SHD and SSC
         row["data"] = DATA_NAMES.get(md5[0], f"{dataset} (other files)")
