@@ -405,7 +405,7 @@ def test_a_part_is_compared_with_learned_delays_of_the_same_runs(results):
     toy = dict(data="toy", epochs=20)
     rows = [runs(ONE, epochs=30, seed=range(5, 10)), runs(OTHER[2:], epochs=30, variant="no-norm")]
     rows += [runs(ONE + ONE, **toy), runs(OTHER + OTHER, variant="no-norm", **toy)]
-    line = results.parts(results.pandas.concat(rows)).set_index("part").loc["no-norm"]
+    line = results.parts(results.pandas.concat(rows)).set_index("idea").loc["no-norm"]
     assert line["n, toy"] == "10 and 10" and str(line["toy"]).startswith("-0.61 [")
     difference = np.mean(OTHER[2:]) - np.mean(ONE)
     assert line["n, SHD (regenerated)"] == "3 and 5" and line["s per epoch, SHD"] == 100
