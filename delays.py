@@ -169,8 +169,8 @@ def leaky_integrator(current: Tensor, tau) -> Tensor:
     The powers are computed in float64, since the relative error of a power grows with the exponent.
     """
     t = torch.arange(current.shape[1], dtype=torch.float64, device=current.device)
-    # t - u, [T, T]: a row for each t, a column for each u.  tril removes the powers of u > t.  The
-    # clamp keeps these finite: otherwise the gradient of a learned tau would be 0 * inf = nan.
+    # t - u, [T, T]: a row for each t, a column for each u.  tril drops the powers of u > t.  They
+    # have to be finite all the same: the gradient of a learned tau would be 0 * inf = nan.
     elapsed = (t[:, None] - t).clamp(min=0)
     memory = (decay_of(tau) ** elapsed).tril()
     return memory.to(current.dtype) @ current
@@ -419,10 +419,11 @@ class LIF(torch.autograd.Function):
 def fourier_is_faster(spikes: Tensor, kernel: Tensor, tail: int) -> bool:
     """Return whether conv_fourier has fewer multiplications than conv_direct.
 
-    They are counted per step of a sample.  A transform takes `period` for each input and, on the
-    way back, for each output.  The product of two transforms takes three at each frequency for each
-    pair of input and output; with about half as many frequencies as steps, that is 3/2 per step.
-    The transform of the kernel is not counted, since the whole batch shares it.
+    They are counted per step of a sample.  A transform is a product with a matrix.  It takes
+    `period` multiplications for each input and, on the way back, for each output.  The product of
+    two transforms takes three at each frequency for each pair of input and output; with about half
+    as many frequencies as steps, that is 3/2 per step.  The transform of the kernel is not counted,
+    since the whole batch shares it.
     """
     outputs, inputs, taps = kernel.shape
     period = spikes.shape[1] + max(taps - 1, tail)
@@ -438,8 +439,8 @@ def conv_fourier(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
     """
     steps, taps = spikes.shape[1], kernel.shape[2]
     # A product of transforms is a circular convolution: what arrives after the period wraps around
-    # to step 0.  The last spike arrives in step steps + taps - 2, so the period has to be longer
-    # than that, and at least as long as the output.
+    # to step 0.  A spike in the last step, steps - 1, can arrive taps - 1 steps later.  The period
+    # has to be longer than that, and at least as long as the output.
     period = steps + max(taps - 1, tail)
     f = torch.arange(period // 2 + 1, device=spikes.device)  # F frequencies
     t = torch.arange(period, device=spikes.device)
@@ -450,11 +451,11 @@ def conv_fourier(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
     # The signals are real, so Y[period - f] is the conjugate of Y[f].  It is not computed: Y[f]
     # counts twice instead in the sum over frequencies.  Only 0 and period / 2 have no such twin.
     twice = (f > 0) & (2 * f < period)
-    # K is scaled instead of Y = X K, because it is smaller.
+    # K is scaled instead of Y = X K, because it has fewer entries.
     scale = (1 + twice.int()).to(spikes) / period  # [F]
 
     x = (basis[:, :steps] @ spikes).transpose(0, 1)  # [B, 2 F, in], then [2 F, B, in]
-    weighted = basis[:, :taps] * scale.repeat(2)[:, None]  # [2 F, taps]
+    weighted = basis[:, :taps] * scale.repeat(2)[:, None]  # cosines and sines, [2 F, taps]
     k = weighted @ kernel.transpose(1, 2)  # [out, 2 F, in]
     k = k.permute(1, 2, 0)  # [2 F, in, out]
 

@@ -24,8 +24,8 @@ from delays import DelayedLinear, DelaySNN, class_scores, shrinking_sigma
 
 # The paper's settings for SHD and SSC, and those of the toy task.  What a row of DEFAULTS lacks is
 # taken from RATES and the row of SHD.  tau is in ms here and in steps in delays.py.  With SHD's
-# tau, a membrane forgets almost at once.  The authors found this better than no membrane, which is
-# a tau of one step.
+# tau, 1.005 steps, a membrane forgets almost at once.  The authors found this better than a tau of
+# one step, which is no membrane.
 RATES = dict(lr=5e-3, delay_lr=0.1, weight_decay=1e-5)
 DEFAULTS = {
     "shd": dict(hidden=256, layers=2, taps=25, tau=10.05, dropout=0.4, batch_size=256, epochs=150),
@@ -140,9 +140,9 @@ def set_sigma(net: nn.Module, epoch: int, options: argparse.Namespace) -> None:
 def cross_entropy(net, counts: Tensor, membrane: Tensor, labels: Tensor) -> Tensor:
     """Return the loss of a batch, a number: the cross-entropy of its class scores.
 
-    All steps count, including padding, as in the authors' training.  Without it, accuracy on SHD
-    was 0.61 points lower after 30 epochs, which may be chance, and no difference was seen after
-    150 (RESULTS.md).
+    All steps count, including padding, as in the authors' training.  Without padding, accuracy
+    on SHD was 0.61 points lower after 30 epochs, which may be chance, and no difference was seen
+    after 150 (RESULTS.md).
     counts: [B, T, inputs], for a loss of your own.  Zeros follow the shorter samples.
     membrane: net(counts), [B, T + net.tail, classes].  labels: [B].
     """
@@ -245,7 +245,7 @@ def train(options: argparse.Namespace, net=None, loss=None, augment=None, on_epo
     rows = []  # of the log
     if not options.resume:
         start(net, sets, options)
-    elif os.path.exists(os.path.join(options.out, "last.pt")):  # otherwise it begins again
+    elif os.path.exists(os.path.join(options.out, "last.pt")):  # or else it begins again
         saved = load_checkpoint(options.out, "last.pt", net, names)
         optimizer.load_state_dict(saved["adam"])
         rows = saved["rows"]
