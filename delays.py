@@ -195,7 +195,8 @@ def class_scores(membrane: Tensor, steps: Tensor | None = None) -> Tensor:
     Summing a softmax of each step is from Bittar and Garner (2022).  Training takes the
     cross-entropy of the sums, which applies a second softmax: the authors' choice.  With
     -log(score / steps) as the loss, accuracy falls by 3 points on SHD and by 9 on the toy task
-    (experiments/RESULTS.md).
+    (experiments/RESULTS.md).  That loss wants the right class in all steps, while the second
+    softmax is content if the class leads by a few.  Whether this is the reason is not known.
     """
     probability = membrane.softmax(2)
     if steps is not None:
