@@ -86,8 +86,8 @@ def toy(split: str, data_dir: str = "", *, noise: float = 0.02) -> Spikes:
     Each class is an order in which eight inputs fire, each in a burst of four steps.  This pattern
     of 32 steps starts anywhere in a sample of 80 steps.  Noise has the same form: in each step,
     each input starts such a burst with probability `noise`.  A single step says almost nothing
-    about the class, and the number of spikes says nothing.  A membrane that leaks slowly retains
-    something of the order too (experiments/RESULTS.md says how much).
+    about the class, and the number of spikes says nothing.  Without delays, a membrane that leaks
+    slowly retains something of the order (experiments/RESULTS.md says how much).
     """
     inputs, burst, steps = 8, 4, 80
     samples, seed = {"train": (2000, 1), "test": (1000, 2)}[split]
@@ -105,7 +105,7 @@ def toy(split: str, data_dir: str = "", *, noise: float = 0.02) -> Spikes:
     # The three indices broadcast: [samples, 1], and twice [samples, places].
     begins[sample, onset + burst * place, orders[labels]] = True
     counts = begins.astype(np.uint8)
-    for later in range(1, burst):
+    for later in range(1, burst):  # a burst lasts `burst` steps
         counts[:, later:] |= begins[:, :-later]
     return join(list(counts), labels)
 
@@ -171,7 +171,8 @@ def count_spikes(step: np.ndarray, channel: np.ndarray, inputs: int) -> np.ndarr
     return counts.astype(np.uint8).reshape(steps, inputs)
 
 
-# What gzip, zipfile and h5py raise for a broken file, and read_h5 for one with invalid contents.
+# What gzip, zipfile and h5py raise for a broken file.  read_h5 raises a UserError for invalid
+# contents, to which the path is added.
 BROKEN = (OSError, EOFError, KeyError, RuntimeError, UserError, zipfile.BadZipFile, zlib.error)
 
 

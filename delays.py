@@ -32,8 +32,8 @@ def gaussian_kernel(weight: Tensor, delay: Tensor, sigma: float | Tensor, taps: 
         g[d] = exp(-((d - delay[o,i]) / sigma)^2 / 2)
 
     The division makes the taps of each synapse add up to its weight, even if the Gaussian reaches
-    beyond the first or last tap.  The 1e-7 matters only for Gaussians far narrower than those of
-    training: halfway between two taps, these would give 0 / 0 without it.
+    beyond the first or last tap.  The 1e-7 prevents 0 / 0 where a Gaussian far narrower
+    than those of training lies halfway between two taps.
 
     weight: [out, in].
     delay: in steps, [out, in] or a shape that broadcasts to it: [1, in] is one delay per axon,
@@ -169,8 +169,8 @@ def leaky_integrator(current: Tensor, tau) -> Tensor:
     The powers are computed in float64, since the relative error of a power grows with the exponent.
     """
     t = torch.arange(current.shape[1], dtype=torch.float64, device=current.device)
-    # t - u, [T, T]: a row for each t, a column for each u.  tril drops the powers of u > t.  They
-    # have to be finite all the same: the gradient of a learned tau would be 0 * inf = nan.
+    # t - u, [T, T]: a row for each t, a column for each u.  tril drops the powers of u > t.  The
+    # clamp keeps them from being infinite, as the gradient of a learned tau would be nan.
     elapsed = (t[:, None] - t).clamp(min=0)
     memory = (decay_of(tau) ** elapsed).tril()
     return memory.to(current.dtype) @ current
@@ -194,9 +194,9 @@ def class_scores(membrane: Tensor, steps: Tensor | None = None) -> Tensor:
         includes all.
     Summing a softmax of each step is from Bittar and Garner (2022).  Training takes the
     cross-entropy of the sums, which applies a second softmax: the authors' choice.  With
-    -log(score / steps) as the loss, accuracy falls by 3 points on SHD and by 9 on the toy task
-    (experiments/RESULTS.md).  That loss wants the right class in all steps, while the second
-    softmax is content if the class leads by a few.  Whether this is the reason is not known.
+    minus the log of the mean probability as the loss, accuracy falls by 3 points on SHD and by 9 on
+    the toy task (experiments/RESULTS.md).  That loss wants the right class in all steps, while the
+    second softmax is content if the class leads by a few.  Whether this is the reason is not known.
     """
     probability = membrane.softmax(2)
     if steps is not None:
@@ -213,15 +213,14 @@ class DelayedLinear(nn.Module):
 
     taps: delays are 0..taps-1 steps.  The output is taps // 2 steps longer than the input, so that
         late spikes arrive.  Those that would arrive after its end are lost.  The length is the
-        authors' choice.  Without a tail, accuracy falls by 10 points on SHD and by 7 on the toy
-        task, but zeros after the input can take its place (experiments/RESULTS.md).
+        authors' choice.  Without a tail, accuracy falls by 7 points on the toy task, and by 10 on
+        SHD unless evaluation adds zeros to each sample (experiments/RESULTS.md).
     count: the number of synapses from each input to each neuron, each with a weight and a delay of
         its own.
     learn_delays: False rounds the random delays to whole steps and does not train them.
     connections: how many inputs each neuron has.  Which ones is drawn at random.  0 connects all.
-    delay_per: "synapse"; "axon" for one delay per input (with a count above 1, per copy of it); or
-        "dendrite" for one per neuron, which all of its synapses share.  Another word raises a
-        ValueError.
+    delay_per: "synapse"; "axon" for one delay per input; or "dendrite" for one per neuron, which
+        all of its synapses share.  Another word raises a ValueError.
 
     .weight: [out, count * in]: all inputs, then all inputs again, and so on.
     .delay: in steps.  [out, count * in], [1, count * in] per axon or [out, 1] per dendrite.  A
@@ -441,8 +440,8 @@ def conv_fourier(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
     """
     steps, taps = spikes.shape[1], kernel.shape[2]
     # A product of transforms is a circular convolution: what arrives after the period wraps around
-    # to step 0.  A spike in the last step, steps - 1, can arrive taps - 1 steps later.  The period
-    # has to be longer than that, and at least as long as the output.
+    # to step 0.  The last step's spikes can arrive taps - 1 steps later, so the period is at least
+    # steps + taps - 1, and at least as long as the output, steps + tail.
     period = steps + max(taps - 1, tail)
     f = torch.arange(period // 2 + 1, device=spikes.device)  # F frequencies
     t = torch.arange(period, device=spikes.device)
@@ -450,10 +449,10 @@ def conv_fourier(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
     parts = torch.outer(f, t) % period
     angle = parts.double() * (2 * math.pi / period)
     basis = torch.cat([angle.cos(), -angle.sin()]).to(spikes)  # exp(-i angle), [2 F, period]
-    # The signals are real, so Y[period - f] is the conjugate of Y[f].  It is not computed: Y[f]
-    # counts twice instead in the sum over frequencies.  Only 0 and period / 2 have no such twin.
+    # The signals are real, so Y[period - f] is the conjugate of Y[f].  It is left out, and Y[f]
+    # counts twice in the sum over frequencies.  Only 0 and period / 2 have no such twin.
     twice = (f > 0) & (2 * f < period)
-    # K is scaled instead of Y = X K, because it has fewer entries.
+    # These factors go into K, which has fewer entries than Y.
     scale = (1 + twice.int()).to(spikes) / period  # [F]
 
     x = (basis[:, :steps] @ spikes).transpose(0, 1)  # [B, 2 F, in], then [2 F, B, in]

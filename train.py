@@ -91,9 +91,9 @@ def one_cycle(epoch: int, epochs: int, peak: float) -> tuple[float, float]:
     """Return the learning rate and Adam's beta1 of an epoch, counted from 0.
 
     The rate rises along half a cosine from peak / 25 to the peak, at 30 % of the epochs, and falls
-    along half a cosine to peak / 25e4.  beta1 goes from 0.95 to 0.85 and back.  For runs of at
-    least four epochs, these are the values of torch's OneCycleLR.  The schedule is a function of
-    the epoch, so it has no state to save.
+    along half a cosine to peak / 25e4.  beta1 goes from 0.95 to 0.85 and back.  These are the
+    values of torch's OneCycleLR, except that runs of up to three epochs begin at the peak.  The
+    schedule is a function of the epoch, so it has no state to save.
     """
     # top: the epoch of the peak, counted from 0.  nearness: 1 there and 0 at both ends.
     top = max(0.3 * epochs - 1, 0)
@@ -126,8 +126,7 @@ def set_sigma(net: nn.Module, epoch: int, options: argparse.Namespace) -> None:
 
     It is called before each epoch, in a resumed run too.  To prune or freeze something in the
     middle of a run, assign a function of your own to train.set_sigma that calls this one first, as
-    set_sigma_and_freeze in experiments/ideas.py does.  With a validation set, the best epoch may be
-    one from before the pruning.
+    set_sigma_and_freeze in experiments/ideas.py does.
     """
     shrinks = options.delays == "learned"  # constant-sigma: always 0.5; fixed: not used
     for layer in delayed_layers(net):
@@ -142,7 +141,7 @@ def cross_entropy(net, counts: Tensor, membrane: Tensor, labels: Tensor) -> Tens
 
     All steps count, including padding, as in the authors' training.  Without padding, accuracy
     on SHD was 0.61 points lower after 30 epochs, which may be chance, and no difference was seen
-    after 150 (RESULTS.md).
+    after 150 (experiments/RESULTS.md).
     counts: [B, T, inputs], for a loss of your own.  Zeros follow the shorter samples.
     membrane: net(counts), [B, T + net.tail, classes].  labels: [B].
     """
@@ -182,10 +181,9 @@ def predict(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=T
     """Return the class scores of all samples, [samples, classes], in the order of the samples.
 
     Runs the network in evaluation mode and restores its mode afterwards.  A sample's scores are
-    summed over its own steps and the tail, so they do not depend on the rest of its batch.  This
-    needs net.tail zeros behind the counts.  A layer may spike without input, since batch norm adds
-    a constant.  With the zeros it can do so until the readout ends, not only in the shorter samples
-    of a batch, which have padding, but also in the longest.
+    summed over its own steps and the tail, so they do not depend on the rest of its batch.  A layer
+    may spike without input, since batch norm adds a constant.  Padding gives shorter samples steps
+    in which to do so.  net.tail zeros behind the counts give them to the longest sample as well.
     The training accuracy of the log is another measure: it includes the padding of the batches, as
     the authors' evaluation does.
     rounded: False uses the training kernels instead of whole steps.
@@ -238,14 +236,14 @@ def train(options: argparse.Namespace, net=None, loss=None, augment=None, on_epo
     net = (build(options) if net is None else net).to(options.device)
     loss = loss or cross_entropy
     optimizer = make_optimizer(net, options)
-    # Copy the initial delays now: resuming overwrites them.
+    # Copy the initial delays, which depend on the seed alone: resuming overwrites them.
     first_delays = [layer.positions().detach().clone() for layer in delayed_layers(net)]
     names = {"network": type(net).__name__, "loss": name_of(loss), "augment": name_of(augment)}
 
     rows = []  # of the log
     if not options.resume:
         start(net, sets, options)
-    elif os.path.exists(os.path.join(options.out, "last.pt")):  # or else it begins again
+    elif os.path.exists(os.path.join(options.out, "last.pt")):  # else: no epoch has ended
         saved = load_checkpoint(options.out, "last.pt", net, names)
         optimizer.load_state_dict(saved["adam"])
         rows = saved["rows"]
