@@ -171,8 +171,8 @@ def count_spikes(step: np.ndarray, channel: np.ndarray, inputs: int) -> np.ndarr
     return counts.astype(np.uint8).reshape(steps, inputs)
 
 
-# What gzip, zipfile and h5py raise for a broken file.  read_h5 raises a UserError for invalid
-# contents, to which the path is added.
+# What gzip, zipfile and h5py raise for a broken file.  UserError, which read_h5 raises for
+# invalid contents, is among them to get the path into its message.
 BROKEN = (OSError, EOFError, KeyError, RuntimeError, UserError, zipfile.BadZipFile, zlib.error)
 
 

@@ -32,8 +32,8 @@ def gaussian_kernel(weight: Tensor, delay: Tensor, sigma: float | Tensor, taps: 
         g[d] = exp(-((d - delay[o,i]) / sigma)^2 / 2)
 
     The division makes the taps of each synapse add up to its weight, even if the Gaussian reaches
-    beyond the first or last tap.  The 1e-7 prevents 0 / 0 where a Gaussian far narrower
-    than those of training lies halfway between two taps.
+    beyond the first or last tap.  The 1e-7 prevents 0 / 0 if all g[d] underflow, at a
+    sigma far below those of training.
 
     weight: [out, in].
     delay: in steps, [out, in] or a shape that broadcasts to it: [1, in] is one delay per axon,
@@ -169,8 +169,8 @@ def leaky_integrator(current: Tensor, tau) -> Tensor:
     The powers are computed in float64, since the relative error of a power grows with the exponent.
     """
     t = torch.arange(current.shape[1], dtype=torch.float64, device=current.device)
-    # t - u, [T, T]: a row for each t, a column for each u.  tril drops the powers of u > t.  The
-    # clamp keeps them from being infinite, as the gradient of a learned tau would be nan.
+    # t - u, [T, T]: a row for each t, a column for each u.  tril drops the powers of u > t.  If
+    # clamp did not make them finite, the gradient of a learned tau would be nan.
     elapsed = (t[:, None] - t).clamp(min=0)
     memory = (decay_of(tau) ** elapsed).tril()
     return memory.to(current.dtype) @ current
@@ -196,7 +196,7 @@ def class_scores(membrane: Tensor, steps: Tensor | None = None) -> Tensor:
     cross-entropy of the sums, which applies a second softmax: the authors' choice.  With
     minus the log of the mean probability as the loss, accuracy falls by 3 points on SHD and by 9 on
     the toy task (experiments/RESULTS.md).  That loss wants the right class in all steps, while the
-    second softmax is content if the class leads by a few.  Whether this is the reason is not known.
+    second softmax is content if the class leads by a few steps.  Whether this is why is not known.
     """
     probability = membrane.softmax(2)
     if steps is not None:
@@ -213,8 +213,8 @@ class DelayedLinear(nn.Module):
 
     taps: delays are 0..taps-1 steps.  The output is taps // 2 steps longer than the input, so that
         late spikes arrive.  Those that would arrive after its end are lost.  The length is the
-        authors' choice.  Without a tail, accuracy falls by 7 points on the toy task, and by 10 on
-        SHD unless evaluation adds zeros to each sample (experiments/RESULTS.md).
+        authors' choice.  Without a tail, accuracy falls by 7 points on the toy task and by 10 on
+        SHD, where zeros added to each sample in evaluation undo this (experiments/RESULTS.md).
     count: the number of synapses from each input to each neuron, each with a weight and a delay of
         its own.
     learn_delays: False rounds the random delays to whole steps and does not train them.
@@ -420,11 +420,11 @@ class LIF(torch.autograd.Function):
 def fourier_is_faster(spikes: Tensor, kernel: Tensor, tail: int) -> bool:
     """Return whether conv_fourier has fewer multiplications than conv_direct.
 
-    They are counted per step of a sample.  A transform is a product with a matrix.  It takes
-    `period` multiplications for each input and, on the way back, for each output.  The product of
-    two transforms takes three at each frequency for each pair of input and output; with about half
-    as many frequencies as steps, that is 3/2 per step.  The transform of the kernel is not counted,
-    since the whole batch shares it.
+    They are counted per step of a sample.  The matrix of a transform has about `period` rows, so it
+    takes `period` multiplications for each input and, on the way back, for each output.  The
+    product of two transforms takes three at each frequency for each pair of input and output; with
+    about half as many frequencies as steps, that is 3/2 per step.  The transform of the kernel is
+    not counted, since the whole batch shares it.
     """
     outputs, inputs, taps = kernel.shape
     period = spikes.shape[1] + max(taps - 1, tail)
@@ -449,8 +449,8 @@ def conv_fourier(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
     parts = torch.outer(f, t) % period
     angle = parts.double() * (2 * math.pi / period)
     basis = torch.cat([angle.cos(), -angle.sin()]).to(spikes)  # exp(-i angle), [2 F, period]
-    # The signals are real, so Y[period - f] is the conjugate of Y[f].  It is left out, and Y[f]
-    # counts twice in the sum over frequencies.  Only 0 and period / 2 have no such twin.
+    # The signals are real, so Y[period - f] is the conjugate of Y[f].  Y[period - f] is
+    # left out, and Y[f] counted twice.  Only the frequencies 0 and period / 2 have no such twin.
     twice = (f > 0) & (2 * f < period)
     # These factors go into K, which has fewer entries than Y.
     scale = (1 + twice.int()).to(spikes) / period  # [F]

@@ -91,7 +91,7 @@ def one_cycle(epoch: int, epochs: int, peak: float) -> tuple[float, float]:
     """Return the learning rate and Adam's beta1 of an epoch, counted from 0.
 
     The rate rises along half a cosine from peak / 25 to the peak, at 30 % of the epochs, and falls
-    along half a cosine to peak / 25e4.  beta1 goes from 0.95 to 0.85 and back.  These are the
+    along half a cosine to peak / 250,000.  beta1 goes from 0.95 to 0.85 and back.  These are the
     values of torch's OneCycleLR, except that runs of up to three epochs begin at the peak.  The
     schedule is a function of the epoch, so it has no state to save.
     """
@@ -125,8 +125,8 @@ def set_sigma(net: nn.Module, epoch: int, options: argparse.Namespace) -> None:
     """Set each layer's width of the Gaussian for an epoch, counted from 0.
 
     It is called before each epoch, in a resumed run too.  To prune or freeze something in the
-    middle of a run, assign a function of your own to train.set_sigma that calls this one first, as
-    set_sigma_and_freeze in experiments/ideas.py does.
+    middle of a run, assign to train.set_sigma a function of your own that calls the original first,
+    as set_sigma_and_freeze in experiments/ideas.py does.
     """
     shrinks = options.delays == "learned"  # constant-sigma: always 0.5; fixed: not used
     for layer in delayed_layers(net):
@@ -182,8 +182,8 @@ def predict(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=T
 
     Runs the network in evaluation mode and restores its mode afterwards.  A sample's scores are
     summed over its own steps and the tail, so they do not depend on the rest of its batch.  A layer
-    may spike without input, since batch norm adds a constant.  Padding gives shorter samples steps
-    in which to do so.  net.tail zeros behind the counts give them to the longest sample as well.
+    may spike after the input has ended, since batch norm adds a constant.  So zeros follow each
+    sample, the longest included: net.tail steps of them.
     The training accuracy of the log is another measure: it includes the padding of the batches, as
     the authors' evaluation does.
     rounded: False uses the training kernels instead of whole steps.
@@ -194,7 +194,8 @@ def predict(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=T
         layer.train(not rounded)  # the layer's mode decides which kernel it uses
     order, scores = [], []
     for indices, longest in data.batches(spikes, batch_size, shuffle=False):
-        # The layers add their own tails behind these zeros.  class_scores leaves those steps out.
+        # The layers add their own tails: the membrane has longest + 2 * net.tail steps.  Scores
+        # leave out what comes after a sample's own steps and one tail.
         membrane = net(data.padded(spikes, indices, longest + net.tail))
         scores.append(class_scores(membrane, spikes.steps[indices] + net.tail))
         order.append(indices)
@@ -208,7 +209,7 @@ def evaluate(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=
     If your samples have no classes, put a function of your own in its place (train.evaluate = mine)
     that runs the network itself, since predict returns class scores.  Labels still have to be whole
     numbers from 0, below the data set's `classes`, and the training accuracy then means nothing.
-    With a validation set, the epoch with the highest value is reported.
+    With a validation set, the reported epoch is the one with the highest value of this function.
     """
     guess = predict(net, spikes, batch_size, rounded).argmax(1)
     return (guess == spikes.labels).sum().item() / len(spikes.labels)
@@ -243,10 +244,12 @@ def train(options: argparse.Namespace, net=None, loss=None, augment=None, on_epo
     rows = []  # of the log
     if not options.resume:
         start(net, sets, options)
-    elif os.path.exists(os.path.join(options.out, "last.pt")):  # else: no epoch has ended
+    elif os.path.exists(os.path.join(options.out, "last.pt")):
         saved = load_checkpoint(options.out, "last.pt", net, names)
         optimizer.load_state_dict(saved["adam"])
         rows = saved["rows"]
+    # A run that was stopped before last.pt existed begins again, in the same folder.
+
     # With a validation set, the test set is not evaluated until the last epoch has ended.
     monitored = "valid" if "valid" in sets else "test"
 
