@@ -150,7 +150,8 @@ def bin_sample(times: np.ndarray, units: np.ndarray, name: str = "the sample") -
             f"{name} has {len(times)} times, {len(units)} units: expected equal numbers"
         )
     ms = times.astype(np.float32) * 1000  # a product in float16 would move late spikes
-    ms -= ms.min(initial=np.inf)  # without spikes, ms is empty, and min needs an initial value
+    # Without spikes, ms is empty, and min and max need an initial value.
+    ms -= ms.min(initial=np.inf)
     longest = ms.max(initial=0)
     if not longest <= 10_000:  # published samples last up to 1.4 s; nan fails too
         found = f"{name} lasts {longest / 1000:.0f} s"
@@ -171,8 +172,7 @@ def count_spikes(step: np.ndarray, channel: np.ndarray, inputs: int) -> np.ndarr
     return counts.astype(np.uint8).reshape(steps, inputs)
 
 
-# What gzip, zipfile and h5py raise for a broken file.  UserError, which read_h5 raises for
-# invalid contents, is among them to get the path into its message.
+# What gzip, zipfile and h5py raise for a broken file, and the UserError that read_h5 raises.
 BROKEN = (OSError, EOFError, KeyError, RuntimeError, UserError, zipfile.BadZipFile, zlib.error)
 
 

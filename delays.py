@@ -169,8 +169,8 @@ def leaky_integrator(current: Tensor, tau) -> Tensor:
     The powers are computed in float64, since the relative error of a power grows with the exponent.
     """
     t = torch.arange(current.shape[1], dtype=torch.float64, device=current.device)
-    # t - u, [T, T]: a row for each t, a column for each u.  tril drops the powers of u > t.  If
-    # clamp did not make them finite, the gradient of a learned tau would be nan.
+    # t - u, [T, T]: a row for each t, a column for each u.  The powers of u > t could be
+    # infinite.  tril drops them, but for a learned tau their gradient would be nan: so the clamp.
     elapsed = (t[:, None] - t).clamp(min=0)
     memory = (decay_of(tau) ** elapsed).tril()
     return memory.to(current.dtype) @ current
@@ -193,10 +193,9 @@ def class_scores(membrane: Tensor, steps: Tensor | None = None) -> Tensor:
     steps: [B], how many steps of each sample to include: its own and the network's tail.  None
         includes all.
     Summing a softmax of each step is from Bittar and Garner (2022).  Training takes the
-    cross-entropy of the sums, which applies a second softmax: the authors' choice.  With
-    minus the log of the mean probability as the loss, accuracy falls by 3 points on SHD and by 9 on
-    the toy task (experiments/RESULTS.md).  That loss wants the right class in all steps, while the
-    second softmax is content if the class leads by a few steps.  Whether this is why is not known.
+    cross-entropy of the sums, which applies a second softmax: the authors' choice.  With minus the
+    log of the right class's mean probability as the loss, accuracy falls by 3 points on SHD and by
+    9 on the toy task (experiments/RESULTS.md).  We do not know why.
     """
     probability = membrane.softmax(2)
     if steps is not None:
@@ -213,8 +212,7 @@ class DelayedLinear(nn.Module):
 
     taps: delays are 0..taps-1 steps.  The output is taps // 2 steps longer than the input, so that
         late spikes arrive.  Those that would arrive after its end are lost.  The length is the
-        authors' choice.  Without a tail, accuracy falls by 7 points on the toy task and by 10 on
-        SHD, where zeros added to each sample in evaluation undo this (experiments/RESULTS.md).
+        authors' choice.  experiments/RESULTS.md says what the longer output is worth.
     count: the number of synapses from each input to each neuron, each with a weight and a delay of
         its own.
     learn_delays: False rounds the random delays to whole steps and does not train them.
@@ -422,11 +420,10 @@ class LIF(torch.autograd.Function):
 def fourier_is_faster(spikes: Tensor, kernel: Tensor, tail: int) -> bool:
     """Return whether conv_fourier has fewer multiplications than conv_direct.
 
-    They are counted per step of a sample.  The matrix of a transform has about `period` rows, so it
-    takes `period` multiplications for each input and, on the way back, for each output.  The
-    product of two transforms takes three at each frequency for each pair of input and output; with
-    about half as many frequencies as steps, that is 3/2 per step.  The transform of the kernel is
-    not counted, since the whole batch shares it.
+    They are counted per step of a sample: in the transform, `period` for each input; in the
+    product, 3/2 for each pair of input and output, since it takes three at each frequency, and
+    there are about half as many frequencies as steps; in the transform back, `period` for each
+    output.  The transform of the kernel is not counted, since the whole batch shares it.
     """
     outputs, inputs, taps = kernel.shape
     period = spikes.shape[1] + max(taps - 1, tail)

@@ -182,8 +182,8 @@ def predict(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=T
 
     Runs the network in evaluation mode and restores its mode afterwards.  A sample's scores are
     summed over its own steps and the tail, so they do not depend on the rest of its batch.  A layer
-    may spike after the input has ended, since batch norm adds a constant.  So zeros follow each
-    sample, the longest included: net.tail steps of them.
+    may spike after the input has ended, since batch norm adds a constant.  In a batch, shorter
+    samples have padding in which this happens.  net.tail zeros are added for the longest.
     The training accuracy of the log is another measure: it includes the padding of the batches, as
     the authors' evaluation does.
     rounded: False uses the training kernels instead of whole steps.
@@ -248,8 +248,6 @@ def train(options: argparse.Namespace, net=None, loss=None, augment=None, on_epo
         saved = load_checkpoint(options.out, "last.pt", net, names)
         optimizer.load_state_dict(saved["adam"])
         rows = saved["rows"]
-    # A run that was stopped before last.pt existed begins again, in the same folder.
-
     # With a validation set, the test set is not evaluated until the last epoch has ended.
     monitored = "valid" if "valid" in sets else "test"
 
