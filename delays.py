@@ -194,8 +194,8 @@ def class_scores(membrane: Tensor, steps: Tensor | None = None) -> Tensor:
         includes all.
     Summing a softmax of each step is from Bittar and Garner (2022).  Training takes the
     cross-entropy of the sums, which applies a second softmax: the authors' choice.  With minus the
-    log of the right class's mean probability as the loss, accuracy falls by 3 points on SHD and by
-    9 on the toy task (experiments/RESULTS.md).  We do not know why.
+    log of the right class's mean probability as the loss, accuracy on the toy task falls by 9
+    points (experiments/RESULTS.md).  We do not know why.
     """
     probability = membrane.softmax(2)
     if steps is not None:
@@ -314,8 +314,7 @@ class DelaySNN(nn.Module):
     taps: delays are 0..taps-1 steps.
     tau, tau_readout: time constants of the hidden neurons and of the readout, in steps.  If
         tau_readout is None, it is the same as tau.
-    dropout: fraction of the neurons that are silenced in training.  SHD loses 1 point if they are
-        drawn anew in each step (experiments/RESULTS.md).
+    dropout: fraction of the neurons that are silenced in training.
     options: count, learn_delays, connections and delay_per of DelayedLinear.
     taps=1, learn_delays=False gives the network without delays.
 

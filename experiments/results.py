@@ -185,9 +185,6 @@ PARTS = {
     "no-norm": "no batch norm",
 }
 TASKS = {"toy": 20, SHD: 30}  # with their epochs
-# What RESULTS.md keeps of an earlier program, which left padding out of training.
-EARLIER = [(150, *LEARNED), (30, *LEARNED), (30, *CONSTANT)]
-EARLIER += [(30, "none", "--tau 100.0 --tau-readout 10.05")]
 
 
 def all_rows() -> pandas.DataFrame:
@@ -301,8 +298,6 @@ def all_tables() -> dict[str, str]:
     shd_or_other = current["data"].str.lower().str.startswith("shd")
     on_shd = current[shd_or_other & (current["variant"] != "authors")]
     sparse = on_shd["options"].str.contains("--connections")
-    earlier = rows.query("speakers == '' and padding == 'no' and data == @SHD")
-    keys = earlier[["epochs", "variant", "options"]].apply(tuple, axis=1)
     held_out = rows.query("speakers != '' and epochs == 30")
     held_out = held_out.query("padding == 'yes' or (variant == 'learned' and options == '')")
 
@@ -322,7 +317,6 @@ def all_tables() -> dict[str, str]:
         "toy": table(current[~again].query("data == 'toy'"), [*shd[:2], *shd[3:5], "n"]),
         "parts": worth,
         "held-out": table(held_out, ["variant", "padding", *PAIRS, "mean", "n"]),
-        "earlier": table(earlier[keys.isin(EARLIER)], shd),
         "authors": table(current.query("variant == 'authors'"), shd),
     }
     for name, frame in tables.items():
