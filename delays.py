@@ -169,8 +169,8 @@ def leaky_integrator(current: Tensor, tau) -> Tensor:
     The powers are computed in float64, since the relative error of a power grows with the exponent.
     """
     t = torch.arange(current.shape[1], dtype=torch.float64, device=current.device)
-    # t - u, [T, T]: a row for each t, a column for each u.  The powers of u > t could be
-    # infinite.  tril drops them, but for a learned tau their gradient would be nan: so the clamp.
+    # t - u, [T, T]: a row for each t, a column for each u.  For u > t, the power could be
+    # infinite.  tril drops it, but the gradient of a learned tau would be 0 * inf: so the clamp.
     elapsed = (t[:, None] - t).clamp(min=0)
     memory = (decay_of(tau) ** elapsed).tril()
     return memory.to(current.dtype) @ current
@@ -450,7 +450,7 @@ def conv_fourier(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
     # The signals are real, so Y[period - f] is the conjugate of Y[f].  Y[period - f] is
     # left out, and Y[f] counted twice.  Only the frequencies 0 and period / 2 have no such twin.
     twice = (f > 0) & (2 * f < period)
-    # These factors go into K, which has fewer entries than Y.
+    # These factors go into the basis of K, which is small.
     scale = (1 + twice.int()).to(spikes) / period  # [F]
 
     x = (basis[:, :steps] @ spikes).transpose(0, 1)  # [B, 2 F, in], then [2 F, B, in]

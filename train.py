@@ -183,7 +183,8 @@ def predict(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=T
     Runs the network in evaluation mode and restores its mode afterwards.  A sample's scores are
     summed over its own steps and the tail, so they do not depend on the rest of its batch.  A layer
     may spike after the input has ended, since batch norm adds a constant.  In a batch, shorter
-    samples have padding in which this happens.  net.tail zeros are added for the longest.
+    samples have padding in which this happens.  So that it can happen in the longest sample too,
+    net.tail zeros follow it.
     The training accuracy of the log is another measure: it includes the padding of the batches, as
     the authors' evaluation does.
     rounded: False uses the training kernels instead of whole steps.
