@@ -169,8 +169,9 @@ def leaky_integrator(current: Tensor, tau) -> Tensor:
     The powers are computed in float64, since the relative error of a power grows with the exponent.
     """
     t = torch.arange(current.shape[1], dtype=torch.float64, device=current.device)
-    # t - u, [T, T]: a row for each t, a column for each u.  For u > t, the power could be
-    # infinite.  tril drops it, but the gradient of a learned tau would be 0 * inf: so the clamp.
+    # t - u, [T, T]: a row for each t, a column for each u.  For u > t the exponent is
+    # negative, and the power may be inf.  tril makes it 0, but its gradient would be 0 * inf = nan,
+    # so the exponent is clamped first.
     elapsed = (t[:, None] - t).clamp(min=0)
     memory = (decay_of(tau) ** elapsed).tril()
     return memory.to(current.dtype) @ current
@@ -190,7 +191,7 @@ def class_scores(membrane: Tensor, steps: Tensor | None = None) -> Tensor:
     """Return the score of each class, [B, classes]: softmax over classes, summed over time.
 
     membrane: potentials of the readout, [B, T, classes].
-    steps: [B], how many steps of each sample to include: its own and the network's tail.  None
+    steps: [B], how many steps of each sample to include: its own plus net.tail.  None
         includes all.
     Summing a softmax of each step is from Bittar and Garner (2022).  Training takes the
     cross-entropy of the sums, which applies a second softmax: the authors' choice.  With minus the
@@ -419,10 +420,11 @@ class LIF(torch.autograd.Function):
 def fourier_is_faster(spikes: Tensor, kernel: Tensor, tail: int) -> bool:
     """Return whether conv_fourier has fewer multiplications than conv_direct.
 
-    They are counted per step of a sample: in the transform, `period` for each input; in the
-    product, 3/2 for each pair of input and output, since it takes three at each frequency, and
-    there are about half as many frequencies as steps; in the transform back, `period` for each
-    output.  The transform of the kernel is not counted, since the whole batch shares it.
+    For each step of a sample it has
+        `period` for each input, in the transform of the spikes,
+        3/2 for each pair of input and output: three at each of about steps / 2 frequencies,
+        `period` for each output, in the transform back.
+    The transform of the kernel is not counted, since the whole batch shares it.
     """
     outputs, inputs, taps = kernel.shape
     period = spikes.shape[1] + max(taps - 1, tail)
@@ -433,8 +435,8 @@ def fourier_is_faster(spikes: Tensor, kernel: Tensor, tail: int) -> bool:
 def conv_fourier(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
     """Compute delay_conv by the convolution theorem: Y[f] = X[f] K[f] at each frequency f.
 
-    At SHD's sizes this takes about a seventh of the multiplications of conv_direct.  The transforms
-    are products with a matrix of cosines and sines: at these lengths torch.fft takes longer.
+    In SHD's training batches this takes about a seventh of the multiplications of conv_direct.  The
+    transforms are products with a matrix of cosines and sines: torch.fft takes longer there.
     """
     steps, taps = spikes.shape[1], kernel.shape[2]
     # A product of transforms is a circular convolution: what arrives after the period wraps around
@@ -450,8 +452,7 @@ def conv_fourier(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
     # The signals are real, so Y[period - f] is the conjugate of Y[f].  Y[period - f] is
     # left out, and Y[f] counted twice.  Only the frequencies 0 and period / 2 have no such twin.
     twice = (f > 0) & (2 * f < period)
-    # These factors go into the basis of K, which is small.
-    scale = (1 + twice.int()).to(spikes) / period  # [F]
+    scale = (1 + twice.int()).to(spikes) / period  # [F], for the basis of K, which is small
 
     x = (basis[:, :steps] @ spikes).transpose(0, 1)  # [B, 2 F, in], then [2 F, B, in]
     weighted = basis[:, :taps] * scale.repeat(2)[:, None]  # cosines and sines, [2 F, taps]

@@ -95,7 +95,8 @@ def one_cycle(epoch: int, epochs: int, peak: float) -> tuple[float, float]:
     values of torch's OneCycleLR, except that runs of up to three epochs begin at the peak.  The
     schedule is a function of the epoch, so it has no state to save.
     """
-    # top: the epoch of the peak, counted from 0.  nearness: 1 there and 0 at both ends.
+    # top: the epoch of the peak, counted from 0.  low: the rate at this side's end.  nearness: 1 at
+    # the peak and 0 at both ends.
     top = max(0.3 * epochs - 1, 0)
     if epoch < top:
         low, nearness = peak / 25, epoch / top
@@ -181,10 +182,9 @@ def predict(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=T
     """Return the class scores of all samples, [samples, classes], in the order of the samples.
 
     Runs the network in evaluation mode and restores its mode afterwards.  A sample's scores are
-    summed over its own steps and the tail, so they do not depend on the rest of its batch.  A layer
-    may spike after the input has ended, since batch norm adds a constant.  In a batch, shorter
-    samples have padding in which this happens.  So that it can happen in the longest sample too,
-    net.tail zeros follow it.
+    summed over its own steps and the tail, so they do not depend on the rest of its batch.  Batch
+    norm adds a constant, so layers may spike on zeros.  In a batch, zeros follow shorter samples but
+    not the longest.  So net.tail zeros are added, and every sample is treated alike.
     The training accuracy of the log is another measure: it includes the padding of the batches, as
     the authors' evaluation does.
     rounded: False uses the training kernels instead of whole steps.
