@@ -183,8 +183,9 @@ def predict(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=T
 
     Runs the network in evaluation mode and restores its mode afterwards.  A sample's scores are
     summed over its own steps and the tail, so they do not depend on the rest of its batch.  Batch
-    norm adds a constant, so layers may spike on zeros.  In a batch, zeros follow shorter samples but
-    not the longest.  So net.tail zeros are added, and every sample is treated alike.
+    norm adds a constant, so a layer may spike after its input has ended.  After a shorter sample,
+    the first layer can do so throughout the padding; after the longest one, only in its own tail.
+    To treat all samples alike, net.tail zeros follow the longest.
     The training accuracy of the log is another measure: it includes the padding of the batches, as
     the authors' evaluation does.
     rounded: False uses the training kernels instead of whole steps.
