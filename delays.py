@@ -32,8 +32,8 @@ def gaussian_kernel(weight: Tensor, delay: Tensor, sigma: float | Tensor, taps: 
         g[d] = exp(-((d - delay[o,i]) / sigma)^2 / 2)
 
     The division makes the taps of each synapse add up to its weight, even if the Gaussian reaches
-    beyond the first or last tap.  The 1e-7 prevents 0 / 0 if all g[d] underflow, at a
-    sigma far below those of training.
+    beyond the first or last tap.  The 1e-7 prevents 0 / 0 if all g[d] underflow, at a sigma far
+    below those of training.
 
     weight: [out, in].
     delay: in steps, [out, in] or a shape that broadcasts to it: [1, in] is one delay per axon,
@@ -73,8 +73,10 @@ def shrinking_sigma(epoch: int, epochs: int, taps: int, offset=0.27, narrow=0.23
     A wide Gaussian lets a delay learn from spikes far from it; a narrow one loses less when the
     delay is rounded.  Where only delays are trained, the wide start does best: eleven of twelve
     small networks learned their task with it, five with a constant 1.0 and none with a constant
-    0.5 (experiments/tour.ipynb).  In networks that train weights too, it mattered less.  The offset
-    is what DCLS adds to every width.  taps // 2, 0.5 and a quarter are the authors' choice.
+    0.5 (experiments/tour.ipynb).  In networks that train weights too, a constant 0.5 cost 1.3
+    points on SHD after 30 epochs, and nothing that we could see on the toy task
+    (experiments/RESULTS.md).  The offset is what DCLS adds to every width.  taps // 2, 0.5 and a
+    quarter are the authors' choice.
     """
     quarter = epochs // 4
     wide = max(taps // 2, narrow)  # taps // 2 is 0 for a single tap: then sigma is always 0.5
@@ -169,9 +171,9 @@ def leaky_integrator(current: Tensor, tau) -> Tensor:
     The powers are computed in float64, since the relative error of a power grows with the exponent.
     """
     t = torch.arange(current.shape[1], dtype=torch.float64, device=current.device)
-    # t - u, [T, T]: a row for each t, a column for each u.  For u > t the exponent is
-    # negative, and the power may be inf.  tril makes it 0, but its gradient would be 0 * inf = nan,
-    # so the exponent is clamped first.
+    # t - u, [T, T]: a row for each t, a column for each u.  For u > t the exponent is negative, and
+    # the power may be inf.  tril makes it 0, but the gradient of a learned tau would be
+    # 0 * inf = nan, so the exponent is clamped first.
     elapsed = (t[:, None] - t).clamp(min=0)
     memory = (decay_of(tau) ** elapsed).tril()
     return memory.to(current.dtype) @ current
@@ -191,7 +193,7 @@ def class_scores(membrane: Tensor, steps: Tensor | None = None) -> Tensor:
     """Return the score of each class, [B, classes]: softmax over classes, summed over time.
 
     membrane: potentials of the readout, [B, T, classes].
-    steps: [B], how many steps of each sample to include: its own plus net.tail.  None
+    steps: [B], how many steps of each sample to include: its own plus the network's tail.  None
         includes all.
     Summing a softmax of each step is from Bittar and Garner (2022).  Training takes the
     cross-entropy of the sums, which applies a second softmax: the authors' choice.  With minus the
@@ -310,8 +312,9 @@ class DelaySNN(nn.Module):
 
     hidden: the sizes of the hidden layers.  Each is a delayed sum, batch norm over batch and time,
         LIF neurons, and dropout that silences a neuron for the whole of a sample.  The readout is a
-        delayed sum into leaky integrators.  Batch norm is as in the paper.  Without it, no
-        difference was seen on SHD, and the toy task gains 2 points (experiments/RESULTS.md).
+        delayed sum into leaky integrators.  Batch norm brings the sums to the scale of the
+        threshold, whatever the scale of the weights.  Without it, no difference was seen on SHD,
+        and the toy task gained 2 points (experiments/RESULTS.md).
     taps: delays are 0..taps-1 steps.
     tau, tau_readout: time constants of the hidden neurons and of the readout, in steps.  If
         tau_readout is None, it is the same as tau.
@@ -420,7 +423,7 @@ class LIF(torch.autograd.Function):
 def fourier_is_faster(spikes: Tensor, kernel: Tensor, tail: int) -> bool:
     """Return whether conv_fourier has fewer multiplications than conv_direct.
 
-    For each step of a sample it has
+    For each step of a sample, conv_fourier has
         `period` for each input, in the transform of the spikes,
         3/2 for each pair of input and output: three at each of about steps / 2 frequencies,
         `period` for each output, in the transform back.
@@ -449,10 +452,10 @@ def conv_fourier(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
     parts = torch.outer(f, t) % period
     angle = parts.double() * (2 * math.pi / period)
     basis = torch.cat([angle.cos(), -angle.sin()]).to(spikes)  # exp(-i angle), [2 F, period]
-    # The signals are real, so Y[period - f] is the conjugate of Y[f].  Y[period - f] is
-    # left out, and Y[f] counted twice.  Only the frequencies 0 and period / 2 have no such twin.
+    # The signals are real, so Y[period - f] is the conjugate of Y[f].  Y[period - f] is left out,
+    # and Y[f] counted twice.  Only the frequencies 0 and period / 2 have no such twin.
     twice = (f > 0) & (2 * f < period)
-    scale = (1 + twice.int()).to(spikes) / period  # [F], for the basis of K, which is small
+    scale = (1 + twice.int()).to(spikes) / period  # [F], goes into the basis of K, which is small
 
     x = (basis[:, :steps] @ spikes).transpose(0, 1)  # [B, 2 F, in], then [2 F, B, in]
     weighted = basis[:, :taps] * scale.repeat(2)[:, None]  # cosines and sines, [2 F, taps]

@@ -127,7 +127,8 @@ def set_sigma(net: nn.Module, epoch: int, options: argparse.Namespace) -> None:
 
     It is called before each epoch, in a resumed run too.  To prune or freeze something in the
     middle of a run, assign to train.set_sigma a function of your own that calls the original first,
-    as set_sigma_and_freeze in experiments/ideas.py does.
+    as set_sigma_and_freeze in experiments/ideas.py does.  With a validation set, the reported epoch
+    may be one from before that.
     """
     shrinks = options.delays == "learned"  # constant-sigma: always 0.5; fixed: not used
     for layer in delayed_layers(net):
@@ -246,6 +247,7 @@ def train(options: argparse.Namespace, net=None, loss=None, augment=None, on_epo
     rows = []  # of the log
     if not options.resume:
         start(net, sets, options)
+    # Without last.pt, the run was stopped in its first epoch, and begins again.
     elif os.path.exists(os.path.join(options.out, "last.pt")):
         saved = load_checkpoint(options.out, "last.pt", net, names)
         optimizer.load_state_dict(saved["adam"])

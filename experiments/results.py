@@ -172,7 +172,6 @@ def claims_table(rows: pandas.DataFrame, claims: list[Claim], names: str) -> pan
 
 # What the runs of a line have in common, besides their processor if seeds would repeat otherwise.
 COMMON = ["data", "epochs", "padding", "variant", "options", "change"]
-ACCURACIES = ["accuracy", "unrounded"]
 SHARES = {"last epoch": "accuracy", "unrounded": "unrounded", "best on test": "best_on_test"}
 PARTS = {
     "no-tail": "no tail",
