@@ -196,9 +196,9 @@ def class_scores(membrane: Tensor, steps: Tensor | None = None) -> Tensor:
     steps: [B], how many steps of each sample to include: its own plus the network's tail.  None
         includes all.
     Summing a softmax of each step is from Bittar and Garner (2022).  Training takes the
-    cross-entropy of the sums, which applies a second softmax: the authors' choice.  With minus the
-    log of the right class's mean probability as the loss, accuracy on the toy task falls by 9
-    points (experiments/RESULTS.md).  We do not know why.
+    cross-entropy of the sums, which applies a second softmax: the authors' choice.  Without it (the
+    loss is then minus the log of the right class's mean probability), accuracy on the toy task
+    falls by 9 points (experiments/RESULTS.md).  We do not know why.
     """
     probability = membrane.softmax(2)
     if steps is not None:
@@ -313,8 +313,9 @@ class DelaySNN(nn.Module):
     hidden: the sizes of the hidden layers.  Each is a delayed sum, batch norm over batch and time,
         LIF neurons, and dropout that silences a neuron for the whole of a sample.  The readout is a
         delayed sum into leaky integrators.  Batch norm brings the sums to the scale of the
-        threshold, whatever the scale of the weights.  Without it, no difference was seen on SHD,
-        and the toy task gained 2 points (experiments/RESULTS.md).
+        threshold, whatever the scale of the weights.  It is here because the paper has it: without
+        it, no difference was seen on SHD, and the toy task gained 2 points (see
+        experiments/RESULTS.md).
     taps: delays are 0..taps-1 steps.
     tau, tau_readout: time constants of the hidden neurons and of the readout, in steps.  If
         tau_readout is None, it is the same as tau.
@@ -425,7 +426,8 @@ def fourier_is_faster(spikes: Tensor, kernel: Tensor, tail: int) -> bool:
 
     For each step of a sample, conv_fourier has
         `period` for each input, in the transform of the spikes,
-        3/2 for each pair of input and output: three at each of about steps / 2 frequencies,
+        3/2 for each pair of input and output: three at each frequency, of which there are about
+            half as many as steps,
         `period` for each output, in the transform back.
     The transform of the kernel is not counted, since the whole batch shares it.
     """

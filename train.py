@@ -128,7 +128,7 @@ def set_sigma(net: nn.Module, epoch: int, options: argparse.Namespace) -> None:
     It is called before each epoch, in a resumed run too.  To prune or freeze something in the
     middle of a run, assign to train.set_sigma a function of your own that calls the original first,
     as set_sigma_and_freeze in experiments/ideas.py does.  With a validation set, the reported epoch
-    may be one from before that.
+    may be one from before the change.
     """
     shrinks = options.delays == "learned"  # constant-sigma: always 0.5; fixed: not used
     for layer in delayed_layers(net):
