@@ -126,8 +126,8 @@ def spike(x: Tensor, alpha: float = 5.0) -> Tensor:
         slope(x) = (alpha/2) / (1 + ((pi/2) alpha x)^2)
 
     x: membrane potential minus threshold, of any shape.
-    alpha: steepness of the smooth step.  5 is the authors' choice.  On the toy task, no difference
-        was seen with 2 or 20 (experiments/RESULTS.md).
+    alpha: steepness of the smooth step.  5 is the authors' choice.  With 2 or 20, no difference was
+        seen, neither on SHD nor on the toy task (experiments/RESULTS.md).
     """
     smooth = torch.arctan(math.pi / 2 * alpha * x) / math.pi
     return (x >= 0).to(x.dtype) + (smooth - smooth.detach())  # the bracket is 0, its slope is not

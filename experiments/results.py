@@ -280,6 +280,9 @@ def answers(rows: pandas.DataFrame) -> pandas.DataFrame:
     for what in ("new_speakers", "known_speakers"):
         one, other = [runs_of(second, SHD, 30, side)[what] for side in (LEARNED, CONTROL)]
         found[f"learned over control, {what}"] = compare(one, other)
+    for idea in ("axonal", "dendritic", "whole-steps"):
+        one, other = [runs_of(second, SHD, 30, side)["accuracy"] for side in ((idea, ""), LEARNED)]
+        found[f"{idea} over learned"] = compare(one, other)
     lines = [[name, str(difference), difference.n] for name, difference in found.items()]
     return pandas.DataFrame(lines, columns=["answer", "difference", "n"])
 
