@@ -172,7 +172,7 @@ def count_spikes(step: np.ndarray, channel: np.ndarray, inputs: int) -> np.ndarr
     return counts.astype(np.uint8).reshape(steps, inputs)
 
 
-# What gzip, zipfile, h5py and read_h5 raise for a broken file.  read_published adds its name.
+# What gzip, zipfile, h5py and read_h5 raise for a broken file.  read_published adds the path.
 BROKEN = (OSError, EOFError, KeyError, RuntimeError, UserError, zipfile.BadZipFile, zlib.error)
 
 

@@ -95,8 +95,8 @@ def one_cycle(epoch: int, epochs: int, peak: float) -> tuple[float, float]:
     values of torch's OneCycleLR, except that runs of up to three epochs begin at the peak.  The
     schedule is a function of the epoch, so it has no state to save.
     """
-    # top: the epoch of the peak, counted from 0.  low: the rate at this side's end.  nearness: 1 at
-    # the peak and 0 at both ends.
+    # top: the epoch of the peak, counted from 0.  low: the rate at the first or the last epoch,
+    # whichever is on this side of the peak.  nearness: 1 at the peak and 0 in those epochs.
     top = max(0.3 * epochs - 1, 0)
     if epoch < top:
         low, nearness = peak / 25, epoch / top

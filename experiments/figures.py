@@ -225,6 +225,7 @@ def parts_figure() -> Figure:
             axis.hlines(level, difference.low, difference.high, color=BLUE, linewidth=1.6)
             axis.plot(difference.points, level, "o", color=BLUE, markersize=4.5)
         axis.axvline(0, color=GREY, linewidth=0.8)
+        axis.locator_params("x", nbins=6)
         style(axis, task, "points, compared with the unchanged method")
     axes[0].set_yticks(range(len(parts)), parts["part"])
     axes[0].invert_yaxis()
