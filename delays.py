@@ -74,9 +74,9 @@ def shrinking_sigma(epoch: int, epochs: int, taps: int, offset=0.27, narrow=0.23
     delay is rounded.  Where only delays are trained, the wide start does best: eleven of twelve
     small networks learned their task with it, five with a constant 1.0 and none with a constant
     0.5 (experiments/tour.ipynb).  In networks that train weights too, a constant 0.5 cost 1.3
-    points on SHD after 30 epochs, and nothing that we could see on the toy task
-    (experiments/RESULTS.md).  The offset is what DCLS adds to every width.  taps // 2, 0.5 and a
-    quarter are the authors' choice.
+    points on SHD after 30 epochs, and nothing that we could see on the toy task, or on SHD without
+    padding in training (experiments/RESULTS.md).  The offset is what DCLS adds to every width.
+    taps // 2, 0.5 and a quarter are the authors' choice.
     """
     quarter = epochs // 4
     wide = max(taps // 2, narrow)  # taps // 2 is 0 for a single tap: then sigma is always 0.5
@@ -127,7 +127,7 @@ def spike(x: Tensor, alpha: float = 5.0) -> Tensor:
 
     x: membrane potential minus threshold, of any shape.
     alpha: steepness of the smooth step.  5 is the authors' choice.  With 2 or 20, no difference was
-        seen, neither on SHD nor on the toy task (experiments/RESULTS.md).
+        seen on SHD (n = 3) or on the toy task (n = 10, see experiments/RESULTS.md).
     """
     smooth = torch.arctan(math.pi / 2 * alpha * x) / math.pi
     return (x >= 0).to(x.dtype) + (smooth - smooth.detach())  # the bracket is 0, its slope is not
@@ -197,8 +197,9 @@ def class_scores(membrane: Tensor, steps: Tensor | None = None) -> Tensor:
         includes all.
     Summing a softmax of each step is from Bittar and Garner (2022).  Training takes the
     cross-entropy of the sums, which applies a second softmax: the authors' choice.  Without it (the
-    loss is then minus the log of the right class's mean probability), accuracy on the toy task
-    falls by 9 points (experiments/RESULTS.md).  We do not know why.
+    loss is then minus the log of the right class's mean probability), accuracy falls by 9
+    points on the toy task, and by 3 on SHD (n = 3, see experiments/RESULTS.md).  We do not know
+    why.
     """
     probability = membrane.softmax(2)
     if steps is not None:
@@ -314,7 +315,7 @@ class DelaySNN(nn.Module):
         LIF neurons, and dropout that silences a neuron for the whole of a sample.  The readout is a
         delayed sum into leaky integrators.  Batch norm brings the sums to the scale of the
         threshold, whatever the scale of the weights.  It is here because the paper has it: without
-        it, no difference was seen on SHD, and the toy task gained 2 points (see
+        it, no difference was seen on SHD (n = 3), and the toy task gained 2 points (see
         experiments/RESULTS.md).
     taps: delays are 0..taps-1 steps.
     tau, tau_readout: time constants of the hidden neurons and of the readout, in steps.  If
