@@ -198,8 +198,8 @@ def class_scores(membrane: Tensor, steps: Tensor | None = None) -> Tensor:
     Summing a softmax of each step is from Bittar and Garner (2022).  Training takes the
     cross-entropy of the sums, which applies a second softmax: the authors' choice.  Without it (the
     loss is then minus the log of the right class's mean probability), accuracy falls by 9
-    points on the toy task, and by 3 on SHD (n = 3, see experiments/RESULTS.md).  We do not know
-    why.
+    points on the toy task (n = 10) and, less surely, by 3 on SHD (n = 3, see
+    experiments/RESULTS.md).  We do not know why.
     """
     probability = membrane.softmax(2)
     if steps is not None:
