@@ -142,8 +142,8 @@ def cross_entropy(net, counts: Tensor, membrane: Tensor, labels: Tensor) -> Tens
     """Return the loss of a batch, a number: the cross-entropy of its class scores.
 
     All steps count, including padding, as in the authors' training.  Without padding, accuracy
-    on SHD was 0.61 points lower after 30 epochs, which may be chance or not, depending on the test,
-    and no difference was seen after 150 (experiments/RESULTS.md).
+    on SHD was 0.61 points lower after 30 epochs (perhaps by chance), and no difference was seen
+    after 150 (experiments/RESULTS.md).
     counts: [B, T, inputs], for a loss of your own.  Zeros follow the shorter samples.
     membrane: net(counts), [B, T + net.tail, classes].  labels: [B].
     """
