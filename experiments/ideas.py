@@ -49,8 +49,8 @@ class Axonal(DelaySNN):
     """Fewer delays, one per axon: is a delay per synapse worth its price?
 
     "Sparse Axonal and Dendritic Delays Enable Competitive SNNs for Keyword Classification"
-    (Bouhadjar, Neftci, 2026, arXiv 2602.09746) asks this about the same method.  Here, accuracy on SHD
-    (regenerated) falls by 2.7 points after 30 epochs (n = 3, see RESULTS.md).  Unlike in that
+    (Bouhadjar, Neftci, 2026, arXiv 2602.09746) asks this about the same method.  Here, accuracy on
+    SHD (regenerated) falls by 2.7 points after 30 epochs (n = 3, see RESULTS.md).  Unlike in that
     paper, delays are not pruned, and a step takes as long as with one delay per synapse.
     """
 
