@@ -281,8 +281,9 @@ def answers(rows: pandas.DataFrame) -> pandas.DataFrame:
         one, other = [runs_of(second, SHD, 30, side)[what] for side in (LEARNED, CONTROL)]
         found[f"learned over control, {what}"] = compare(one, other)
     for idea in ("axonal", "dendritic", "whole-steps"):
-        one, other = [runs_of(second, SHD, 30, side)["accuracy"] for side in ((idea, ""), LEARNED)]
-        found[f"{idea} over learned"] = compare(one, other)
+        for task, epochs in TASKS.items():
+            one, other = [runs_of(second, task, epochs, side) for side in ((idea, ""), LEARNED)]
+            found[f"{idea} over learned, {task}"] = compare(one["accuracy"], other["accuracy"])
     lines = [[name, str(difference), difference.n] for name, difference in found.items()]
     return pandas.DataFrame(lines, columns=["answer", "difference", "n"])
 
