@@ -71,12 +71,10 @@ def shrinking_sigma(epoch: int, epochs: int, taps: int, offset=0.27, narrow=0.23
     `narrow`, and stays there.  With 25 taps, sigma goes from 12.27 to 0.5 = offset + narrow.
 
     A wide Gaussian lets a delay learn from spikes far from it; a narrow one loses less when the
-    delay is rounded.  Where only delays are trained, the wide start does best: eleven of twelve
-    small networks learned their task with it, five with a constant 1.0 and none with a constant
-    0.5 (experiments/tour.ipynb).  In networks that train weights too, a constant 0.5 cost 1.3
-    points on SHD after 30 epochs, and nothing that we could see on the toy task, or on SHD without
-    padding in training (experiments/RESULTS.md).  The offset is what DCLS adds to every width.
-    taps // 2, 0.5 and a quarter are the authors' choice.
+    delay is rounded.  Where only delays are trained, more networks fail without the wide start
+    (experiments/tour.ipynb).  In networks that train weights too, it matters less
+    (experiments/RESULTS.md).  The offset is what DCLS adds to every width.  taps // 2, 0.5 and a
+    quarter are the authors' choice.
     """
     quarter = epochs // 4
     wide = max(taps // 2, narrow)  # taps // 2 is 0 for a single tap: then sigma is always 0.5

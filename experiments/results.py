@@ -265,7 +265,7 @@ def controls(rows: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def answers(rows: pandas.DataFrame) -> pandas.DataFrame:
-    """Return the differences at the head of RESULTS.md that no other table has."""
+    """Return the differences in the sentences of RESULTS.md that no other table has."""
     first, second = rows[rows["list"] == 1], rows[rows["list"] == 2]
     found = {}
     for side in (LEARNED, HALF, FIXED, SLOW):
