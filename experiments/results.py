@@ -339,7 +339,9 @@ def hidden_spikes(net: DelaySNN, spikes: data.Spikes) -> float:
     for layer in net.layers[1:]:
         layer.register_forward_pre_hook(lambda _, inputs: counted.append(inputs[0].sum().item()))
     for steps in spikes.steps.unique():  # samples of one length have no padding
-        for _, counts in data.batches(spikes.select((spikes.steps == steps).numpy()), 256, shuffle=False):
+        for _, counts in data.batches(
+            spikes.select((spikes.steps == steps).numpy()), 256, shuffle=False
+        ):
             net(counts)
     return sum(counted) / net.count / len(spikes.labels)  # a layer sees its inputs `count` times
 
