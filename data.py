@@ -1,9 +1,8 @@
 """Spike data: SHD and SSC, a toy task, and your own events.
 
 SHD and SSC (Cramer et al. 2022) are recordings of spoken words that a model of the cochlea turned
-into spikes on 700 channels.  The samples of a split lie one after another in one tensor of counts.
-The samples, the toy task and the batches come first, then reading files, your own events and the
-table of data sets.  Fetching files comes last.
+into spikes on 700 channels.  The samples, the toy task and the batches come first, then reading
+files, your own events and the table of data sets.  Fetching files comes last.
 """
 
 import gzip
@@ -14,8 +13,7 @@ import shutil
 import sys
 import tempfile
 import zipfile
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 from urllib.request import urlopen
@@ -24,6 +22,7 @@ import h5py
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 
 class UserError(ValueError):
@@ -31,31 +30,211 @@ class UserError(ValueError):
 
 
 class Spikes(NamedTuple):
-    """The samples of a split, one after another.
+    """The samples of a split.
 
-    counts: uint8 [rows, inputs], the number of spikes of each input in each step.  A row is one
-        step of a sample.
-    steps: int64 [samples], the number of rows of each sample.
+    counts: for each sample, uint8 [steps, inputs], the number of spikes of each input in each step.
     labels: int64 [samples], classes from 0.
     speakers: NumPy array [samples] of the numbers or names in the file, always on the CPU.
     """
 
-    counts: Tensor
-    steps: Tensor
+    counts: list[Tensor]
     labels: Tensor
     speakers: np.ndarray
 
+    @property
+    def steps(self) -> Tensor:
+        """The number of steps of each sample, int64 [samples]."""
+        return torch.tensor([len(sample) for sample in self.counts])
+
     def to(self, device) -> "Spikes":
-        steps, labels = self.steps.to(device), self.labels.to(device)
-        return Spikes(self.counts.to(device), steps, labels, self.speakers)
+        counts = [sample.to(device) for sample in self.counts]
+        return Spikes(counts, self.labels.to(device), self.speakers)
 
     def select(self, which: np.ndarray) -> "Spikes":
         """Return the samples for which `which`, a bool array [samples], is True."""
-        chosen = torch.from_numpy(which).to(self.steps.device)
-        rows = chosen.repeat_interleave(self.steps)  # bool, for each row of counts
-        return Spikes(
-            self.counts[rows], self.steps[chosen], self.labels[chosen], self.speakers[which]
-        )
+        counts = [self.counts[i] for i in which.nonzero()[0]]
+        chosen = torch.from_numpy(which).to(self.labels.device)
+        return Spikes(counts, self.labels[chosen], self.speakers[which])
+
+
+CHANNELS = 700  # of the cochlea
+GROUP = 5  # channels that are summed to one input
+INPUTS = CHANNELS // GROUP
+STEP_MS = 10
+
+
+def toy(split: str, data_dir: str = "", *, noise: float = 0.02) -> Spikes:
+    """Return a split of a task that needs a memory: ten classes that differ in timing alone.
+
+    Each class is an order in which eight inputs fire, each in a burst of four steps.  This pattern
+    of 32 steps starts anywhere in a sample of 80 steps.  Noise has the same form: in each step,
+    each input starts such a burst with probability `noise`.  A single step says almost nothing
+    about the class, and the number of spikes says nothing.
+    """
+    inputs, burst, length = 8, 4, 80
+    samples, seed = {"train": (2000, 1), "test": (1000, 2)}[split]
+    orders = np.tile(np.arange(inputs), (10, 1))
+    # orders[c, p]: the input that fires in place p in class c, the same for train and test.  Each
+    # row is shuffled on its own.
+    orders = np.random.default_rng(0).permuted(orders, axis=1)
+    labels = np.arange(samples, dtype=np.int64) % 10
+
+    rng = np.random.default_rng(seed)
+    onset = rng.integers(0, length - burst * inputs + 1, samples)
+    begins = rng.random((samples, length, inputs)) < noise  # True where a burst begins
+    for sample in range(samples):
+        for place, channel in enumerate(orders[labels[sample]]):
+            begins[sample, onset[sample] + burst * place, channel] = True
+    counts = begins.astype(np.uint8)
+    for later in range(1, burst):  # a burst lasts `burst` steps
+        counts[:, later:] |= begins[:, :-later]
+    return join(list(counts), labels)
+
+
+# ----------------------------------------------------------------------------------------- batches
+
+
+def batches(spikes: Spikes, size: int, shuffle: bool = True) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (indices of the samples, their counts [B, T, inputs]) for each batch.
+
+    Zeros follow the shorter samples of a batch.  Without shuffle, samples come in order of length,
+    which leaves the least padding.  Indices are on the CPU.
+    """
+    order = torch.randperm(len(spikes.counts)) if shuffle else spikes.steps.argsort(stable=True)
+    for indices in order.split(size):
+        yield indices, pad_sequence([spikes.counts[i] for i in indices], batch_first=True)
+
+
+# ------------------------------------------------------------------------------ reading SHD and SSC
+
+
+def bin_sample(times: np.ndarray, units: np.ndarray) -> np.ndarray:
+    """Return the counts of one sample of SHD or SSC, uint8 [steps, INPUTS].
+
+    times: float16 [spikes], in seconds.  units: channels 0..699.
+    Time starts at the first spike, as in SpikingJelly's reader, which the authors used.
+    """
+    units = whole_numbers("unit", units, CHANNELS)
+    if len(times) != len(units):
+        raise UserError(f"{len(times)} times, {len(units)} units: expected equal numbers")
+    ms = times.astype(np.float32) * 1000  # a product in float16 would move late spikes
+    # Without spikes, ms is empty, and min and max need an initial value.
+    ms -= ms.min(initial=np.inf)
+    longest = ms.max(initial=0)
+    if not longest <= 10_000:  # published samples last up to 1.4 s; nan fails too
+        raise UserError(f"it lasts {longest / 1000:.0f} s: expected seconds, not milliseconds")
+    return count_spikes((ms / STEP_MS).astype(np.int64), units // GROUP, INPUTS)
+
+
+def count_spikes(step: np.ndarray, channel: np.ndarray, inputs: int) -> np.ndarray:
+    """Return the counts of one sample, uint8 [steps, inputs], up to the step of its last spike.
+
+    A sample without spikes is one empty step.
+    """
+    length = int(step.max(initial=0)) + 1
+    cell = step * inputs + channel  # index into the flattened counts
+    counts = np.bincount(cell, minlength=length * inputs)
+    if counts.max() > 255:
+        raise UserError(f"{counts.max()} spikes of one input in one step: expected at most 255")
+    return counts.astype(np.uint8).reshape(length, inputs)
+
+
+def read_published(dataset: str, split: str, data_dir: str) -> Spikes:
+    """Read the file of a split of SHD or SSC, after fetching it if it is missing."""
+    path = find(dataset, split, data_dir) or fetch(dataset, split, data_dir)
+    try:
+        if path.endswith(".h5"):
+            return read_h5(path)
+        # h5py has to jump within the file, so it is unpacked into the system's temporary folder.
+        with open_packed(path) as packed, tempfile.TemporaryFile() as file:
+            shutil.copyfileobj(packed, file, 1 << 22)
+            return read_h5(file)
+    except Exception as problem:  # gzip, zipfile and h5py raise many kinds
+        rule = "if the file is broken, replace it, or delete it to fetch the published one"
+        raise UserError(f"{path} could not be read ({problem}): {rule}") from problem
+
+
+def find(dataset: str, split: str, data_dir: str) -> str | None:
+    """Return the path of a split's file in data_dir, packed or not, or None if there is none."""
+    paths = [os.path.join(data_dir, f"{dataset}_{split}.h5{end}") for end in ("", ".gz", ".zip")]
+    return next(filter(os.path.exists, paths), None)
+
+
+def open_packed(path: str):
+    """Open the content of an .h5.gz or .h5.zip file."""
+    if path.endswith(".gz"):
+        return gzip.open(path)
+    return zipfile.Path(path, os.path.basename(path)[: -len(".zip")]).open("rb")
+
+
+def read_h5(file) -> Spikes:
+    """Return the Spikes of an .h5 file (a path or an open file) in the layout of SHD and SSC.
+
+    Sample n has the arrays spikes/times[n] and spikes/units[n], labels[n] and extra/speaker[n].
+    """
+    with h5py.File(file, "r") as h5:
+        labels = whole_numbers("label", h5["labels"][:])
+        speakers = h5["extra/speaker"]
+        if h5py.check_string_dtype(speakers.dtype):
+            speakers = speakers.asstr()
+        speakers = speakers[:]
+        times, units = h5["spikes/times"], h5["spikes/units"]
+        counts = []
+        for start in range(0, len(times), 128):  # h5py is fast at whole blocks
+            block = slice(start, start + 128)
+            counts += map(bin_sample, times[block], units[block])
+            progress(f"reading sample {len(counts)} of {len(labels)}")
+    return join(counts, labels, speakers)
+
+
+def join(counts: list[np.ndarray], labels: np.ndarray, speakers=None) -> Spikes:
+    """Return the Spikes made of the counts of each sample.  Without speakers, all are -1.
+
+    Raises a UserError if the numbers of samples, labels and speakers differ.
+    """
+    speakers = np.full(len(labels), -1) if speakers is None else np.asarray(speakers)
+    sizes = [len(counts), len(labels), len(speakers)]
+    if len(set(sizes)) > 1:
+        raise UserError(f"{sizes} samples, labels and speakers: expected equal numbers")
+    tensors = [torch.from_numpy(sample) for sample in counts]
+    return Spikes(tensors, torch.from_numpy(labels), speakers)
+
+
+# --------------------------------------------------------------------------------- your own events
+
+
+def from_events(sample, step, channel, labels, inputs: int, speakers=None) -> Spikes:
+    """Return the Spikes of your own data, from four arrays of whole numbers.
+
+    sample, step, channel: one entry per spike: its sample (0..samples-1), its time in steps since
+        the start of the sample, and its input (0..inputs-1).
+    labels: [samples], classes from 0.  speakers: [samples], numbers or names, if you have them.
+    A sample ends with its last spike.  Raises a ValueError for unequal lengths, for a number out of
+    range, and for more than 255 spikes of one input in one step.
+    """
+    labels = whole_numbers("label", labels)
+    sample = whole_numbers("sample of spike", sample, len(labels))
+    step = whole_numbers("step of spike", step)
+    channel = whole_numbers("channel of spike", channel, inputs)
+    sample, step, channel = np.stack([sample, step, channel])  # refuses unequal lengths
+    order = np.argsort(sample, kind="stable")  # the spikes of sample 0, then of sample 1, ...
+    ends = np.bincount(sample, minlength=len(labels)).cumsum()  # where each sample's spikes end
+    parts = np.split(order, ends[:-1])  # of each sample, the indices of its spikes
+    counts = [count_spikes(step[part], channel[part], inputs) for part in parts]
+    return join(counts, labels, speakers)
+
+
+def whole_numbers(name: str, values, limit: int = 2**31) -> np.ndarray:
+    """Return the values as int64 [n].  Raises a UserError unless all are whole, 0..limit-1."""
+    array = np.asarray(values)
+    valid = (array >= 0) & (array < limit) & (array == np.floor(array))
+    if not valid.all():
+        at = valid.argmin()  # the first one that is not valid
+        raise UserError(f"{name} {at} is {array[at]}: expected a whole number, 0..{limit - 1}")
+    return array.astype(np.int64)
+
+
+# --------------------------------------------------------------------------- the table of data sets
 
 
 class Dataset(NamedTuple):
@@ -74,219 +253,6 @@ class Dataset(NamedTuple):
     step_ms: float
 
 
-CHANNELS = 700  # of the cochlea
-GROUP = 5  # channels that are summed to one input
-INPUTS = CHANNELS // GROUP
-STEP_MS = 10
-
-
-def toy(split: str, data_dir: str = "", *, noise: float = 0.02) -> Spikes:
-    """Return a split of a task that needs a memory: ten classes that differ in timing alone.
-
-    Each class is an order in which eight inputs fire, each in a burst of four steps.  This pattern
-    of 32 steps starts anywhere in a sample of 80 steps.  Noise has the same form: in each step,
-    each input starts such a burst with probability `noise`.  A single step says almost nothing
-    about the class, and the number of spikes says nothing.  Without delays, a membrane that leaks
-    slowly retains something of the order (experiments/RESULTS.md says how much).
-    """
-    inputs, burst, steps = 8, 4, 80
-    samples, seed = {"train": (2000, 1), "test": (1000, 2)}[split]
-    orders = np.tile(np.arange(inputs), (10, 1))
-    # orders[c, p]: the input that fires in place p in class c, the same for train and test.  Each
-    # row is shuffled on its own.
-    orders = np.random.default_rng(0).permuted(orders, axis=1)
-    labels = np.arange(samples, dtype=np.int64) % 10
-
-    rng = np.random.default_rng(seed)
-    onset = rng.integers(0, steps - burst * inputs + 1, (samples, 1))
-    begins = rng.random((samples, steps, inputs)) < noise  # True where a burst begins
-    sample, place = np.arange(samples)[:, None], np.arange(inputs)
-    # In each sample, the burst of place p begins at onset + burst * p, in input orders[label, p].
-    # The three indices broadcast: [samples, 1], and twice [samples, places].
-    begins[sample, onset + burst * place, orders[labels]] = True
-    counts = begins.astype(np.uint8)
-    for later in range(1, burst):  # a burst lasts `burst` steps
-        counts[:, later:] |= begins[:, :-later]
-    return join(list(counts), labels)
-
-
-# ----------------------------------------------------------------------------------------- batches
-
-
-def batches(spikes: Spikes, size: int, shuffle: bool = True) -> list[tuple[Tensor, int]]:
-    """Return a list of (indices of the samples, steps of the longest of them), one per batch.
-
-    Without shuffle, samples are in order of length, which leaves the least padding.
-    """
-    steps = spikes.steps.cpu()
-    order = torch.randperm(len(steps)) if shuffle else steps.argsort(stable=True)
-    longest = [int(steps[indices].max()) for indices in order.split(size)]
-    parts = order.to(spikes.steps.device).split(size)
-    return list(zip(parts, longest, strict=True))
-
-
-def padded(spikes: Spikes, indices: Tensor, length: int) -> Tensor:
-    """Return the counts of some samples, each followed by zeros: uint8 [B, length, inputs]."""
-    steps = spikes.steps[indices]
-    first_row = spikes.steps.cumsum(0)[indices] - steps
-    t = torch.arange(length, device=indices.device)
-    inside = t < steps[:, None]  # [B, length], False in the padding
-    row = (first_row[:, None] + t) * inside  # padding takes row 0, to be multiplied by 0
-    return spikes.counts[row] * inside.unsqueeze(2)
-
-
-# ------------------------------------------------------------------------------ reading SHD and SSC
-
-
-def bin_sample(times: np.ndarray, units: np.ndarray, name: str = "the sample") -> np.ndarray:
-    """Return the counts of one sample of SHD or SSC, uint8 [steps, INPUTS].
-
-    times: float16 [spikes], in seconds.  units: channels 0..699.  name: of the sample, for errors.
-    Time starts at the first spike, as in SpikingJelly's reader, which the authors used.
-    """
-    units = whole_numbers(f"{name}: unit", units, CHANNELS)
-    if len(times) != len(units):
-        raise UserError(
-            f"{name} has {len(times)} times, {len(units)} units: expected equal numbers"
-        )
-    ms = times.astype(np.float32) * 1000  # a product in float16 would move late spikes
-    # Without spikes, ms is empty, and min and max need an initial value.
-    ms -= ms.min(initial=np.inf)
-    longest = ms.max(initial=0)
-    if not longest <= 10_000:  # published samples last up to 1.4 s; nan fails too
-        found = f"{name} lasts {longest / 1000:.0f} s"
-        raise UserError(f"{found}, longer than 10 s: expected times in seconds, not milliseconds")
-    return count_spikes((ms / STEP_MS).astype(np.int64), units // GROUP, INPUTS)
-
-
-def count_spikes(step: np.ndarray, channel: np.ndarray, inputs: int) -> np.ndarray:
-    """Return the counts of one sample, uint8 [steps, inputs], up to the step of its last spike.
-
-    A sample without spikes is one empty step.
-    """
-    steps = int(step.max(initial=0)) + 1
-    cell = step * inputs + channel  # index into the flattened counts
-    counts = np.bincount(cell, minlength=steps * inputs)
-    if counts.max() > 255:
-        raise UserError(f"{counts.max()} spikes of one input in one step: expected at most 255")
-    return counts.astype(np.uint8).reshape(steps, inputs)
-
-
-# What gzip, zipfile, h5py and read_h5 raise for a broken file.  read_published adds the path.
-BROKEN = (OSError, EOFError, KeyError, RuntimeError, UserError, zipfile.BadZipFile, zlib.error)
-
-
-def read_published(dataset: str, split: str, data_dir: str, binning=bin_sample) -> Spikes:
-    """Read the file of a split of SHD or SSC, after fetching it if it is missing.
-
-    binning: a function with the arguments and the result of bin_sample.
-    """
-    path = find(dataset, split, data_dir) or fetch(dataset, split, data_dir)
-    try:
-        if path.endswith(".h5"):
-            return read_h5(path, binning)
-        folder = os.path.dirname(path) or "."
-        scratch = folder if os.access(folder, os.W_OK) else None  # None: the system's folder
-        # h5py has to jump within the file, so it is unpacked.  The copy is deleted afterwards.
-        with open_packed(path) as packed, tempfile.TemporaryFile(dir=scratch) as file:
-            shutil.copyfileobj(packed, file, 1 << 22)
-            return read_h5(file, binning)
-    except BROKEN as problem:
-        rule = "if the file is broken, replace it, or delete it to fetch the published one"
-        raise UserError(f"{path} could not be read ({problem}): {rule}") from problem
-
-
-def find(dataset: str, split: str, data_dir: str) -> str | None:
-    """Return the path of a split's file in data_dir, packed or not, or None if there is none."""
-    paths = [os.path.join(data_dir, f"{dataset}_{split}.h5{end}") for end in ("", ".gz", ".zip")]
-    return next(filter(os.path.exists, paths), None)
-
-
-def open_packed(path: str):
-    """Open the content of an .h5.gz or .h5.zip file."""
-    if path.endswith(".gz"):
-        return gzip.open(path)
-    return zipfile.Path(path, os.path.basename(path)[: -len(".zip")]).open("rb")
-
-
-def read_h5(file, binning) -> Spikes:
-    """Return the Spikes of an .h5 file (a path or an open file) in the layout of SHD and SSC.
-
-    Sample n has the arrays spikes/times[n] and spikes/units[n], labels[n] and extra/speaker[n].
-    """
-    with h5py.File(file, "r") as h5:
-        labels = whole_numbers("label", h5["labels"][:])
-        speakers = h5["extra/speaker"]
-        if h5py.check_string_dtype(speakers.dtype):
-            speakers = speakers.asstr()
-        speakers = speakers[:]
-        times, units = h5["spikes/times"], h5["spikes/units"]
-        if len(times) != len(units):
-            found = f"times of {len(times)} samples, units of {len(units)}"
-            raise UserError(f"{found}: expected equal numbers")
-        counts = []
-        for start in range(0, len(times), 128):  # h5py is fast at whole blocks
-            block = slice(start, start + 128)
-            for sample in zip(times[block], units[block], strict=True):
-                counts.append(binning(*sample, f"sample {len(counts)}"))
-            progress(f"reading sample {len(counts)} of {len(labels)}")
-    return join(counts, labels, speakers)
-
-
-def join(counts: list[np.ndarray], labels: np.ndarray, speakers=None) -> Spikes:
-    """Return the Spikes made of the counts of each sample.  Without speakers, all are -1.
-
-    Raises a UserError if the numbers of samples, labels and speakers differ.
-    """
-    speakers = np.full(len(labels), -1) if speakers is None else np.asarray(speakers)
-    sizes = [len(counts), len(labels), len(speakers)]
-    if len(set(sizes)) > 1:
-        raise UserError(f"{sizes} samples, labels and speakers: expected equal numbers")
-    steps = torch.tensor([len(sample) for sample in counts])
-    rows = torch.from_numpy(np.concatenate(counts))
-    return Spikes(rows, steps, torch.from_numpy(labels), speakers)
-
-
-# --------------------------------------------------------------------------------- your own events
-
-
-def from_events(sample, step, channel, labels, inputs: int, speakers=None) -> Spikes:
-    """Return the Spikes of your own data, from four arrays of whole numbers.
-
-    sample, step, channel: one entry per spike: its sample (0..samples-1), its time in steps since
-        the start of the sample, and its input (0..inputs-1).
-    labels: [samples], classes from 0.  speakers: [samples], numbers or names, if you have them.
-    A sample ends with its last spike.  Raises a UserError for a number out of range, and for more
-    than 255 spikes of one input in one step.
-    """
-    labels = whole_numbers("label", labels)
-    sample = whole_numbers("sample of spike", sample, len(labels))
-    step = whole_numbers("step of spike", step)
-    channel = whole_numbers("channel of spike", channel, inputs)
-    sizes = [len(sample), len(step), len(channel)]
-    if len(set(sizes)) > 1:
-        raise UserError(f"sample, step and channel have {sizes} entries: expected equal numbers")
-    order = np.argsort(sample, kind="stable")  # the spikes of sample 0, then of sample 1, ...
-    ends = np.bincount(sample, minlength=len(labels)).cumsum()  # where each sample's spikes end
-    parts = np.split(order, ends[:-1])  # of each sample, the indices of its spikes
-    counts = [count_spikes(step[part], channel[part], inputs) for part in parts]
-    return join(counts, labels, speakers)
-
-
-def whole_numbers(name: str, values, limit: int = 2**31) -> np.ndarray:
-    """Return the values as int64 [n].  Raises a UserError unless all are whole, 0..limit-1."""
-    array = np.asarray(values)
-    if array.ndim != 1:
-        raise UserError(f"{name} has shape {list(array.shape)}: expected a list of whole numbers")
-    valid = (array >= 0) & (array < limit) & (array == np.floor(array))
-    if not valid.all():
-        at = valid.argmin()  # the first one that is not valid
-        raise UserError(f"{name} {at} is {array[at]}: expected a whole number, 0..{limit - 1}")
-    return array.astype(np.int64)
-
-
-# --------------------------------------------------------------------------- the table of data sets
-
 # To add a data set, add a row here and one in train.DEFAULTS.
 DATASETS = {
     "shd": Dataset(partial(read_published, "shd"), ("train", "test"), INPUTS, 20, STEP_MS),
@@ -302,7 +268,7 @@ def load(dataset: str, split: str, data_dir: str) -> Spikes:
     """
     row = DATASETS[dataset]
     spikes = row.read(split, data_dir)
-    inputs, classes = spikes.counts.shape[1], int(spikes.labels.max()) + 1
+    inputs, classes = spikes.counts[0].shape[1], int(spikes.labels.max()) + 1
     if inputs != row.inputs or classes > row.classes:
         rule = f"its row in DATASETS says {row.inputs} and {row.classes}"
         raise UserError(f"{dataset} {split} has {inputs} inputs and {classes} classes: {rule}")

@@ -22,11 +22,9 @@ import data
 from data import UserError
 from delays import DelayedLinear, DelaySNN, class_scores, shrinking_sigma
 
-# The paper's settings for SHD and SSC, and those of the toy task.  What a row of DEFAULTS lacks is
-# taken from RATES and the row of SHD.  tau is in ms here and in steps in delays.py.  With SHD's
-# tau, 1.005 steps, a membrane forgets almost at once.  The authors found this better than a tau of
-# one step, which is no membrane.
-RATES = dict(lr=5e-3, delay_lr=0.1, weight_decay=1e-5)
+# The paper's settings for SHD and SSC, and those of the toy task.  What a row lacks is taken from
+# SHD's.  tau is in ms here and in steps in delays.py.  With SHD's tau, 1.005 steps, a membrane
+# forgets almost at once.  The authors found it better than a Heaviside neuron, without a membrane.
 DEFAULTS = {
     "shd": dict(hidden=256, layers=2, taps=25, tau=10.05, dropout=0.4, batch_size=256, epochs=150),
     "ssc": dict(hidden=512, layers=3, taps=31, tau=15.0, dropout=0.25, batch_size=128, epochs=60),
@@ -43,12 +41,11 @@ def build(options: argparse.Namespace, net_class: type[DelaySNN] = DelaySNN) -> 
     """
     dataset = data.DATASETS[options.dataset]
     tau_readout = options.tau if options.tau_readout is None else options.tau_readout
-    for tau in (options.tau, tau_readout):
-        if not tau >= dataset.step_ms:  # refuses nan too
-            rule = f"expected at least {dataset.step_ms} ms, one step"
-            raise UserError(f"--tau or --tau-readout {tau}: {rule}")
-    if not 0 <= options.dropout < 1:
-        raise UserError(f"--dropout {options.dropout}: expected a fraction from 0 to below 1")
+    if not (options.tau >= dataset.step_ms and tau_readout >= dataset.step_ms):  # refuses nan too
+        rule = f"expected at least {dataset.step_ms} ms, one step"
+        raise UserError(f"--tau {options.tau}, --tau-readout {tau_readout}: {rule}")
+    if options.kernel_count > 1 and options.connections:
+        raise UserError("--kernel-count above 1 needs all inputs: leave out --connections")
     torch.manual_seed(options.seed)
     return net_class(
         dataset.inputs,
@@ -72,12 +69,11 @@ def delayed_layers(net: nn.Module) -> list[DelayedLinear]:
 def make_optimizer(net: nn.Module, options: argparse.Namespace) -> torch.optim.Adam:
     """Return Adam for all parameters of the network, in three groups: weights, delays, others.
 
-    Fixed delays are not parameters, so their group is empty.  set_learning_rates sets the rates in
-    each epoch.
+    Delays are the parameters whose names end in "delay".  Fixed delays are not parameters, so their
+    group is empty.  set_schedules sets the rates in each epoch.
     """
-    layers = delayed_layers(net)
-    weights = [layer.weight for layer in layers]
-    delays = [parameter for layer in layers for parameter in layer.delay_parameters()]
+    weights = [layer.weight for layer in delayed_layers(net)]
+    delays = [value for name, value in net.named_parameters() if name.endswith("delay")]
     grouped = {id(parameter) for parameter in weights + delays}
     others = [parameter for parameter in net.parameters() if id(parameter) not in grouped]
     decayed = {"params": weights, "weight_decay": options.weight_decay}
@@ -92,8 +88,7 @@ def one_cycle(epoch: int, epochs: int, peak: float) -> tuple[float, float]:
 
     The rate rises along half a cosine from peak / 25 to the peak, at 30 % of the epochs, and falls
     along half a cosine to peak / 250,000.  beta1 goes from 0.95 to 0.85 and back.  These are the
-    values of torch's OneCycleLR, except that runs of up to three epochs begin at the peak.  The
-    schedule is a function of the epoch, so it has no state to save.
+    values of torch's OneCycleLR, except that runs of up to three epochs begin at the peak.
     """
     # top: the epoch of the peak, counted from 0.  low: the rate at the first or the last epoch,
     # whichever is on this side of the peak.  nearness: 1 at the peak and 0 in those epochs.
@@ -106,12 +101,10 @@ def one_cycle(epoch: int, epochs: int, peak: float) -> tuple[float, float]:
     return low + (peak - low) * height, 0.95 - 0.1 * height
 
 
-def set_learning_rates(optimizer, epoch: int, options: argparse.Namespace) -> float:
-    """Set the learning rates and Adam's beta1 for an epoch, counted from 0.
+def set_schedules(net: nn.Module, optimizer, epoch: int, options: argparse.Namespace) -> None:
+    """Set the learning rates, Adam's beta1 and each layer's sigma for an epoch, counted from 0.
 
     The delays' rate falls along a cosine from its initial value towards 0, with a constant beta1.
-    A schedule of your own has to depend on the epoch alone too, or resumed runs differ.
-    Returns the weights' rate.
     """
     lr, beta1 = one_cycle(epoch, options.epochs, options.lr)
     delay_lr = options.delay_lr * (1 + math.cos(math.pi * epoch / options.epochs)) / 2
@@ -119,17 +112,7 @@ def set_learning_rates(optimizer, epoch: int, options: argparse.Namespace) -> fl
     weights.update(lr=lr, betas=(beta1, 0.999))
     others.update(lr=lr, betas=(beta1, 0.999))
     delays.update(lr=delay_lr, betas=(0.9, 0.999))
-    return lr
 
-
-def set_sigma(net: nn.Module, epoch: int, options: argparse.Namespace) -> None:
-    """Set each layer's width of the Gaussian for an epoch, counted from 0.
-
-    It is called before each epoch, in a resumed run too.  To prune or freeze something in the
-    middle of a run, assign to train.set_sigma a function of your own that calls the original first,
-    as set_sigma_and_freeze in experiments/ideas.py does.  With a validation set, the reported epoch
-    may be one from before the change.
-    """
     shrinks = options.delays == "learned"  # constant-sigma: always 0.5; fixed: not used
     for layer in delayed_layers(net):
         layer.sigma = shrinking_sigma(epoch, options.epochs, layer.taps) if shrinks else 0.5
@@ -141,24 +124,25 @@ def set_sigma(net: nn.Module, epoch: int, options: argparse.Namespace) -> None:
 def cross_entropy(net, counts: Tensor, membrane: Tensor, labels: Tensor) -> Tensor:
     """Return the loss of a batch, a number: the cross-entropy of its class scores.
 
-    All steps count, including padding, as in the authors' training.  Without padding, accuracy
-    on SHD was 0.61 points lower after 30 epochs (perhaps by chance), and no difference was seen
-    after 150 (experiments/RESULTS.md).
     counts: [B, T, inputs], for a loss of your own.  Zeros follow the shorter samples.
     membrane: net(counts), [B, T + net.tail, classes].  labels: [B].
+    All steps count, including this padding, as in the authors' training.
     """
     return F.cross_entropy(class_scores(membrane), labels)
 
 
-def train_epoch(net, optimizer, spikes, batches, loss=cross_entropy, augment=None) -> list[float]:
-    """Train on all batches once.  Returns the means of loss, accuracy and each firing rate.
+def train_epoch(
+    net, optimizer, spikes, epoch, options, loss=cross_entropy, augment=None
+) -> list[float]:
+    """Train on all samples once.  Returns the means of loss, accuracy and each firing rate.
 
-    spikes: the training samples, data.Spikes.  batches: pairs from data.batches.
+    spikes: the training samples, data.Spikes.  epoch: counted from 0.
     """
     net.train()
+    batches = math.ceil(len(spikes.labels) / options.batch_size)
+    begun = time.time()
     sums = 0  # accumulates on the device; the tolist() below is the only wait for a GPU
-    for number, (indices, longest) in enumerate(batches, 1):
-        counts = data.padded(spikes, indices, longest)  # [B, T, inputs]
+    for number, (indices, counts) in enumerate(data.batches(spikes, options.batch_size), 1):
         labels = spikes.labels[indices]  # [B]
         if augment is not None:
             counts = augment(counts, labels)
@@ -174,7 +158,9 @@ def train_epoch(net, optimizer, spikes, batches, loss=cross_entropy, augment=Non
         guess = class_scores(membrane.detach()).argmax(1)
         accuracy = (guess == labels).to(membrane.dtype).mean()
         sums = sums + torch.stack([batch_loss, accuracy, *net.rates]).detach() * len(labels)
-        data.progress(f"batch {number} of {len(batches)}")
+        to_come = batches * (options.epochs - epoch) - number
+        minutes = (time.time() - begun) / number * to_come / 60
+        data.progress(f"epoch {epoch + 1}, batch {number} of {batches}, {minutes:.0f} min left")
     return (sums / len(spikes.labels)).tolist()
 
 
@@ -182,38 +168,28 @@ def train_epoch(net, optimizer, spikes, batches, loss=cross_entropy, augment=Non
 def predict(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=True) -> Tensor:
     """Return the class scores of all samples, [samples, classes], in the order of the samples.
 
-    Runs the network in evaluation mode and restores its mode afterwards.  A sample's scores are
-    summed over its own steps and the tail, so they do not depend on the rest of its batch.  Batch
-    norm adds a constant, so a layer may spike after its input has ended.  After a shorter sample,
-    the first layer can do so throughout the padding; after the longest one, only in its own tail.
-    To treat all samples alike, net.tail zeros follow the longest.
-    The training accuracy of the log is another measure: it includes the padding of the batches, as
-    the authors' evaluation does.
+    A sample's scores are summed over its own steps and the tail, so they do not depend on the rest
+    of its batch.  The network is evaluated, and its mode restored.
     rounded: False uses the training kernels instead of whole steps.
     """
     was_training = net.training
     net.eval()
     for layer in delayed_layers(net):
         layer.train(not rounded)  # the layer's mode decides which kernel it uses
+    steps = spikes.steps.to(spikes.labels.device)
     order, scores = [], []
-    for indices, longest in data.batches(spikes, batch_size, shuffle=False):
-        # The layers add their own tails: the membrane has longest + 2 * net.tail steps.  Scores
-        # leave out what comes after a sample's own steps and one tail.
-        membrane = net(data.padded(spikes, indices, longest + net.tail))
-        scores.append(class_scores(membrane, spikes.steps[indices] + net.tail))
+    for indices, counts in data.batches(spikes, batch_size, shuffle=False):
+        # Batch norm adds a constant, so neurons may spike in silence, as long as zeros follow.  To
+        # treat all samples alike, net.tail zeros follow even the longest.
+        counts = F.pad(counts, (0, 0, 0, net.tail))
+        scores.append(class_scores(net(counts), steps[indices] + net.tail))
         order.append(indices)
     net.train(was_training)
     return torch.cat(scores)[torch.cat(order).argsort()]  # back from the order of the batches
 
 
 def evaluate(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=True) -> float:
-    """Return the accuracy, correct / total.  The arguments are those of predict.
-
-    If your samples have no classes, put a function of your own in its place (train.evaluate = mine)
-    that runs the network itself, since predict returns class scores.  Labels still have to be whole
-    numbers from 0, below the data set's `classes`, and the training accuracy then means nothing.
-    With a validation set, the reported epoch is the one with the highest value of this function.
-    """
+    """Return the accuracy, correct / total.  The arguments are those of predict."""
     guess = predict(net, spikes, batch_size, rounded).argmax(1)
     return (guess == spikes.labels).sum().item() / len(spikes.labels)
 
@@ -221,7 +197,7 @@ def evaluate(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=
 # ------------------------------------------------------------------------------------- a whole run
 
 
-def train(options: argparse.Namespace, net=None, loss=None, augment=None, on_epoch=None) -> dict:
+def train(options, net=None, loss=None, augment=None, before_epoch=None, after_epoch=None) -> dict:
     """Train a network, or resume the run in options.resume, and write all files of its folder.
 
     options: from parse.
@@ -230,8 +206,9 @@ def train(options: argparse.Namespace, net=None, loss=None, augment=None, on_epo
     loss: a function to use instead of cross_entropy, with the same arguments.
     augment: a function of (counts [B, T, inputs], labels [B]) that returns the counts to train on.
         It may change T.
-    on_epoch: a function of (net, row of the log), called after each epoch.  Do not change the
-        network in it: the epoch's checkpoint is written before.  Use set_sigma for changes.
+    before_epoch: a function of (net, optimizer, epoch from 0, options), called once the rates and
+        sigma of the epoch are set.  It may change any of them, and the network.
+    after_epoch: a function of (net, row of the log), called once the epoch is saved.
     Returns the content of result.json, and leaves the network in evaluation mode.
     Raises a UserError for mistakes that the user can fix.
     """
@@ -241,8 +218,9 @@ def train(options: argparse.Namespace, net=None, loss=None, augment=None, on_epo
     loss = loss or cross_entropy
     optimizer = make_optimizer(net, options)
     # Copy the initial delays, which depend on the seed alone: resuming overwrites them.
-    first_delays = [layer.positions().detach().clone() for layer in delayed_layers(net)]
+    first_delays = [layer.delay.detach().clone() for layer in delayed_layers(net)]
     names = {"network": type(net).__name__, "loss": name_of(loss), "augment": name_of(augment)}
+    names["before_epoch"] = name_of(before_epoch)
 
     rows = []  # of the log
     if not options.resume:
@@ -260,10 +238,10 @@ def train(options: argparse.Namespace, net=None, loss=None, augment=None, on_epo
         # Each epoch has its own seed, so a resumed run needs no state of the generator.  Without
         # the factor, the second epoch of seed 0 would draw the numbers of the first of seed 1.
         torch.manual_seed(options.seed + 1_000_003 * (epoch + 1))
-        lr = set_learning_rates(optimizer, epoch, options)
-        set_sigma(net, epoch, options)
-        batches = data.batches(sets["train"], options.batch_size)
-        means = train_epoch(net, optimizer, sets["train"], batches, loss, augment)
+        set_schedules(net, optimizer, epoch, options)
+        if before_epoch is not None:
+            before_epoch(net, optimizer, epoch, options)
+        means = train_epoch(net, optimizer, sets["train"], epoch, options, loss, augment)
         if not math.isfinite(means[0]):
             raise UserError(f"the loss of epoch {epoch + 1} is {means[0]}: try a lower --lr")
 
@@ -275,7 +253,7 @@ def train(options: argparse.Namespace, net=None, loss=None, augment=None, on_epo
             "valid_accuracy": accuracy if monitored == "valid" else None,
             "test_accuracy": accuracy if monitored == "test" else None,
             "sigma": net.layers[0].sigma if net.layers[0].learn_delays else None,
-            "lr": lr,
+            "lr": optimizer.param_groups[0]["lr"],
             "moved_ms": moved_ms(net, first_delays, options),
             **{f"rate_{i}": rate for i, rate in enumerate(means[2:], 1)},
             "seconds": time.time() - begun,
@@ -283,8 +261,8 @@ def train(options: argparse.Namespace, net=None, loss=None, augment=None, on_epo
         rows.append(row)
         print_row(row)
         save(net, optimizer, names, rows, options)
-        if on_epoch is not None:
-            on_epoch(net, row)
+        if after_epoch is not None:
+            after_epoch(net, row)
 
     return finish(net, sets, rows, options)
 
@@ -296,10 +274,7 @@ def reported_epoch(rows: list[dict]) -> int:
 
 
 def finish(net: DelaySNN, sets: dict[str, data.Spikes], rows: list[dict], options) -> dict:
-    """Evaluate the network of the reported epoch, print its accuracy and write result.json.
-
-    Returns the content of result.json.
-    """
+    """Evaluate the network of the reported epoch, print its accuracy and write result.json."""
     load_checkpoint(options.out, "net.pt", net)  # the network of the reported epoch
     net.eval()
     epoch = reported_epoch(rows)
@@ -314,6 +289,7 @@ def finish(net: DelaySNN, sets: dict[str, data.Spikes], rows: list[dict], option
         "valid_accuracy": rows[epoch - 1]["valid_accuracy"],
         "best_on_test": None if validated else max(row["test_accuracy"] for row in rows),
         "unrounded_accuracy": evaluate(net, sets[split], options.batch_size, rounded=False),
+        "rates": [value for name, value in rows[epoch - 1].items() if name.startswith("rate_")],
         "seconds": sum(row["seconds"] for row in rows),
     }
     write(options.out, "result.json", json.dumps(result, indent=1))
@@ -328,8 +304,6 @@ def finish(net: DelaySNN, sets: dict[str, data.Spikes], rows: list[dict], option
 def load_sets(options: argparse.Namespace) -> dict[str, data.Spikes]:
     """Return the splits that a run needs, on its device: train, and valid, test or both."""
     splits = data.DATASETS[options.dataset].splits
-    if not set(splits) <= {"train", "valid", "test"}:
-        raise UserError(f"{options.dataset} has {splits}: expected train, valid and test")
     if options.no_test:
         splits = [split for split in splits if split != "test"]
     sets = {split: data.load(options.dataset, split, options.data_dir) for split in splits}
@@ -343,13 +317,10 @@ def load_sets(options: argparse.Namespace) -> dict[str, data.Spikes]:
             rule = f"expected some, not all, of {sorted(set(names))[:20]}"
             raise UserError(f"--valid-speakers {options.valid_speakers}: {rule}")
         held_out = np.isin(names, wanted)
-    if options.valid_share is not None:
+    if options.valid_share:
         # A generator of its own: a seed holds out the same samples for every variant.
         rank = np.random.default_rng([1, options.seed]).permutation(len(everyone.labels))
         held_out = rank < options.valid_share * len(rank)
-        if held_out.all() or not held_out.any():  # nan holds out none
-            rule = "expected a fraction, more than 0 and less than 1"
-            raise UserError(f"--valid-share {options.valid_share}: {rule}")
     if held_out is not None:  # replaces the data set's own validation set
         sets["train"], sets["valid"] = everyone.select(~held_out), everyone.select(held_out)
     if len(sets) == 1:
@@ -361,7 +332,7 @@ def moved_ms(net: nn.Module, first_delays: list[Tensor], options: argparse.Names
     """Return how far the delays have moved, in ms: the mean over all synapses."""
     distances = []
     for layer, before in zip(delayed_layers(net), first_delays, strict=True):
-        distance = (layer.positions().detach() - before).abs().expand_as(layer.weight)
+        distance = (layer.delay.detach() - before).abs().expand_as(layer.weight)
         distances.append(distance[layer.mask])
     return torch.cat(distances).mean().item() * data.DATASETS[options.dataset].step_ms
 
@@ -370,7 +341,7 @@ def count_parameters(net: nn.Module) -> int:
     """Return the number of trained parameters, without those of missing synapses."""
     total = sum(value.numel() for value in net.parameters() if value.requires_grad)
     for layer in delayed_layers(net):
-        for value in (layer.weight, *layer.delay_parameters()):
+        for value in layer.parameters(recurse=False):
             if value.requires_grad and value.shape == layer.weight.shape:  # one per synapse
                 total -= int((~layer.mask).sum())
     return total
@@ -390,7 +361,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     first, _ = parser.parse_known_args([word for word in argv if word not in ("-h", "--help")])
     run = first.resume or first.eval
     saved = read_options(run) if run else {}
-    defaults = saved or (RATES | DEFAULTS["shd"] | DEFAULTS[first.dataset])
+    defaults = saved or (DEFAULTS["shd"] | DEFAULTS[first.dataset])
     unknown = sorted(defaults.keys() - vars(first).keys())
     if unknown:
         origin = run or f"train.DEFAULTS[{first.dataset!r}]"
@@ -425,24 +396,24 @@ def make_parser() -> argparse.ArgumentParser:
     at_most_one = parser.add_mutually_exclusive_group().add_argument
     at_most_one("--valid-speakers", default="", help="speakers to hold out for validation: 3,6")
     words = "random fraction of the training samples to hold out; flatters, as speakers are shared"
-    at_most_one("--valid-share", type=float, help=words)
+    at_most_one("--valid-share", type=fraction, help=words)
     add("--no-test", action="store_true", help="do not read the test set; needs a validation set")
 
     add("--delays", choices=variants, default="learned", help="constant-sigma: sigma is 0.5 steps")
     add("--hidden", type=positive, help="neurons in each hidden layer")
     add("--layers", type=positive, help="number of hidden layers")
     add("--taps", type=positive, help="delays are 0 to TAPS - 1 steps")
-    add("--kernel-count", type=positive, default=1, help="synapses for each pair of neurons")
+    add("--kernel-count", type=positive, default=1, help="synapses per pair of neurons")
     add("--connections", type=positive, help="random inputs of each neuron; None: all inputs")
     add("--tau", type=float, help="time constant of the membranes, ms")
     add("--tau-readout", type=float, help="time constant of the readout, ms; None: same as --tau")
-    add("--dropout", type=float, help="fraction of the hidden neurons silenced in training")
+    add("--dropout", type=fraction, help="fraction of the hidden neurons silenced in training")
 
     add("--epochs", type=positive, help="passes over the training samples")
     add("--batch-size", type=positive, help="samples in a batch")
-    add("--lr", type=float, help="peak learning rate of the weights")
-    add("--delay-lr", type=float, help="initial learning rate of the delays, in steps")
-    add("--weight-decay", type=float, help="L2 penalty of the weights")
+    add("--lr", type=float, default=5e-3, help="peak learning rate of the weights")
+    add("--delay-lr", type=float, default=0.1, help="initial rate of the delays, in steps")
+    add("--weight-decay", type=float, default=1e-5, help="L2 penalty of the weights")
     add("--seed", type=int, default=0, help="seed of weights, delays, batches and dropout")
 
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: a GPU if found")
@@ -459,20 +430,25 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def fraction(text: str) -> float:
+    """Convert an option to a number from 0 to below 1, for argparse."""
+    if not 0 <= float(text) < 1:  # refuses nan too
+        raise argparse.ArgumentTypeError(f"{text}: expected a fraction from 0 to below 1")
+    return float(text)
+
+
 def set_backend() -> None:
     """Set full precision on a GPU, and two settings that make a CPU fast.
 
-    Call it before any large computation: the setting for denormal numbers does not reach threads
-    that already run.
+    The setting for denormal numbers does not reach threads that already run.
     """
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
-    # The outer taps of a Gaussian are denormal numbers, which slow some CPUs down (on an AMD EPYC,
-    # by up to 4 % of a training step).
+    # The outer taps of a Gaussian are denormal numbers, which slow some CPUs down.
     torch.set_flush_denormal(True)
     if platform.libc_ver()[0] == "glibc":
         # Otherwise big blocks of memory go back to the system when they are freed, and have to be
-        # cleared again in every step, which took 10 to 34 % of its time.
+        # cleared again in every step, which takes a tenth of its time or more.
         libc = ctypes.CDLL(None)
         libc.mallopt(-4, 0)  # M_MMAP_MAX
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
@@ -487,18 +463,15 @@ def start(net: nn.Module, sets: dict[str, data.Spikes], options: argparse.Namesp
     paths = [data.find(options.dataset, split, options.data_dir) for split in sets]
     usual = options.out or RUNS.format(**vars(options))
     folder, number = usual, 1
-    while True:
-        try:
-            os.makedirs(folder)  # of two processes at once, only one succeeds
-            break
-        except FileExistsError:
-            if options.out:
-                rule = f"continue that run with --resume {folder}, or choose another --out"
-                raise UserError(f"{folder} exists already: {rule}") from None
+    while os.path.exists(folder):
+        if options.out:
+            rule = f"continue that run with --resume {folder}, or choose another --out"
+            raise UserError(f"{folder} exists already: {rule}")
         number += 1
         folder = f"{usual}-{number}"
     if number > 1:
         print(f"{usual} exists (--resume continues it); this run is {folder}")
+    os.makedirs(folder)
 
     options.out = folder
     config = {
@@ -515,10 +488,7 @@ def start(net: nn.Module, sets: dict[str, data.Spikes], options: argparse.Namesp
 
 
 def save(net: nn.Module, optimizer, names: dict, rows: list[dict], options) -> None:
-    """Write the checkpoints and the log of an epoch: last.pt comes last, since --resume reads it.
-
-    net.pt holds the network that would be reported if training ended now.
-    """
+    """Write an epoch's checkpoints and log: last.pt comes last, since --resume reads it."""
     state = names | {"net": net.state_dict(), "epoch": len(rows)}
     state["sigma"] = [layer.sigma for layer in delayed_layers(net)]
     if reported_epoch(rows) == len(rows):  # that is this epoch, so far
@@ -530,15 +500,15 @@ def save(net: nn.Module, optimizer, names: dict, rows: list[dict], options) -> N
 
 
 def name_of(function) -> str:
-    """Return the name of a loss or augmentation, which checkpoints hold."""
+    """Return the name of a loss, augmentation or hook, which checkpoints hold."""
     return getattr(function, "__name__", type(function).__name__)
 
 
 def load_checkpoint(folder: str, name: str, net: nn.Module, names: dict | None = None) -> dict:
     """Load the weights and sigma of a checkpoint into a network.  Returns all that it holds.
 
-    names: of the network's class, loss and augmentation, which have to match the checkpoint's.
-        Changed code of the same name is not noticed.  None compares only the class.
+    names: of the network's class, loss, augmentation and hook, which have to match those of the
+        checkpoint.  Changed code of the same name is not noticed.  None compares only the class.
     Raises a UserError if the file cannot be read or does not fit.
     """
     path = os.path.join(folder, name)
@@ -548,7 +518,7 @@ def load_checkpoint(folder: str, name: str, net: nn.Module, names: dict | None =
     except Exception as problem:  # torch raises many kinds, some of several lines
         raise UserError(f"{path} cannot be loaded: {' '.join(str(problem).split())}") from problem
     for part, wanted in (names or {"network": type(net).__name__}).items():
-        if saved[part] != wanted:
+        if saved.get(part, wanted) != wanted:  # runs of earlier versions lack some names
             rule = "use the program that trained it"
             raise UserError(f"{path} has the {part} {saved[part]}, not {wanted}: {rule}")
     for layer, sigma in zip(delayed_layers(net), saved["sigma"], strict=True):
@@ -569,8 +539,7 @@ def read_options(folder: str) -> dict:
 def load_run(folder: str, net: DelaySNN | None = None) -> tuple[DelaySNN, argparse.Namespace]:
     """Return the network of a run, in evaluation and on the CPU, and the options of the run.
 
-    The weights are those of the reported epoch: the best on validation, or else the last.
-    Seeds torch, as build does.
+    The weights are those of the reported epoch.  Seeds torch, as build does.
     net: a network of your own to load them into, built like the one that was trained.
     """
     options = argparse.Namespace(**read_options(folder))
@@ -608,7 +577,9 @@ def print_evaluation(options: argparse.Namespace, net: DelaySNN) -> None:
     print(f"{split} accuracy {accuracy:.2%} ({options.eval})")
 
 
-def main(argv=None, net_class=DelaySNN, loss=None, augment=None, on_epoch=None) -> None:
+def main(
+    argv=None, net_class=DelaySNN, loss=None, augment=None, before_epoch=None, after_epoch=None
+) -> None:
     """Run the command line, for networks of the class net_class.  For the rest see train.
 
     A UserError or OSError is printed as one line.  Any other error keeps its traceback.
@@ -619,7 +590,7 @@ def main(argv=None, net_class=DelaySNN, loss=None, augment=None, on_epoch=None) 
         if options.eval:
             print_evaluation(options, net)
         else:
-            train(options, net, loss, augment, on_epoch)
+            train(options, net, loss, augment, before_epoch, after_epoch)
     except (UserError, OSError) as problem:
         sys.exit(f"train.py: {problem}")
 

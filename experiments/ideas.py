@@ -1,7 +1,7 @@
 """Variants of the network: ideas from the literature, controls, and the method without one part.
 
     python -m experiments.ideas recurrent --dataset toy
-    python -m experiments.ideas base --dataset shd-opened --data-dir DIR --epochs 30 --seed 1
+    python -m experiments.ideas shift --dataset shd --data-dir DIR --seed 1
 
 The first word names the idea, and all options of train.py may follow:
 
@@ -11,7 +11,9 @@ The first word names the idea, and all options of train.py may follow:
     recurrent     the spikes of a hidden layer come back to it after a learned delay
     adaptive      neurons that adapt to their own activity, with learned time constants
     whole-steps   in the last fifth of the epochs, weights learn with rounded delays
-    shift         training samples are shifted along the inputs by a random amount
+    shift         shifts each training sample along the inputs by a random amount, up to 8
+    shift-4       the same, up to 4;  shift-12: up to 12
+    between-taps  a delay between two taps is shared by them in proportion, without a Gaussian
 
     control       Gaussians narrow around random whole steps, where the delays stay
     tail-25       any --taps, with the tail of 25 taps
@@ -25,44 +27,45 @@ The first word names the idea, and all options of train.py may follow:
     from-zero     all delays start at 0
     no-norm       no batch norm
 
---dataset shd-opened is SHD in the time steps of the paper's experiments (see open_steps).
-
 Results go to runs/DATASET-IDEA-DELAYS-SEED (or the next free -2, -3, ...) or to --out.
 """
 
 import math
 import sys
-from functools import partial
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-import data
 import train
 from delays import DelayedLinear, DelaySNN, class_scores, delay_conv, integer_kernel, lif, spike
-from train import set_sigma
+
+
+class AxonLayer(DelayedLinear):
+    def __init__(self, inputs, outputs, taps, **others):
+        super().__init__(inputs, outputs, taps, delay_shape=(1, inputs), **others)
 
 
 class Axonal(DelaySNN):
     """Fewer delays, one per axon: is a delay per synapse worth its price?
 
     "Sparse Axonal and Dendritic Delays Enable Competitive SNNs for Keyword Classification"
-    (Bouhadjar, Neftci, 2026, arXiv 2602.09746) asks this about the same method.  Here, accuracy on
-    SHD (regenerated) falls by 2.7 points after 30 epochs (n = 3, see RESULTS.md).  Unlike in that
+    (Bouhadjar, Neftci, 2026, arXiv 2602.09746) asks this about the same method.  Unlike in that
     paper, delays are not pruned, and a step takes as long as with one delay per synapse.
     """
 
-    def __init__(self, *sizes, **others):
-        super().__init__(*sizes, delay_per="axon", **others)
+    layer_class = AxonLayer
+
+
+class DendriteLayer(DelayedLinear):
+    def __init__(self, inputs, outputs, taps, **others):
+        super().__init__(inputs, outputs, taps, delay_shape=(outputs, 1), **others)
 
 
 class Dendritic(DelaySNN):
     """Like Axonal, with one delay per neuron instead of one per input."""
 
-    def __init__(self, *sizes, **others):
-        super().__init__(*sizes, delay_per="dendrite", **others)
+    layer_class = DendriteLayer
 
 
 class Recurrent(DelaySNN):
@@ -87,9 +90,7 @@ class Recurrent(DelaySNN):
         named = dict(taps=taps, learn_delays=learn_delays, connections=connections)
         super().__init__(inputs, hidden, classes, **named, **others)
         # Drawn last, so that a seed gives the layers the same weights as in the base.
-        self.echoes = nn.ModuleList(
-            DelayedLinear(size, size, delay_per="axon", **named) for size in hidden
-        )
+        self.echoes = nn.ModuleList(AxonLayer(size, size, **named) for size in hidden)
 
     def neurons(self, i, current):
         echo = self.echoes[i]
@@ -161,7 +162,7 @@ class LateSteps(DelayedLinear):
 
     def soft_kernel(self, weight):
         if self.sigma == 0:
-            return integer_kernel(weight, self.positions(), self.taps)
+            return integer_kernel(weight, self.delay, self.taps)
         return super().soft_kernel(weight)
 
 
@@ -174,15 +175,26 @@ class WholeSteps(DelaySNN):
     layer_class = LateSteps
 
 
-def set_sigma_and_freeze(net, epoch, options):
-    """Set sigma as train.set_sigma does, and to 0 in the last fifth of the epochs.
-
-    Checkpoints hold sigma, so a resumed run is the same as one that was never stopped.
-    """
-    set_sigma(net, epoch, options)
+def freeze_delays(net, optimizer, epoch, options):
+    """Set sigma to 0 in the last fifth of the epochs: a before_epoch of train.train."""
     if epoch >= 0.8 * options.epochs:
         for layer in net.layers:
             layer.sigma = 0.0
+
+
+class BetweenTapsLayer(DelayedLinear):
+    """A layer whose training kernel is linear between the two taps next to each delay."""
+
+    def soft_kernel(self, weight):
+        d = torch.arange(self.taps, dtype=weight.dtype, device=weight.device)[:, None, None]
+        share = (1 - (d - self.delay).abs()).clamp(min=0)  # [taps, out, in]
+        return (share * weight).permute(1, 2, 0)
+
+
+class BetweenTaps(DelaySNN):
+    """Does the method need a Gaussian?  Here sigma plays no part."""
+
+    layer_class = BetweenTapsLayer
 
 
 # ----------------------------------------------------------------------------------------- controls
@@ -262,13 +274,14 @@ class DropSteps(DelaySNN):
 
 
 class Alpha2(DelaySNN):
+    alpha = 2.0
+
     def neurons(self, i, current):
-        return lif(current, self.tau, alpha=2.0)
+        return lif(current, self.tau, alpha=self.alpha)
 
 
-class Alpha20(DelaySNN):
-    def neurons(self, i, current):
-        return lif(current, self.tau, alpha=20.0)
+class Alpha20(Alpha2):
+    alpha = 20.0
 
 
 class TriangleLayer(DelayedLinear):
@@ -276,7 +289,7 @@ class TriangleLayer(DelayedLinear):
 
     def soft_kernel(self, weight):
         d = torch.arange(self.taps, device=weight.device)[:, None, None]
-        distance = (d - self.positions()).abs()  # [taps, out, in]
+        distance = (d - self.delay).abs()  # [taps, out, in]
         g = (1 - distance / (math.sqrt(6) * self.sigma)).clamp(min=0)
         return (g * (weight / (g.sum(0) + 1e-7))).permute(1, 2, 0)
 
@@ -303,40 +316,29 @@ class NoNorm(DelaySNN):
         self.norms = nn.ModuleList(nn.Identity() for _ in self.norms)
 
 
-# ----------------------------------------------------------------------------- augmentation, data
+# ------------------------------------------------------------------------------------ augmentation
 
 
-def shift(counts, labels):
-    """Shift each sample of [B, T, inputs] along the inputs by a random amount, at most 8."""
+def shift(counts, labels, most=8):
+    """Shift each sample of [B, T, inputs] along the inputs by a random amount, at most `most`."""
     samples, steps, inputs = counts.shape
-    move = torch.randint(-8, 9, (samples, 1, 1), device=counts.device)
+    move = torch.randint(-most, most + 1, (samples, 1, 1), device=counts.device)
     source = torch.arange(inputs, device=counts.device) - move  # [B, 1, inputs]
     inside = (source >= 0) & (source < inputs)
     source = source.clamp(0, inputs - 1).expand(-1, steps, -1)
     return counts.gather(2, source) * inside
 
 
-def open_steps(times, units, name="the sample"):
-    """Count spikes as SpikingJelly did when the paper was written, before 2024.
-
-    A step of 10 ms opens at the first spike after the end of the previous step, so silence between
-    steps is dropped.  The arguments and the result are those of data.bin_sample.
-    """
-    order = np.argsort(times, kind="stable")
-    # As in SpikingJelly, products and differences are in float16, with steps of 0.5 ms from 512 ms.
-    ms = times[order] * np.float16(1000)
-    step = np.zeros(len(ms), np.int64)
-    first, number = 0, 0
-    while first < len(ms):
-        after = first + np.searchsorted(ms[first:] - ms[first], data.STEP_MS, side="right")
-        step[first:after] = number
-        first, number = after, number + 1
-    return data.count_spikes(step, units[order] // data.GROUP, data.INPUTS)
+# Checkpoints tell runs apart by the names of these functions.
 
 
-read_opened = partial(data.read_published, "shd", binning=open_steps)
-data.DATASETS["shd-opened"] = data.DATASETS["shd"]._replace(read=read_opened)
-train.DEFAULTS["shd-opened"] = train.DEFAULTS["shd"]
+def shift_4(counts, labels):
+    return shift(counts, labels, most=4)
+
+
+def shift_12(counts, labels):
+    return shift(counts, labels, most=12)
+
 
 # ------------------------------------------------------------------------------------ command line
 
@@ -346,8 +348,11 @@ IDEAS = {  # arguments of train.main
     "dendritic": dict(net_class=Dendritic),
     "recurrent": dict(net_class=Recurrent),
     "adaptive": dict(net_class=Adaptive),
-    "whole-steps": dict(net_class=WholeSteps),
+    "whole-steps": dict(net_class=WholeSteps, before_epoch=freeze_delays),
     "shift": dict(augment=shift),
+    "shift-4": dict(augment=shift_4),
+    "shift-12": dict(augment=shift_12),
+    "between-taps": dict(net_class=BetweenTaps),
     "control": dict(net_class=Control),
     "tail-25": dict(net_class=Tail25),
     "no-tail": dict(net_class=NoTail),
@@ -367,7 +372,6 @@ def main(argv: list[str]) -> None:
     if idea not in IDEAS:
         sys.exit(f"ideas.py: the first word has to be one of {', '.join(IDEAS)}")
     train.RUNS = "runs/{dataset}-" + idea + "-{delays}-{seed}"
-    train.set_sigma = set_sigma_and_freeze if idea == "whole-steps" else set_sigma
     train.main(words, **IDEAS[idea])
 
 

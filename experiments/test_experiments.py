@@ -367,6 +367,30 @@ def test_a_claim_is_tested_by_welch_or_by_pairs_of_speakers_once_all_of_its_runs
     assert found["n"][2] == "20 and 19" and found["verdict"][2] == "not run"
 
 
+@pytest.mark.parametrize(
+    "gains, verdict",
+    [
+        ([1.26, 1.26, 1.26, 1.26, 0], "the recipe"),  # 1.008 on average, four of five
+        ([1.25, 1.25, 1.25, 1, 0], "not the recipe"),
+        ([9, 9, 9, 0, 0], "not the recipe"),  # a tie is a loss
+        ([9, 9, 9, 9], "not run"),
+    ],
+)
+def test_the_recipe_gains_a_point_on_held_out_speakers_and_wins_four_pairs(results, gains, verdict):
+    held = dict(speakers=results.PAIRS[: len(gains)], seed=0, epochs=40)
+    rows = [runs([70.0] * len(gains), **held)]
+    rows += [runs([70 + gain for gain in gains], **held | dict(variant="shift"))]
+    rows = results.pandas.concat(rows)
+    # The accuracy of the reported epoch would decide otherwise.
+    rows = rows.assign(valid_accuracy=rows["accuracy"], accuracy=0.5)
+    assert results.baseline(rows)["shift"].iloc[-1] == verdict
+    assert results.baseline(rows)["1,8"].tolist() == [
+        "70.00",
+        f"{70 + gains[0]:.2f}",
+        f"{gains[0]:.2f}",
+    ]
+
+
 def test_runs_of_the_second_list_began_after_it_was_committed(results):
     later = results.all_rows().query("list == 2")
     began = results.pandas.to_datetime(later["ended"]) - results.pandas.to_timedelta(
