@@ -424,20 +424,24 @@ def test_a_run_is_told_by_its_network_loss_augmentation_and_hook(results, idea, 
     net, options, found = results.network_of(folder)
     assert found == (None if idea == "base" else idea) and options.layers == 2
     # Spikes of the hidden layers within a sample's own steps and the tails so far.
-    samples = oracle.from_lengths([80, 5, 40, 5])._replace(counts=[])
-    counts = [torch.ones(steps, 8, dtype=torch.uint8) for steps in (80, 5, 40, 5)]
+    lengths = [80, 5, 40, 5]
+    samples = data.Spikes([torch.ones(steps, 8) for steps in lengths], torch.zeros(4), np.zeros(4))
     total = 0
     with torch.no_grad():
-        for sample in counts:
+        for sample in samples.counts:
             net(sample[None])
             for rate, tail in zip(net.rates, (0, 0) if idea == "no-tail" else (2, 4), strict=True):
                 total += rate.item() * 5 * (len(sample) + tail)
-    got = results.hidden_spikes(net, samples._replace(counts=counts))
-    assert got == pytest.approx(total / 4, rel=1e-5)
-    saved = torch.load(f"{folder}/net.pt") | {"loss": "mine"}
-    train.write(folder, "net.pt", saved)
-    with pytest.raises(data.UserError, match="not in ideas.py"):
-        results.network_of(folder)
+    assert results.hidden_spikes(net, samples) == pytest.approx(total / 4, rel=1e-5)
+    saved = torch.load(f"{folder}/net.pt")
+    for part in ("network", "loss", "augment", "before_epoch"):
+        train.write(folder, "net.pt", saved | {part: "mine"})
+        with pytest.raises(data.UserError, match="not in ideas.py"):
+            results.network_of(folder)
+    older = {name: value for name, value in saved.items() if name != "before_epoch"}
+    train.write(folder, "net.pt", older)
+    if idea != "whole-steps":  # it had no hook of that name
+        assert results.network_of(folder)[2] == found
 
 
 def test_a_run_is_asked_about_speakers_and_words(results, empty_table, tmp_path, capsys):
