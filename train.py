@@ -22,10 +22,10 @@ import data
 from data import UserError
 from delays import DelayedLinear, DelaySNN, class_scores, shrinking_sigma
 
-# The paper's settings for SHD and SSC, and those of the toy task; the learning rates are defaults in
-# make_parser.  A row of your own takes what it leaves out from SHD's.  tau is in ms here and in
-# steps in delays.py.  With SHD's tau, 1.005 steps, a membrane forgets almost at once.  The authors
-# found such a neuron better than a step function, which has no membrane.
+# The paper's settings for SHD and SSC, and those of the toy task (learning rates: make_parser).
+# A row of your own takes what it leaves out from SHD's.  tau is in ms here and in steps in
+# delays.py.  With SHD's tau, 1.005 steps, a membrane forgets almost at once.  The authors found
+# such a neuron better than a step function, which has no membrane.
 DEFAULTS = {
     "shd": dict(hidden=256, layers=2, taps=25, tau=10.05, dropout=0.4, batch_size=256, epochs=150),
     "ssc": dict(hidden=512, layers=3, taps=31, tau=15.0, dropout=0.25, batch_size=128, epochs=60),
