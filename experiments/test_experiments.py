@@ -22,6 +22,7 @@ import torch
 from torch.nn import functional as F
 
 import data
+import delays
 import test_delays as oracle
 import train
 from delays import DelayedLinear, DelaySNN, lif
@@ -635,7 +636,8 @@ def test_a_stopped_run_continues_and_writes_the_published_layout(tmp_path, monke
 # ------------------------------------------------------------------------------------------ README
 
 
-LAYER, SCRIPT = re.findall(r"```python\n(.*?)```", (FOLDER.parent / "README.md").read_text(), re.S)
+README = (FOLDER.parent / "README.md").read_text()
+LAYER, SCRIPT = re.findall(r"```python\n(.*?)```", README, re.S)
 
 
 def test_the_layer_in_a_loop_of_ones_own_prints_what_the_readme_says(capsys):
@@ -654,6 +656,34 @@ def test_the_script_of_ones_own_reaches_what_the_readme_says(tmp_path):
     row = dict(hidden=60, layers=1, batch_size=2, epochs=60)
     for name, value in (train.DEFAULTS["shd"] | row).items():  # SHD's, where its row has none
         assert options[name] == value, name
+
+
+@pytest.mark.parametrize("taps", [1, 2, 25])
+def test_the_lines_of_torch_in_the_readme_are_the_kernel_and_the_delayed_sum(taps):
+    lines = re.findall(r"^ {7}(\w = .*(?:arange|exp|weight|conv1d).*)", README, re.MULTILINE)
+    assert [line[0] for line in lines] == list("dgky")
+    weight, delay, x = oracle.random(6, 5), oracle.random(6, 5).abs(), oracle.random(3, 40, 5)
+    space = dict(torch=torch, F=F, taps=taps, sigma=1.3, weight=weight, delay=delay, x=x)
+    exec("\n".join(lines), space)
+    kernel = delays.gaussian_kernel(weight, delay, 1.3, taps)
+    oracle.close(space["k"], kernel, rtol=1e-12, atol=1e-12)
+    sums = delays.delay_conv(x, kernel, taps // 2)
+    oracle.close(space["y"], sums, rtol=1e-12, atol=1e-12)
+
+
+def test_trained_delays_end_as_far_from_their_start_as_the_results_say():
+    words = r"end (\d+) to (\d+) ms .*? ([\d.]+) ms, and ([\d.]+) ms"
+    said = re.search(words, (FOLDER / "RESULTS.md").read_text()).groups()
+    net, options = train.load_run(FOLDER / "trained" / "shd-learned")
+    pairs = [
+        (10 * begun.delay.detach().flatten(), 10 * layer.delay.detach().flatten())
+        for begun, layer in zip(train.build(options).layers, net.layers, strict=True)
+    ]
+    own = [(end - start).abs() for start, end in pairs]
+    others = [(end - start.roll(k)).abs() for k in range(1, 100) for start, end in pairs]
+    means = [moved.mean().item() for moved in own]
+    assert said[:2] == (f"{min(means):.0f}", f"{max(means):.0f}")
+    assert said[2:] == tuple(f"{torch.cat(moved).mean():.1f}" for moved in (own, others))
 
 
 # -------------------------------------------------------------------------------- tour and figures
