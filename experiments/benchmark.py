@@ -128,8 +128,7 @@ def contest(options: argparse.Namespace) -> None:
         settings = train.parse(["--delays", delays, "--device", options.device])
         net = Peer() if name == "peer" else train.build(settings)
         optimizer = train.make_optimizer(net.to(options.device), settings)
-        train.set_learning_rates(optimizer, 0, settings)
-        train.set_sigma(net, 0, settings)
+        train.set_schedules(net, optimizer, 0, settings)
         nets[name] = net, optimizer
     seconds = {(name, task): [] for name in nets for task in ("step", "epoch")}
 

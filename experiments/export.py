@@ -86,10 +86,10 @@ def arrays_of(net: DelaySNN, options: argparse.Namespace) -> dict[str, np.ndarra
             current = norm.bias.detach() - factor * norm.running_mean
 
         weight = layer.weight.detach() * factor[:, None]  # [out, count * in]
-        delay = layer.positions().detach().round().expand_as(weight)
+        delay = layer.delay.detach().round().expand_as(weight)
         connected = layer.mask
         post, pre = connected.nonzero(as_tuple=True)
-        pre = pre % (weight.shape[1] // layer.count)  # a layer sees its inputs `count` times
+        pre = pre % (weight.shape[1] // net.count)  # a layer sees its inputs `count` times
         arrays[f"pre_{i}"] = pre.int().numpy()
         arrays[f"post_{i}"] = post.int().numpy()
         arrays[f"weight_{i}"] = weight[connected].float().numpy()
@@ -133,7 +133,7 @@ class ArrayNetwork(nn.Module):
             where = tuple(arrays[f"{name}_{i}"] for name in ("post", "pre", "delay"))
             np.add.at(kernel, where, arrays[f"weight_{i}"])  # synapses of a pair may share a tap
             current = delay_conv(x, torch.from_numpy(kernel)) + constant  # [B, T, out]
-            x = lif(current, float(arrays["tau_steps"]), float(arrays["threshold"]))
+            x = lif(current, float(arrays["tau_steps"]))  # its threshold is 1
         return leaky_integrator(current, float(arrays["tau_readout_steps"]))  # of the last layer
 
 
@@ -206,9 +206,9 @@ def compare_brian2(net: DelaySNN, arrays: dict, samples: data.Spikes, number: in
         sample = samples.select(np.arange(len(samples.labels)) == b)
         reached.clear()
         train.predict(net, sample)
-        in_brian2 = simulate_brian2(arrays, sample.counts.numpy())
+        in_brian2 = simulate_brian2(arrays, sample.counts[0].numpy())
         for ours, theirs in zip(reached, in_brian2, strict=True):
-            ours = ours[: len(theirs)]
+            ours = ours[: len(theirs), : theirs.shape[1]]  # of the first of `count` copies
             total += ours.sum()
             unequal += (ours != theirs).sum()
     words = f"{total:,} hidden spikes in torch, {unequal} that occur in only one of the two"

@@ -216,7 +216,7 @@ def test_axons_and_dendrites_have_delays():
 def trained():
     """A network with all that the arrays can hold, its arrays, and samples of several lengths."""
     net = oracle.small(count=2, connections=4, tau=2.5, tau_readout=6.0).float()
-    net.layers[0] = DelayedLinear(6, 8, taps=4, count=2, connections=3)
+    net.layers[0] = DelayedLinear(2 * 6, 8, taps=4, connections=6)
     net.layers[0].delay.data[:, ::3] = 2.5  # half steps go to the even step
     net.layers[1].delay.data[:, 8:] = net.layers[1].delay.data[:, :8]  # two may share a tap
     for norm in net.norms:
@@ -244,7 +244,7 @@ def simulated(arrays, x):
 
 def test_arrays_have_the_scores_of_the_network(trained):
     net, arrays, samples = trained
-    assert arrays["tail_steps"] == 2 + 2 + 2 and len(arrays["delay_0"]) == 8 * 3 * 2
+    assert arrays["tail_steps"] == 2 + 2 + 2 and len(arrays["delay_0"]) == 8 * 6
     want = train.predict(net, samples)
     scores = [simulated(arrays, x)[1] for x in samples.counts]
     oracle.close(torch.stack(scores), want, rtol=0, atol=1e-4)
