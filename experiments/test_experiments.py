@@ -214,7 +214,7 @@ def test_axons_and_dendrites_have_delays():
 def trained():
     """A network with all that the arrays can hold, its arrays, and samples of several lengths."""
     net = oracle.small(count=2, connections=4, tau=2.5, tau_readout=6.0).float()
-    net.layers[0] = DelayedLinear(6, 8, taps=4, count=2, connections=3)
+    net.layers[0] = DelayedLinear(2 * 6, 8, taps=4, connections=3)
     net.layers[0].delay.data[:, ::3] = 2.5  # half steps go to the even step
     net.layers[1].delay.data[:, 8:] = net.layers[1].delay.data[:, :8]  # two may share a tap
     for norm in net.norms:
@@ -227,6 +227,7 @@ def trained():
 
 def simulated(arrays, x):
     """Return the hidden spikes and the scores of one sample, [T, in], by the docstring's words."""
+    assert arrays["threshold"] == 1
     x, hidden = torch.cat([x, torch.zeros(arrays["tail_steps"], x.shape[1])]).double(), []
     for i in (0, 1, 2):
         kernel = torch.zeros(len(arrays[f"current_{i}"]), x.shape[1], 5).double()
@@ -234,7 +235,7 @@ def simulated(arrays, x):
         for post, pre, delay, weight in zip(*synapses, strict=True):
             kernel[post, pre, delay] += weight
         current = oracle.plain_delayed_sum(x, kernel, tail=0) + torch.tensor(arrays[f"current_{i}"])
-        x = oracle.plain_lif(current, float(arrays["tau_steps"]), float(arrays["threshold"]))
+        x = oracle.plain_lif(current, float(arrays["tau_steps"]))
         hidden.append(x)
     v = oracle.plain_readout(current, float(arrays["tau_readout_steps"]))
     return hidden[:2], oracle.plain_scores(v)
@@ -242,7 +243,7 @@ def simulated(arrays, x):
 
 def test_arrays_have_the_scores_of_the_network(trained):
     net, arrays, samples = trained
-    assert arrays["tail_steps"] == 2 + 2 + 2 and len(arrays["delay_0"]) == 8 * 3 * 2
+    assert arrays["tail_steps"] == 2 + 2 + 2 and len(arrays["delay_0"]) == 8 * 3
     want = train.predict(net, samples)
     scores = [simulated(arrays, x)[1] for x in samples.counts]
     oracle.close(torch.stack(scores), want, rtol=0, atol=1e-4)
