@@ -73,7 +73,7 @@ def arrays_of(net: DelaySNN, options: argparse.Namespace) -> dict[str, np.ndarra
         "step_ms": np.float64(dataset.step_ms),
         "tau_steps": np.float64(net.tau),
         "tau_readout_steps": np.float64(net.tau_readout),
-        "threshold": np.float64(1.0),  # lif's default, which DelaySNN uses
+        "threshold": np.float64(1.0),  # of lif
         "taps": np.int32(max(layer.taps for layer in net.layers)),
         "layers": np.int32(len(net.layers)),
         "tail_steps": np.int32(net.tail),
@@ -133,7 +133,7 @@ class ArrayNetwork(nn.Module):
             where = tuple(arrays[f"{name}_{i}"] for name in ("post", "pre", "delay"))
             np.add.at(kernel, where, arrays[f"weight_{i}"])  # synapses of a pair may share a tap
             current = delay_conv(x, torch.from_numpy(kernel)) + constant  # [B, T, out]
-            x = lif(current, float(arrays["tau_steps"]))  # its threshold is 1
+            x = lif(current, float(arrays["tau_steps"]))
         return leaky_integrator(current, float(arrays["tau_readout_steps"]))  # of the last layer
 
 
