@@ -207,11 +207,12 @@ def toy_figure(net: nn.Module) -> Figure:
             sent.barh(i, 1, 0.6, left, color=INK, alpha=alpha)
             arrived.barh(i, 1, heights[i], left + delay[i], color=colors[i], alpha=alpha)
         counts = F.pad(noisy[c], (0, 0, 0, net.tail))[None]
-        current = hidden_input(net, counts)[0, :, neuron]
-        summed.bar(range(len(current)), current, width=1, color=INK)
+        current = hidden_input(net, counts)
+        fired = net.neurons(0, current)[0, :, neuron].nonzero().flatten()  # the steps
+        summed.bar(range(current.shape[1]), current[0, :, neuron], width=1, color=INK)
         summed.axhline(1, color=RED, linewidth=0.8, linestyle="--")
         score = net(counts)[0].softmax(1).cumsum(0)  # [steps, classes]
-        for step in ((current >= 1).nonzero().flatten() + later).tolist():
+        for step in (fired + later).tolist():
             sums.axvspan(step - 0.5, step + 0.5, color=PALE_BLUE, alpha=0.5, linewidth=0)
         sums.plot(score, color=GREY, linewidth=0.7)
         sums.plot(score[:, own], color=BLUE, linewidth=1.6)
