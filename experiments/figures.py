@@ -281,6 +281,100 @@ def parts_figure() -> Figure:
     return figure
 
 
+# ----------------------------------------------------------------------- results.png: the findings
+
+# The rows of results.png: sides and claims of results.py, and how they are called.
+ON_SHD = {
+    "learned": "learned delays",
+    "learned --hidden 165": "learned delays, half the parameters",
+    "fixed": "fixed random delays",
+    "control": "control: Gaussians narrow,\nbut delays stay where they are",
+    "none --tau 400.0 --tau-readout 10.05": "no delays (membrane 400 ms)",
+}
+ON_TOY = {
+    "learned": "learned delays",
+    "fixed --hidden 76": "fixed delays, as many parameters",
+    "learned --hidden 21": "learned delays, half the parameters",
+    "fixed": "fixed random delays",
+    "none --tau 100.0": "no delays (membrane 100 ms)",
+}
+CLAIMS = {
+    "1. learned against fixed": "learned over fixed delays (150 epochs)",
+    "2. learned against fixed, equal parameters": "the same at equal parameters (150)",
+    "a. learned against the control": "learned over the control (30)",
+    "e. shrinking against constant sigma": "wide start over narrow start (30)",
+    "d. learned against fixed, held-out speakers": "learned over fixed, new speakers (30)",
+    "b. ten inputs: learned against fixed": "learned over fixed,\nten inputs per neuron (60)",
+}
+
+
+def results_figure() -> Figure:
+    """Draw the accuracy of each run of the main comparisons, and claims with their intervals."""
+    from experiments import results
+
+    rows = results.all_rows().query("change == ''")
+    first, second = rows.query("list == 1"), rows.query("list == 2")
+    figure = Figure(figsize=(9.2, 6), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=[5, 4])
+    heading(top, "A. Test accuracy: each dot is a run with another seed, each number a mean")
+    on_shd, on_toy = top.subplots(1, 2)
+    draw_runs(on_shd, rows, results.SHD, ON_SHD, {150: BLUE, 30: PALE_BLUE})
+    draw_runs(on_toy, first, "toy", ON_TOY, {20: BLUE})
+
+    heading(bottom, "B. How many points better, on SHD (regenerated), with 95 % intervals")
+    most, last = bottom.subplots(2, 1, height_ratios=[5, 1])
+    words = list(CLAIMS.values())
+    for level, claim in enumerate(CLAIMS):
+        axis = last if "ten inputs" in claim else most
+        planned = claim in results.SECOND_CLAIMS
+        sides = (results.FIRST_CLAIMS | results.SECOND_CLAIMS)[claim]
+        found = results.versus(second if planned else first, *sides)
+        axis.hlines(level, found.low, found.high, color=BLUE, linewidth=1.6)
+        fill = BLUE if planned else "white"
+        axis.plot(found.points, level, "o", color=BLUE, markerfacecolor=fill, markersize=7)
+        axis.text(found.high, level, f"  {found.points:+.1f}", fontsize=8, va="center", color=INK)
+    one, other = [
+        results.runs_of(second, results.SHD, 30, side, [0], results.PAIRS)["accuracy"]
+        for side in ("learned", "fixed")
+    ]
+    most.plot(100 * (one - other), [4.4] * 5, "o", color=PALE_BLUE, markersize=4.5)
+    for axis, levels in ((most, range(5)), (last, [5])):
+        axis.axvline(0, color=GREY, linewidth=0.8)
+        axis.set_yticks(levels, [words[level] for level in levels])
+        axis.set_ylim(levels[-1] + 0.7, levels[0] - 0.5)
+        style(axis, "", "points" if axis is last else "")
+    kinds = [
+        "claim written after some of its runs",
+        "claim written before its runs",
+        "one pair of held-out speakers",
+    ]
+    marks = [most.lines[0], most.lines[2], most.lines[5]]
+    most.legend(marks, kinds, fontsize=7, frameon=False, loc="upper left", labelcolor=INK)
+    most.set_xlim(-3.2)
+    return figure
+
+
+def draw_runs(axis, rows, name: str, sides: dict[str, str], colors: dict[int, str]) -> None:
+    """Draw the accuracy of each run by side, with a color for each number of epochs."""
+    from experiments import results
+
+    for level, side in enumerate(sides):
+        for k, (epochs, color) in enumerate(colors.items()):
+            accuracy = 100 * results.runs_of(rows, name, epochs, side)["accuracy"]
+            height = level + 0.4 * k - 0.2 * (len(colors) - 1)
+            label = f"{epochs} epochs" if level == 0 else None
+            look = {"color": color, "markersize": 4.5, "label": label}
+            axis.plot(accuracy, [height] * len(accuracy), "o", **look)
+            if len(accuracy):  # the control ran 30 epochs only
+                words = f"   {accuracy.mean():.1f}"
+                axis.text(accuracy.max(), height, words, fontsize=8, va="center", color=INK)
+    axis.set_yticks(range(len(sides)), sides.values())
+    axis.invert_yaxis()
+    axis.margins(x=0.1)
+    style(axis, "toy task" if name == "toy" else name, "test accuracy (%)")
+    legend(axis, "lower right")
+
+
 # ---------------------------------------------------- run.png and confusions.png: look into a run
 
 
@@ -495,6 +589,7 @@ def main(argv: list[str] | None = None) -> None:
         save(toy_figure(net), folder, "toy.png")
         save(kernel_figure(), folder, "kernel.png")
         save(parts_figure(), folder, "parts.png")
+        save(results_figure(), folder, "results.png")
     except (UserError, OSError) as problem:
         sys.exit(f"figures.py: {problem}")
 

@@ -1,16 +1,14 @@
 """Train variants and seeds, keep a row per run in runs.csv, and print what follows from them.
 
-    python -m experiments.results train --dataset toy --variants learned,fixed,none --seeds 0,1,2
+    python -m experiments.results train --dataset toy --variants learned,fixed --seeds 0,1,2
     python -m experiments.results add runs/toy-20-learned-0
     python -m experiments.results tables claims
     python -m experiments.results speakers RUN ... --data-dir DIR
 
-`train` passes other options on to train.py.  It skips finished runs and resumes stopped ones.
-`add` records the processor it runs on, so call it on the machine that trained the network.  A test
-compares RESULTS.md with runs.csv: after `add`, replace its tables by those that `tables` prints.
-`speakers` prints accuracy by speaker and the words that are confused most, over all RUNs.
-Tables are in %: the mean ± the sample standard deviation, or the values themselves if there are
-fewer than three.
+train     skips finished runs, resumes stopped ones, and passes other options on to train.py
+add       appends finished runs to runs.csv: call it on the machine that trained them
+tables    prints the named tables, or all of them, with accuracies and differences in %
+speakers  prints accuracy by speaker of SHD and the words confused most, over all RUNs
 """
 
 import argparse
@@ -20,7 +18,6 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,59 +32,42 @@ from delays import DelaySNN
 from experiments import ideas
 from experiments.export import class_names
 
-SHD, SPEECH, TEN = "SHD (regenerated)", "Speech Commands (subset)", "--connections 10"
-TEN_LEARNED, TEN_FIXED, TEN_CONSTANT = [
-    (name, TEN) for name in ("learned", "fixed", "constant-sigma")
-]
-LEARNED, FIXED, NONE, CONTROL = ("learned", ""), ("fixed", ""), ("none", ""), ("control", "")
-SLOW = ("none", "--tau 400.0 --tau-readout 10.05")  # the best of three on held-out speakers
-CONSTANT, STILL = ("constant-sigma", ""), ("learned", "--delay-lr 0.0")
-# About as many parameters as FIXED has, on SHD and on the toy task.
-HALF, SMALL = ("learned", "--hidden 165"), ("learned", "--hidden 21")
-WIDE = ("fixed", "--hidden 76")  # as many parameters as LEARNED on the toy task
+SHD, SPEECH = "SHD (regenerated)", "Speech Commands (subset)"
+TASKS = {"toy": 20, SHD: 30}  # with the epochs of most runs
 PAIRS = ["1,8", "2,10", "3,6", "0,9", "7,11"]  # speakers of SHD that are held out together
+SLOW = "none --tau 400.0 --tau-readout 10.05"  # the best of three on held-out speakers
+HALF, SMALL = "learned --hidden 165", "learned --hidden 21"  # as many parameters as "fixed"
+TEN_LEARNED, TEN_FIXED = "learned --connections 10", "fixed --connections 10"
 
 
-class Claim(NamedTuple):
-    """A comparison of two sides, each a variant and its options.
-
-    Tests are two-sided: the sign of a difference that holds says which side is better.
-    """
-
-    data: str
-    epochs: int
-    text: str
-    one: tuple[str, str]
-    other: tuple[str, str]
-    seeds: Sequence[int] | None = None  # None: all that have run
-    speakers: Sequence[str] = ("",)  # the held-out speakers
-
-
-FIRST_CLAIMS = [
-    Claim(SHD, 150, "learned against fixed", LEARNED, FIXED),
-    Claim(SHD, 150, "learned against fixed, equal parameters", HALF, FIXED),
-    Claim(SHD, 30, "fixed against none, tau 400 ms", FIXED, SLOW),
-    Claim(SHD, 30, "none, tau 400 against 10.05 ms", SLOW, NONE),
-    Claim(SHD, 30, "ours against the authors' libraries", LEARNED, ("authors", "")),
-    Claim(SHD, 30, "shrinking against constant sigma", LEARNED, CONSTANT),
-    Claim(SHD, 60, "ten inputs: learned against fixed", TEN_LEARNED, TEN_FIXED),
-    Claim(SHD, 60, "ten inputs: constant against shrinking", TEN_CONSTANT, TEN_LEARNED),
-    Claim("toy", 20, "learned against none, tau 100 ms", LEARNED, ("none", "--tau 100.0")),
-    Claim("toy", 20, "learned against fixed, equal parameters", SMALL, FIXED),
-]
-# Committed before its first run began (866d94d).  All of these seeds are run, none is added, and a
-# claim is tested once, when all of its runs have ended.  Both sides are accuracies of rounded
-# networks at the last epoch, from one processor.
-SECOND_CLAIMS = [
-    Claim(SHD, 30, "learned against the control", LEARNED, CONTROL, range(5, 10)),
-    Claim(SHD, 60, "ten inputs: learned against fixed", TEN_LEARNED, TEN_FIXED, range(5)),
-    Claim("toy", 20, "learned against fixed, equal parameters", SMALL, FIXED, range(10, 30)),
-    Claim(SHD, 30, "learned against fixed, held-out speakers", LEARNED, FIXED, [0], PAIRS),
-    Claim(SHD, 30, "shrinking against constant sigma", LEARNED, CONSTANT, range(5, 10)),
-]
-LISTED = "2026-11-29 12:21"  # in UTC, when the second list was committed and the first one closed
-PROCESSOR = "AMD EPYC, family 25 model 17"  # of all runs of the second list
-
+# Lists of claims, each with the arguments of `versus`.  The column `list` of runs.csv says which
+# list a run was made for.  The first two lists are closed: they take no more runs.
+FIRST_CLAIMS = {
+    "1. learned against fixed": (SHD, 150, "learned", "fixed"),
+    "2. learned against fixed, equal parameters": (SHD, 150, HALF, "fixed"),
+    "3. fixed against none, tau 400 ms": (SHD, 30, "fixed", SLOW),
+    "4. none, tau 400 against 10.05 ms": (SHD, 30, SLOW, "none"),
+    "5. ours against the authors' libraries": (SHD, 30, "learned", "authors"),
+    "6. shrinking against constant sigma": (SHD, 30, "learned", "constant-sigma"),
+    # 7 and 8 had not run when the list was closed.  Holm's correction counts them.
+    "7. ten inputs: learned against fixed": (SHD, 60, TEN_LEARNED, TEN_FIXED),
+    "8. ten inputs: constant against shrinking": (
+        SHD,
+        60,
+        "constant-sigma --connections 10",
+        TEN_LEARNED,
+    ),
+    "9. learned against none, tau 100 ms": ("toy", 20, "learned", "none --tau 100.0"),
+    "10. learned against fixed, equal parameters": ("toy", 20, SMALL, "fixed"),
+}
+# Committed before its first run began (866d94d), with its seeds and with PAIRS.
+SECOND_CLAIMS = {
+    "a. learned against the control": (SHD, 30, "learned", "control", range(5, 10)),
+    "b. ten inputs: learned against fixed": (SHD, 60, TEN_LEARNED, TEN_FIXED, range(5)),
+    "c. learned against fixed, equal parameters": ("toy", 20, SMALL, "fixed", range(10, 30)),
+    "d. learned against fixed, held-out speakers": (SHD, 30, "learned", "fixed", [0], PAIRS),
+    "e. shrinking against constant sigma": (SHD, 30, "learned", "constant-sigma", range(5, 10)),
+}
 # The third list and the rule before it were committed before the first of their new runs began.
 # Which recipe is the baseline?  Plain learned delays and `shift` each train 40 epochs with seed 0,
 # once for each of the five PAIRS of held-out speakers.  What counts is valid_accuracy in the last
@@ -96,29 +76,17 @@ PROCESSOR = "AMD EPYC, family 25 model 17"  # of all runs of the second list
 # Claim f is then tested once, when all of its runs have ended: by Welch's test, two-sided, on
 # accuracies of rounded networks at the last epoch, on all of the test set.  The runs of learned
 # delays are the five of claim 1, which were known already, and processors differ.
-THIRD_CLAIMS = [Claim(SHD, 150, "shift against learned", ("shift", ""), LEARNED, range(5))]
-
-
-def runs_of(rows, name, epochs, side, seeds=None, speakers=("",)) -> pandas.DataFrame:
-    """Return the runs of a variant with these options, trained with padding.
-
-    seeds: None returns the runs of all seeds.
-    """
-    found = rows.query(
-        "data == @name and epochs == @epochs and variant == @side[0] and options == @side[1]"
-        " and speakers in @speakers and padding == 'yes'"
-    )
-    return found if seeds is None else found[found["seed"].isin(seeds)]
+THIRD_CLAIMS = {"f. shift against learned": (SHD, 150, "shift", "learned", range(5))}
 
 
 class Difference(NamedTuple):
-    """By how many points one side is above the other, with the 95 % interval."""
+    """By how many points one side is above the other, with the 95 % interval and a p."""
 
-    points: float
-    low: float
-    high: float
-    p: float  # nan: there are too few runs
-    n: str  # of either side
+    points: float = math.nan  # there are too few runs
+    low: float = math.nan
+    high: float = math.nan
+    p: float = math.nan
+    n: str = ""  # of either side
 
     def __str__(self):
         if math.isnan(self.p):
@@ -126,21 +94,35 @@ class Difference(NamedTuple):
         return f"{self.points:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
 
 
-def compare(one: pandas.Series, other: pandas.Series, paired=False) -> Difference:
-    """Return how far one is above the other.  Each side needs at least three runs.
+def runs_of(rows, name, epochs, side, seeds=range(100), speakers=("",)) -> pandas.DataFrame:
+    """Return the runs of a variant and its options with padding, by held-out speakers and seed."""
+    found = rows.query("data == @name and epochs == @epochs and padding == 'yes'")
+    found = found.query("side == @side and seed in @seeds and speakers in @speakers")
+    return found.set_index(["speakers", "seed"])
 
-    one, other: accuracies, as fractions.
+
+def compare(one: pandas.Series, other: pandas.Series, paired=False) -> Difference:
+    """Return how far one side is above the other, both accuracies as fractions.
+
     paired: over the labels of the index that both have.  Otherwise the test is Welch's.
     """
     if paired:
         one, other = one.align(other, join="inner")
     n = f"{len(one)} and {len(other)}"
     if min(len(one), len(other)) < 3:
-        return Difference(math.nan, math.nan, math.nan, math.nan, n)
+        return Difference(n=n)
     one, other = 100 * one, 100 * other
     test = stats.ttest_rel(one, other) if paired else stats.ttest_ind(one, other, equal_var=False)
     interval = test.confidence_interval(0.95)
     return Difference(one.mean() - other.mean(), *interval, test.pvalue, n)
+
+
+def versus(
+    rows, name, epochs, one, other, seeds=range(100), speakers=("",), column="accuracy"
+) -> Difference:
+    """Compare two sides, each a variant and its options, over PAIRS if those were held out."""
+    runs = [runs_of(rows, name, epochs, side, seeds, speakers)[column] for side in (one, other)]
+    return compare(*runs, paired=speakers is PAIRS)
 
 
 def holm(p: pandas.Series) -> pandas.Series:
@@ -154,54 +136,23 @@ def holm(p: pandas.Series) -> pandas.Series:
     return holds.map({True: "holds", False: "not shown"}).where(p.notna(), "not run")
 
 
-def claims_table(rows: pandas.DataFrame, claims: list[Claim], names: str) -> pandas.DataFrame:
-    """Return the differences and verdicts of a list of claims.
-
-    A claim that names its seeds is tested once all of its runs are there.
-    """
-    lines = []
-    for name, claim in zip(names.split(), claims, strict=True):
-        label = "speakers" if claim.speakers is PAIRS else "seed"
-        sides = [
-            runs_of(rows, claim.data, claim.epochs, side, claim.seeds, claim.speakers)
-            for side in (claim.one, claim.other)
-        ]
-        one, other = [side.set_index(label)["accuracy"] for side in sides]
-        found = compare(one, other, paired=label == "speakers")
-        if claim.seeds and not len(one) == len(other) == len(claim.seeds) * len(claim.speakers):
-            found = found._replace(p=math.nan)
-        data_of = f"{claim.data}, {claim.epochs} epochs"
-        lines.append([f"{name}. {claim.text}", data_of, str(found), found.p, found.n])
-    found = pandas.DataFrame(lines, columns=["claim", "data", "difference", "p", "n"])
+def claims_table(rows: pandas.DataFrame, claims: dict[str, tuple]) -> pandas.DataFrame:
+    """Return the differences and verdicts of a list of claims."""
+    found = pandas.DataFrame({"claim": list(claims)})
+    found["data"] = [f"{name}, {epochs} epochs" for name, epochs, *_ in claims.values()]
+    found["difference"] = [versus(rows, *claim) for claim in claims.values()]
+    found["p"] = [difference.p for difference in found["difference"]]
+    found["n"] = [difference.n for difference in found["difference"]]
+    if claims is THIRD_CLAIMS:  # claim f is open until all of its runs have ended
+        found.loc[found["n"] != "5 and 5", ["difference", "p"]] = math.nan
     found["verdict"] = holm(found["p"])
     found["p"] = found["p"].map("{:.2g}".format, na_action="ignore")
     return found
 
 
-def baseline(rows: pandas.DataFrame) -> pandas.DataFrame:
-    """Return the accuracies on held-out speakers from which the baseline's recipe follows."""
-    sides = {}
-    for variant in ("learned", "shift"):
-        runs = runs_of(rows, SHD, 40, (variant, ""), [0], PAIRS)
-        sides[variant] = 100 * runs.set_index("speakers")["valid_accuracy"].reindex(PAIRS)
-    gains = sides["shift"] - sides["learned"]
-    if gains.isna().any():
-        verdict = "not run"
-    else:
-        adopted = gains.mean() >= 1 and (gains > 0).sum() >= 4
-        verdict = "the recipe" if adopted else "not the recipe"
-    lines = []
-    for name, values in (sides | {"shift - learned": gains}).items():
-        cells = [*values, values.mean(skipna=False)]
-        lines.append([name, *(f"{cell:.2f}".replace("nan", "-") for cell in cells)])
-    found = pandas.DataFrame(lines, columns=["40 epochs", *PAIRS, "mean"])
-    return found.assign(shift=["", "", verdict])
-
-
 # ------------------------------------------------------------------------------------------ tables
 
-# What the runs of a line have in common, besides their processor if seeds would repeat otherwise.
-COMMON = ["data", "epochs", "padding", "variant", "options", "change"]
+COMMON = ["data", "epochs", "padding", "variant", "options", "change"]  # to the runs of a line
 SHARES = {"last epoch": "accuracy", "unrounded": "unrounded", "best on test": "best_on_test"}
 PARTS = {
     "no-tail": "no tail",
@@ -213,27 +164,22 @@ PARTS = {
     "from-zero": "delays that start at 0",
     "no-norm": "no batch norm",
 }
-TASKS = {"toy": 20, SHD: 30}  # with their epochs
 
 
 def all_rows() -> pandas.DataFrame:
     """Return the rows of runs.csv, with what the tables need besides."""
-    rows = pandas.read_csv(Path(FOLDER, "runs.csv"), dtype={"options": str, "change": str})
-    rows = rows.fillna({"options": "", "change": "", "ended": ""})  # the oldest have no "ended"
-    held_out = rows["options"].str.extract(r"--valid-speakers (\S+) --no-test ?(.*)")
-    rows["speakers"] = held_out[0].fillna("")
-    rows["options"] = held_out[1].fillna(rows["options"])
+    texts = dict.fromkeys(["options", "change", "machine"], "")
+    rows = pandas.read_csv(Path(FOLDER, "runs.csv"), dtype=dict.fromkeys(texts, str)).fillna(texts)
+    held_out = r" ?--valid-speakers (\S+) --no-test"
+    rows["speakers"] = rows["options"].str.extract(held_out, expand=False).fillna("")
+    rows["options"] = rows["options"].str.replace(held_out, "", regex=True).str.strip()
+    rows["side"] = (rows["variant"] + " " + rows["options"]).str.strip()
     rows["accuracy"] = rows["result_test"].fillna(rows["valid_accuracy"])
-    # The list of claims that a run belongs to: 2, or 0 if it ran later on another processor.
-    rows["list"] = (rows["processor"] == PROCESSOR) * 2
-    rows.loc[rows["ended"] <= LISTED, "list"] = 1
-    repeats = rows.duplicated([*COMMON, "speakers", "seed"], keep=False)
-    repeats = repeats.groupby([rows[name] for name in COMMON]).transform("any")
-    rows["machine"] = rows["processor"].where(repeats, "")
     return rows
 
 
 def spread(shares: pandas.Series) -> str:
+    """Return mean ± sample standard deviation, or the values if there are fewer than three."""
     values = 100 * shares.dropna()
     if len(values) < 3:
         return ", ".join(f"{value:.2f}" for value in values) or "-"
@@ -257,19 +203,29 @@ def table(rows: pandas.DataFrame, columns: list[str]) -> pandas.DataFrame:
     return pandas.DataFrame(lines, columns=columns)
 
 
+def recipe(rows: pandas.DataFrame) -> pandas.DataFrame:
+    """Return the accuracies on held-out speakers, and whether `shift` is the recipe."""
+    sides = {}
+    for side in ("learned", "shift"):
+        runs = runs_of(rows, SHD, 40, side, [0], PAIRS).droplevel("seed")
+        sides[side] = 100 * runs["valid_accuracy"].reindex(PAIRS)
+    gains = sides["shift"] - sides["learned"]
+    adopted = gains.mean() >= 1 and (gains > 0).sum() >= 4
+    verdict = "the recipe" if adopted else "not the recipe"
+    found = pandas.DataFrame(sides | {"shift - learned": gains}).T
+    found["mean"] = found.mean(axis=1, skipna=False)
+    found = found.map("{:.2f}".format).replace("nan", "-").rename_axis("40 epochs").reset_index()
+    return found.assign(shift=["", "", "not run" if gains.isna().any() else verdict])
+
+
 def parts(rows: pandas.DataFrame) -> pandas.DataFrame:
     """Return how accuracy changes with each idea of PARTS, and the seconds per epoch on SHD."""
-    lines = []
-    for idea, part in PARTS.items():
-        line = {"part": part, "idea": idea}
-        for task, epochs in TASKS.items():
-            runs = runs_of(rows, task, epochs, (idea, ""))
-            base = runs_of(rows, task, epochs, LEARNED)
-            line[task] = compare(runs["accuracy"], base["accuracy"])
-            line[f"n, {task}"] = line[task].n
-        line["s per epoch, SHD"] = round(runs["seconds"].mean() / epochs) if len(runs) else "-"
-        lines.append(line)
-    return pandas.DataFrame(lines)
+    found = pandas.DataFrame({"part": list(PARTS.values()), "idea": list(PARTS)})
+    for task, epochs in TASKS.items():
+        found[task] = [versus(rows, task, epochs, idea, "learned") for idea in PARTS]
+        found[f"n, {task}"] = [difference.n for difference in found[task]]
+    seconds = [runs_of(rows, SHD, 30, idea)["seconds"].mean() / 30 for idea in PARTS]
+    return found.assign(**{"s per epoch, SHD": list(map("{:.0f}".format, seconds))})
 
 
 def if_seen(found: Difference) -> str:
@@ -281,40 +237,42 @@ def if_seen(found: Difference) -> str:
 
 def controls(rows: pandas.DataFrame) -> pandas.DataFrame:
     """Return by how many points learned delays beat each control, and fixed ones the first."""
+    still = "learned --delay-lr 0.0"
+    rows = rows.assign(soft=rows["unrounded"].fillna(rows["accuracy"]))  # fixed: whole steps anyway
     lines = []
-    for name, epochs in ((SHD, 30), ("toy", 20)):
-        for one, other in ((LEARNED, CONTROL), (LEARNED, STILL), (FIXED, CONTROL)):
-            sides = [runs_of(rows, name, epochs, side) for side in (one, other)]
-            found = compare(*[side["accuracy"] for side in sides])
-            # Fixed delays are at whole steps in either case.
-            soft = compare(*[side["unrounded"].fillna(side["accuracy"]) for side in sides])
-            words = f"{one[0]} over {' '.join(other).strip()}"
-            lines.append([words, name, str(found), str(soft), found.n])
+    for name, epochs in reversed(TASKS.items()):
+        for one, other in ("learned", "control"), ("learned", still), ("fixed", "control"):
+            rounded = versus(rows, name, epochs, one, other)
+            soft = versus(rows, name, epochs, one, other, column="soft")
+            lines.append([f"{one} over {other}", name, rounded, soft, rounded.n])
     heads = ["difference", "data", "rounded", "with training kernels", "n"]
     return pandas.DataFrame(lines, columns=heads)
 
 
 def answers(rows: pandas.DataFrame) -> pandas.DataFrame:
-    """Return the differences in the sentences of RESULTS.md that no other table has."""
+    """Return the differences in sentences of the pages that no other table has."""
     first, second = rows[rows["list"] == 1], rows[rows["list"] == 2]
     found = {}
-    for side in (LEARNED, HALF, FIXED, SLOW):
+    for side in ("learned", HALF, "fixed", SLOW):
         long, short = [runs_of(first, SHD, epochs, side)["accuracy"] for epochs in (150, 30)]
-        found[f"150 epochs over 30: {' '.join(side).strip()}"] = compare(long, short)
-    sides = {"SHD": runs_of(first, SHD, 150, LEARNED), "toy": runs_of(first, "toy", 20, LEARNED)}
-    sides["ten inputs"] = runs_of(second, SHD, 60, TEN_LEARNED)
-    for name, runs in sides.items():
+        found[f"150 epochs over 30: {side}"] = compare(long, short)
+    for name, runs in (
+        ("SHD", runs_of(first, SHD, 150, "learned")),
+        ("toy", runs_of(first, "toy", 20, "learned")),
+        ("ten inputs", runs_of(second, SHD, 60, TEN_LEARNED)),
+    ):
         found[f"rounding, {name}"] = compare(runs["accuracy"], runs["unrounded"], paired=True)
-    wide = [runs_of(first, "toy", 20, side)["accuracy"] for side in (LEARNED, WIDE)]
-    found["learned over fixed, toy, 1,520 parameters"] = compare(*wide)
+    none = SLOW.replace("none", "none --connections 10")
+    found["fixed over none, ten inputs"] = versus(second, SHD, 60, TEN_FIXED, none)
+    for other in ("fixed", "fixed --hidden 76", "constant-sigma"):
+        found[f"learned over {other}, toy"] = versus(first, "toy", 20, "learned", other)
     for what in ("new_speakers", "known_speakers"):
-        one, other = [runs_of(second, SHD, 30, side)[what] for side in (LEARNED, CONTROL)]
-        found[f"learned over control, {what}"] = compare(one, other)
+        difference = versus(second, SHD, 30, "learned", "control", column=what)
+        found[f"learned over control, {what}"] = difference
     for idea in ("axonal", "dendritic", "whole-steps"):
         for task, epochs in TASKS.items():
-            one, other = [runs_of(second, task, epochs, side) for side in ((idea, ""), LEARNED)]
-            found[f"{idea} over learned, {task}"] = compare(one["accuracy"], other["accuracy"])
-    lines = [[name, str(difference), difference.n] for name, difference in found.items()]
+            found[f"{idea} over learned, {task}"] = versus(second, task, epochs, idea, "learned")
+    lines = [[name, difference, difference.n] for name, difference in found.items()]
     return pandas.DataFrame(lines, columns=["answer", "difference", "n"])
 
 
@@ -322,34 +280,34 @@ def all_tables() -> dict[str, str]:
     """Return every table by its name, in Markdown."""
     rows = all_rows().query("change == ''")
     first, second = rows[rows["list"] == 1], rows[rows["list"] == 2]
-    current = rows.query("speakers == '' and padding == 'yes' and variant not in @PARTS.keys()")
-    sides = current[["variant", "options"]].apply(tuple, axis=1)
-    again = current["seed"].ge(10) & sides.isin([SMALL, FIXED])  # of claim c, not for the toy table
-    shd_or_other = current["data"].str.lower().str.startswith("shd")
-    on_shd = current[shd_or_other & (current["variant"] != "authors")]
+    on_test = rows.query("speakers == '' and padding == 'yes' and variant not in @PARTS.keys()")
+    shd_or_other = on_test["data"].str.lower().str.startswith("shd")
+    on_shd = on_test[shd_or_other & (on_test["variant"] != "authors")]
     sparse = on_shd["options"].str.contains("--connections")
+    chosen = on_shd["options"].str.contains("--valid-share")
+    toy = on_test.query("data == 'toy' and (list != 2 or seed < 10)")  # the others are of claim c
     held_out = rows.query("speakers != '' and epochs == 30")
-    held_out = held_out.query("padding == 'yes' or (variant == 'learned' and options == '')")
-
+    held_out = held_out.query("padding == 'yes' or side == 'learned'")
     worth = parts(second)
     for task in TASKS:
         worth[task] = worth[task].map(if_seen)
-
-    shd = ["variant", "parameters", "epochs", *SHARES, "n"]
+    heads = ["variant", "parameters", "epochs", *SHARES, "n"]
+    reported = {"last epoch": "epoch that is best on validation"}
     tables = {
-        # Claims 5 and 8 have a sentence each in RESULTS.md instead.
-        "claims": claims_table(first, FIRST_CLAIMS, "1 2 3 4 5 6 7 8 9 10").drop([4, 7]),
-        "second": claims_table(second, SECOND_CLAIMS, "a b c d e"),
-        "third": claims_table(rows, THIRD_CLAIMS, "f"),
-        "baseline": baseline(rows),
+        # Claims 5 and 8 have a sentence each instead.
+        "claims": claims_table(first, FIRST_CLAIMS).drop([4, 7]),
+        "second": claims_table(second, SECOND_CLAIMS),
+        "third": claims_table(rows.query("list in (1, 3)"), THIRD_CLAIMS),
+        "baseline": recipe(rows),
         "answers": answers(rows),
         "controls": controls(second),
-        "shd": table(on_shd[~sparse], shd),
-        "ten inputs": table(on_shd[sparse], shd),
-        "toy": table(current[~again].query("data == 'toy'"), [*shd[:2], *shd[3:5], "n"]),
+        "shd": table(on_shd[~sparse & ~chosen], heads),
+        "ten inputs": table(on_shd[sparse], heads),
+        "validation": table(on_shd[chosen], heads).rename(columns=reported),
+        "toy": table(toy, [*heads[:2], *heads[3:5], "n"]),
         "parts": worth,
         "held-out": table(held_out, ["variant", "padding", *PAIRS, "mean", "n"]),
-        "authors": table(current.query("variant == 'authors'"), shd),
+        "authors": table(on_test.query("variant == 'authors'"), heads),
     }
     for name, frame in tables.items():
         cells = frame.astype(object).fillna("-").to_numpy()
@@ -365,16 +323,34 @@ NEW_SPEAKERS = [4, 5]  # of SHD, in the test set alone
 
 def network_of(folder: str) -> tuple[DelaySNN, argparse.Namespace, str | None]:
     """Return the network of a run, its options, and the idea of ideas.py that it was, if any."""
-    names = torch.load(Path(folder, "net.pt"), map_location="cpu", weights_only=True)
-    names = [names["network"], names["loss"], names["augment"]]
-    usual = {"net_class": DelaySNN, "loss": train.cross_entropy, "augment": None}
+    saved = torch.load(Path(folder, "net.pt"), map_location="cpu", weights_only=True)
+    saved = {"before_epoch": train.name_of(None)} | saved  # older checkpoints lack it
+    usual = dict(net_class=DelaySNN, loss=train.cross_entropy, augment=None, before_epoch=None)
     for idea, seams in ideas.IDEAS.items():
-        net_class, loss, augment = (usual | seams).values()
-        if names == [net_class.__name__, train.name_of(loss), train.name_of(augment)]:
+        parts = usual | seams
+        names = {"network": parts["net_class"].__name__}
+        names |= {part: train.name_of(parts[part]) for part in ("loss", "augment", "before_epoch")}
+        if names.items() <= saved.items():
             options = argparse.Namespace(**train.read_options(folder))
-            net, _ = train.load_run(folder, train.build(options, net_class))
+            net, _ = train.load_run(folder, train.build(options, parts["net_class"]))
             return net, options, None if idea == "base" else idea
     raise UserError(f"{folder} has a network that is not in ideas.py: name it with --variant")
+
+
+@torch.no_grad()
+def hidden_spikes(net: DelaySNN, spikes: data.Spikes) -> float:
+    """Return the mean number of hidden spikes per sample, of the rounded network.
+
+    A layer's spikes count within the sample's own steps and the tails so far.
+    """
+    counted = []
+    for layer in net.layers[1:]:
+        layer.register_forward_pre_hook(lambda _, inputs: counted.append(inputs[0].sum().item()))
+    for steps in spikes.steps.unique():
+        same = spikes.select((spikes.steps == steps).numpy())  # without padding
+        for _, counts in data.batches(same, 256, shuffle=False):
+            net(counts)
+    return sum(counted) / net.count / len(spikes.labels)  # a layer sees its inputs `count` times
 
 
 def answers_to(test: data.Spikes, folder: str, net: DelaySNN) -> pandas.DataFrame:
@@ -403,7 +379,7 @@ def print_speakers(folders: list[str], data_dir: str) -> None:
 # ------------------------------------------------------ runs and commands: skip on a first reading
 
 FOLDER = Path(__file__).resolve().parent
-# Names by the first digits of the training file's md5, unpacked or packed: published, and our own.
+# By the first digits of the training file's md5, packed or not: the published files, and ours.
 DATA_NAMES = {"8e9877c8": "SHD", "d47c9825": "SHD", "d102be95": "SSC"}
 DATA_NAMES |= {"db7189fb": SHD, "210a81f5": SHD, "63f094f4": SPEECH}
 
@@ -413,22 +389,21 @@ def changed_options(options: argparse.Namespace) -> str:
 
     --delays, --epochs, --seed and the places of files have columns of their own, or none.
     """
-    words = []
     known = options.dataset in data.DATASETS  # a fork's own has the defaults of SHD
     usual = vars(train.parse(["--dataset", options.dataset] if known else []))
     free = ["delays", "epochs", "seed", "data_dir", "device", "out", "resume", "eval"]
-    for name, value in vars(options).items():
-        if name not in free and value != usual[name]:
-            words.append("--" + name.replace("_", "-"))
-            if value is not True:
-                words.append(str(value))
-    return " ".join(words)
+    words = [
+        f"--{name.replace('_', '-')} {value}"
+        for name, value in vars(options).items()
+        if name not in free and value != usual[name]
+    ]
+    return " ".join(words).replace("--no-test True", "--no-test")
 
 
-def row_of_run(folder: str, variant: str | None = None, data_dir: str | None = None) -> dict:
+def row_of_run(folder: str, variant: str | None, data_dir: str | None) -> dict:
     """Return the row of a finished run of train.py or ideas.py.
 
-    variant: the name of a network of your own, whose accuracy by speaker is then not computed.
+    variant: the name of a network of your own, whose spikes and speakers are then left out.
     data_dir: the folder of the data files; None: where the run had them.
     """
     config_path, result_path = Path(folder, "config.json"), Path(folder, "result.json")
@@ -436,26 +411,28 @@ def row_of_run(folder: str, variant: str | None = None, data_dir: str | None = N
     log = pandas.read_csv(Path(folder, "log.csv"), dtype=str, keep_default_na=False)
     # The log's test_accuracy takes the place of the result's, which is result_test below.
     row = config | result | log.filter(like="accuracy").iloc[-1].to_dict()
-    row |= {"run": Path(folder).resolve().name, "padding": "yes"}
+    row |= {"run": Path(folder).resolve().name, "padding": "yes", "data": result["dataset"]}
     row |= {f"{split}_samples": number for split, number in config["samples"].items()}
     row |= {f"result_{split}": result[f"{split}_accuracy"] for split in ("test", "valid")}
     if result["delays"] not in ("fixed", "none"):  # those are whole steps in any case
         row["unrounded"] = result["unrounded_accuracy"]
-    row["options"] = changed_options(argparse.Namespace(**config["options"]))
-    dataset = result["dataset"]
     md5 = [digest[:8] for digest in config["md5"].values()]
-    row |= {"md5": " ".join(md5), "data": dataset}
+    row["md5"] = " ".join(md5)
     if md5:  # of the files of SHD and SSC
-        row["data"] = DATA_NAMES.get(md5[0], f"{dataset} (other files)")
+        row["data"] = DATA_NAMES.get(md5[0], f"{result['dataset']} (other files)")
 
-    row["variant"] = variant
     if variant is None:
         net, options, idea = network_of(folder)
-        row["variant"] = idea or result["delays"]
-        if dataset == "shd" and result["test_accuracy"] is not None:
-            test = data.load("shd", "test", data_dir or options.data_dir)
-            right = answers_to(test, folder, net).groupby("known")["right"].mean()
-            row |= {"new_speakers": right.get(False), "known_speakers": right.get(True)}
+        variant = idea or result["delays"]
+        if result["test_accuracy"] is not None:
+            test = data.load(options.dataset, "test", data_dir or options.data_dir)
+            row["spikes"] = round(hidden_spikes(net, test), 1)
+            if options.dataset == "shd":
+                right = answers_to(test, folder, net).groupby("known")["right"].mean()
+                row |= {"new_speakers": right.get(False), "known_speakers": right.get(True)}
+    row |= {"variant": variant, "options": changed_options(argparse.Namespace(**config["options"]))}
+    if variant != result["delays"] != "learned":  # an idea's are learned otherwise
+        row["options"] = f"--delays {result['delays']} {row['options']}".strip()
 
     # The last commit of this checkout before the run, which writes config.json when it begins.
     begun = f"--before=@{config_path.stat().st_mtime:.0f}"
@@ -479,14 +456,16 @@ def processor() -> str:
 def add(folders: list[str], variant: str | None, data_dir: str | None) -> None:
     """Add all of the runs, or none if one of them has a problem."""
     rows = pandas.read_csv(Path(FOLDER, "runs.csv"), dtype=str, keep_default_na=False)
+    same = [*COMMON, "seed"]
     for folder in folders:
-        found = row_of_run(folder, variant, data_dir)
-        row = pandas.Series(found).reindex(rows.columns).fillna("").astype(str)
-        same = [*COMMON, "seed", "processor"]
+        row = pandas.Series(row_of_run(folder, variant, data_dir))
+        row = row.reindex(rows.columns).fillna("").astype(str)
         there = rows[(rows[same] == row[same]).all(axis=1)]
-        if len(there):
+        if row["processor"] in set(there["processor"]):
             rule = "delete that row first if this run replaces it"
             raise UserError(f"runs.csv already has {folder}, as {there['run'].iloc[0]}: {rule}")
+        # If another processor ran this seed, the run has a line of its own and is of no list.
+        row["list"], row["machine"] = ("", row["processor"]) if len(there) else ("3", "")
         rows.loc[len(rows)] = row
     train.write(FOLDER, "runs.csv", rows.to_csv(index=False, lineterminator="\n"))
 
@@ -496,13 +475,13 @@ def train_all(variants: list[str], seeds: list[str], others: list[str]) -> None:
     for variant in variants:
         words = [*others, "--delays", variant]
         options = train.parse(words)
-        changed = changed_options(options)
+        changed = changed_options(options).replace("--", "").split()
         for seed in seeds:
-            parts = [options.dataset, str(options.epochs), variant, seed]
-            folder = "runs/" + "-".join(parts + changed.replace("--", "").split())
+            names = [options.dataset, str(options.epochs), variant, seed, *changed]
+            folder = Path("runs", "-".join(names))
             print(folder, flush=True)
             if not Path(folder, "result.json").exists():
-                place = ["--resume" if Path(folder).exists() else "--out", folder]
+                place = ["--resume" if folder.exists() else "--out", str(folder)]
                 train.train(train.parse([*words, "--seed", seed, *place]))
 
 
@@ -512,25 +491,21 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("command", choices=["train", "add", "tables", "speakers"])
     parser.add_argument("--variants", default="learned", help="for train, as in learned,fixed")
     parser.add_argument("--seeds", default="0", help="for train, as in 0,1,2")
-    parser.add_argument("--variant", help="for add: the name of a network of your own")
-    parser.add_argument("--data-dir", help="for train, add and speakers: folder of the data files")
-    arguments, words = parser.parse_known_args(argv)
-    command, data_dir = arguments.command, arguments.data_dir
+    parser.add_argument("--variant", help="for add: the name of a network that is not in ideas.py")
+    parser.add_argument("--data-dir", help="folder of the data files (for add: if they were moved)")
+    options, words = parser.parse_known_args(argv)
+    data_dir = options.data_dir or "data"
     try:
-        if command in ("add", "speakers") and not words:
-            raise UserError(f"{command} needs the folder of a run, or several")
-        if command == "train":
-            words += ["--data-dir", data_dir] if data_dir else []
-            train_all(arguments.variants.split(","), arguments.seeds.split(","), words)
-        elif command == "add":
-            add(words, arguments.variant, data_dir)
-        elif command == "speakers":
-            print_speakers(words, data_dir or "data")
+        if options.command == "train":
+            words += ["--data-dir", data_dir]
+            train_all(options.variants.split(","), options.seeds.split(","), words)
+        elif options.command == "add":
+            add(words, options.variant, options.data_dir)
+        elif options.command == "speakers":
+            print_speakers(words, data_dir)
         else:
             tables = all_tables()
             for name in words or tables:
-                if name not in tables:
-                    raise UserError(f"no table {name}: expected one of {', '.join(tables)}")
                 print(f"{name}:\n\n{tables[name]}\n")
     except (UserError, OSError) as problem:
         sys.exit(f"results.py: {problem}")
