@@ -189,9 +189,9 @@ def toy_figure(net: nn.Module) -> Figure:
     """Draw what a hidden neuron of a trained network receives from two samples of the toy task."""
     neuron, own = supporter(net.eval())
     layer = net.layers[0]
-    delay = layer.delay[neuron].round()
+    delay = layer.delay[neuron].round().numpy()
     weight = layer.weight[neuron] * net.norms[0].weight[neuron]  # batch norm can change the sign
-    heights = 0.9 * weight.abs() / weight.abs().max()
+    heights = (0.9 * weight.abs() / weight.abs().max()).numpy()
     colors = np.where(weight < 0, RED, BLUE)
     later = net.layers[1].delay[own, neuron].round()  # on the way to the readout
     noisy, clean = data.toy("test").counts, data.toy("test", noise=0.0).counts
@@ -202,7 +202,7 @@ def toy_figure(net: nn.Module) -> Figure:
     other = (own + 1) % 10
     for (sent, arrived, summed, sums), c in zip(axes.T, (own, other), strict=True):
         for counts, alpha in ((noisy[c], 0.25), (clean[c], 1)):  # sample c is of class c
-            step, i = counts.nonzero().T
+            step, i = counts.nonzero().T.numpy()
             left = step - 0.5
             sent.barh(i, 1, 0.6, left, color=INK, alpha=alpha)
             arrived.barh(i, 1, heights[i], left + delay[i], color=colors[i], alpha=alpha)
