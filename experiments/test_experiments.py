@@ -24,7 +24,7 @@ import data
 import delays
 import test_delays as oracle
 import train
-from delays import DelayedLinear, DelaySNN, lif
+from delays import DelayedLinear, DelaySNN, leaky_integrator, lif, shrinking_sigma
 from experiments import benchmark, export, ideas, regenerate
 from experiments import test_program as program
 
@@ -700,18 +700,55 @@ def run(*cells):
     return space
 
 
-def test_twelve_seeds_of_the_tour_do_best_with_a_wide_start():
-    space = run("c01", "c21")
-    shrinking, wide, narrow = space["right"].view(3, 12).tolist()
-    assert [row.count(4) for row in (shrinking, wide, narrow)] == [11, 5, 0]
-    assert [sum(row) for row in space["lined_up"].view(3, 12).tolist()] == [29, 9, 0]
-    lined_up = space["lined_up"].tolist()
-    assert [seed for seed in range(12) if lined_up[seed] == 4] == [9]  # whose picture is why.png
+def test_totals_over_sigma_are_those_of_networks_trained_side_by_side():
+    (printed,) = [cell["outputs"][0]["text"] for cell in CELLS if cell["id"] == "c21"]
+    told = [json.loads(line[line.index("[") :]) for line in printed]
+    widths = [torch.full((200,), width) for width in (0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 7.0)]
+    widths.insert(0, torch.tensor([shrinking_sigma(step, 200, 15) for step in range(200)]))
+    sigmas = torch.stack(widths).repeat_interleave(12, 0)  # of each network, [96, 200]
+
+    times, delay, readout_delay = [], [], []
+    for seed in [*range(12)] * 8:
+        torch.manual_seed(seed)
+        times.append(torch.randint(15, (4, 6)))
+        delay.append(DelayedLinear(6, 4, taps=15).delay.detach())
+        readout_delay.append(DelayedLinear(4, 4, taps=15).delay.detach().diag())
+    delay, readout_delay = torch.stack(delay), torch.stack(readout_delay)
+    optimizer = torch.optim.Adam([delay.requires_grad_(), readout_delay.requires_grad_()], lr=0.3)
+    spikes = F.one_hot(torch.stack(times), 15).float()  # [96, patterns, inputs, steps]
+    d = torch.arange(15.0)
+
+    def windows(x):  # [..., steps] -> [..., steps + 7, taps], the last tap first
+        return F.pad(x, (14, 7)).unfold(-1, 15, 1)
+
+    def shares(delay, sigma):  # [...] -> [..., taps], the last tap first
+        sigma = sigma.view(-1, *[1] * delay.dim())
+        g = torch.exp(-(((d - delay[..., None]) / sigma) ** 2) / 2)
+        return (g / (g.sum(-1, keepdim=True) + 1e-7)).flip(-1)
+
+    def fire(kernel):  # [96, neurons, inputs, taps] -> [96 * patterns, steps + 7, neurons]
+        current = 0.3 * torch.einsum("rpitd,rnid->rptn", windows(spikes), kernel)
+        return lif(current.flatten(0, 1), tau=1.005)
+
+    for sigma in sigmas.T:
+        fired = fire(shares(delay, sigma)).unflatten(0, (96, 4)).transpose(2, 3)
+        share = shares(readout_delay, sigma)  # [96, neurons, taps]
+        current = 3 * torch.einsum("rpntd,rnd->rptn", windows(fired), share)
+        scores = leaky_integrator(current.flatten(0, 1), 5.0).softmax(2).sum(1)
+        loss = 96 * F.cross_entropy(scores, torch.arange(4).repeat(96))  # the sum of 96 losses
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        delay.data.clamp_(0, 14)
+        readout_delay.data.clamp_(0, 14)
+    fired = fire((d == delay.round()[..., None]).float().flip(-1)).any(1)
+    right = (fired.unflatten(0, (96, 4)) == torch.eye(4)).all(2).sum(1)  # patterns of each network
+    assert right.view(8, 12).tolist() == told and sum(told[0]) == 47
 
 
 def test_words_of_the_tour_have_the_scores_of_predict_and_need_their_delays(capsys):
     space = run("c01", "c24", "c28")
-    net, shuffled = space["trained"], space["shuffled"]
+    net, shuffled = space["hearing"], space["shuffled"]
     for word in ("nine", "neun"):
         file = np.load(FOLDER / "trained" / "shd-learned" / f"{word}.npz")
         label, speaker = int(file["label"]), int(file["speaker"])
@@ -732,14 +769,11 @@ def test_accuracies_in_the_tour_are_those_of_runs_csv(results):
     told = re.findall(r"(?:100 ms|reach|learned|fixed) ([\d.]+) %", TOUR["c19"])
     names = ["learned", "fixed", "none, --tau 100.0", "fixed, --hidden 76", "learned, --hidden 21"]
     assert told == [toy[name] for name in names]
-    printed = "\n".join(results.all_tables().values())
-    told = re.findall(r"(\d\.\d\d) points (?:lower|above)", TOUR["c22"] + TOUR["c30"])
-    assert len(told) == 2 and all(f"| +{points} [" in printed for points in told)
-    rows = printed.splitlines()
-    told = re.findall(r"[\d.]+ ± [\d.]+(?= %)", TOUR["c30"])
-    for variant, accuracy in zip(("fixed", "learned"), told, strict=True):
-        pattern = rf"\| {variant} \| .* \| 150 \| {accuracy} \|"
-        assert any(re.match(pattern, row) for row in rows)
+    learned, fixed, _, wide, small = map(float, told)
+    leads = [learned - fixed, learned - wide, small - fixed]
+    assert re.findall(r"by ([\d.]+) .*? by ([\d.]+) .*? or ([\d.]+) points", TOUR["c19"]) == [
+        tuple(f"{lead:.2f}" for lead in leads)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -766,6 +800,30 @@ def test_the_picture_of_a_neuron_is_of_the_training_in_the_tour(figures, monkeyp
         oracle.close(heights, 0.3 * arrivals, rtol=0, atol=1e-6)
 
 
+def test_the_neuron_of_the_toy_picture_is_chosen_by_its_rule_and_drawn_with_its_delays(figures):
+    torch.manual_seed(5)
+    net = DelaySNN(8, [6], 10, taps=9).eval()
+    net.norms[0].running_mean.normal_()
+    net.norms[0].running_var.uniform_(1, 2)
+    state, layer = net.state_dict(), net.layers[0]
+    found = {}  # the highest input of each pair
+    for own in range(10):
+        neuron = max(range(6), key=lambda n: state["layers.1.weight"][own, n])
+        x = data.toy("test", noise=0.0).counts[own].float()
+        kernel = oracle.plain_kernel(layer.weight.detach(), layer.delay.detach(), 9)
+        current = oracle.plain_delayed_sum(x, kernel, 4)
+        found[neuron, own] = oracle.plain_norm(state, 0, current, False)[:, neuron].max().item()
+    neuron, own = max(found, key=found.get)
+    assert figures.supporter(net) == (neuron, own)
+
+    axes = figures.toy_figure(net).axes
+    for axis, c in ((axes[2], own), (axes[3], (own + 1) % 10)):
+        sent = data.toy("test").counts[c].nonzero().tolist()
+        want = {(t + round(layer.delay[neuron, i].item()) - 0.5, i) for t, i in sent}
+        drawn = {(bar.get_x(), round(bar.get_y() + bar.get_height() / 2)) for bar in axis.patches}
+        assert drawn == want
+
+
 def test_a_run_is_drawn_with_a_sample_that_passes_through_its_network(figures, tmp_path, capsys):
     folder = str(tmp_path / "run")
     train.train(train.parse([*FAST, "--layers", "2", "--epochs", "2", "--out", folder]))
@@ -785,8 +843,8 @@ def test_a_run_is_drawn_with_a_sample_that_passes_through_its_network(figures, t
     oracle.close(ends, scores, rtol=1e-5, atol=0)
     begun = train.build(train.parse([*FAST, "--layers", "2"])).layers
     for axis, layer, first in zip(moves, net.layers, begun, strict=True):
-        moved = 10 * (layer.delay - first.delay).abs().flatten()
-        inside = [(moved >= low) & (moved < low + 10) for low in (0, 10, 20, 30)]
+        moved = (layer.delay - first.delay).abs().flatten()
+        inside = [(moved >= low) & (moved < low + 1) for low in range(4)]
         shares = [100 * part.double().mean() for part in inside]
         heights = [bar.get_height() for bar in axis.containers[0]]
         oracle.close(heights, shares, rtol=1e-6, atol=0)
