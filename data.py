@@ -98,7 +98,7 @@ def batches(spikes: Spikes, size: int, shuffle: bool = True) -> Iterator[tuple[T
     """Yield (indices of the samples, their counts [B, T, inputs]) for each batch.
 
     Zeros follow the shorter samples of a batch.  Without shuffle, samples come in order of length,
-    which leaves the least padding.  Indices are on the CPU.
+    which leaves the least padding.  Indices are on the CPU, counts where the samples are.
     """
     order = torch.randperm(len(spikes.counts)) if shuffle else spikes.steps.argsort(stable=True)
     for indices in order.split(size):
@@ -116,13 +116,15 @@ def bin_sample(times: np.ndarray, units: np.ndarray) -> np.ndarray:
     """
     units = whole_numbers("unit", units, CHANNELS)
     if len(times) != len(units):
-        raise UserError(f"{len(times)} times, {len(units)} units: expected equal numbers")
+        found = f"a sample has {len(times)} times, {len(units)} units"
+        raise UserError(f"{found}: expected equal numbers")
     ms = times.astype(np.float32) * 1000  # a product in float16 would move late spikes
     # Without spikes, ms is empty, and min and max need an initial value.
     ms -= ms.min(initial=np.inf)
     longest = ms.max(initial=0)
     if not longest <= 10_000:  # published samples last up to 1.4 s; nan fails too
-        raise UserError(f"it lasts {longest / 1000:.0f} s: expected seconds, not milliseconds")
+        found = f"a sample lasts {longest / 1000:.0f} s"
+        raise UserError(f"{found}: expected times in seconds, not milliseconds")
     return count_spikes((ms / STEP_MS).astype(np.int64), units // GROUP, INPUTS)
 
 
@@ -328,6 +330,6 @@ def md5(path: str) -> str:
 
 
 def progress(text: str) -> None:
-    """Overwrite a line on the terminal.  Prints nothing if stderr is a file."""
+    """Overwrite a line on the terminal.  Prints nothing if stderr is not one."""
     if sys.stderr.isatty():
         print(f"\r{text:<60}", end="\r", file=sys.stderr, flush=True)

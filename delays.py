@@ -33,8 +33,8 @@ def gaussian_kernel(weight: Tensor, delay: Tensor, sigma: float | Tensor, taps: 
         g[d] = exp(-((d - delay[o,i]) / sigma)^2 / 2)
 
     The division makes the taps of each synapse add up to its weight.  The 1e-7 prevents 0 / 0 at
-    very small sigmas.  A delay's gradient is the slope of each tap with respect to the delay,
-    weighted by what arrives through that tap.
+    very small sigmas.  A delay's gradient is the sum over its taps of (slope of the tap with
+    respect to the delay) x (gradient of the tap: what arrives there times the gradient of y).
 
     weight: [out, in].
     delay: in steps, 0..taps-1, [out, in] or a shape that broadcasts to it, such as [1, in] for one
@@ -66,12 +66,12 @@ def shrinking_sigma(epoch: int, epochs: int, taps: int) -> float:
     """Return sigma, the width of the Gaussian in steps, for an epoch counted from 0.
 
     Over the first quarter of the epochs, sigma - 0.27 falls exponentially from taps // 2 to 0.23,
-    and stays there.  With 25 taps, sigma goes from 12.27 to 0.5.
+    and stays there.  With 25 taps, sigma goes from 12 + 0.27 to 0.23 + 0.27 = 0.5.
 
     A wide Gaussian lets a delay learn from spikes far from it, so that it captures broad temporal
-    dependencies at first (DelRec, arXiv 2509.24852, section 2.2).  A narrow one changes less when
-    the delay is rounded.  0.27 is what DCLS adds to every width.  taps // 2, 0.5 and a quarter are
-    the authors' choice.
+    dependencies at first (DelRec, arXiv 2509.24852, section 2.2).  A narrow one is closer to the
+    single tap of evaluation.  DCLS adds 0.27 to every width.  taps // 2, 0.5 and a quarter are the
+    authors' choice.
     """
     offset, narrow = 0.27, 0.23
     quarter = epochs // 4
@@ -91,7 +91,7 @@ def delay_conv(spikes: Tensor, kernel: Tensor, tail: int = 0) -> Tensor:
 
     spikes: [B, T, in].  kernel: [out, in, taps].
     tail: the number of steps by which the output is longer than the input, for late arrivals.
-    Returns [B, T + tail, out].  Two methods compute it, whose results differ by rounding alone.
+    Returns [B, T + tail, out].  The methods below differ by rounding alone.
     """
     spikes = spikes.to(kernel.dtype)
     if kernel.shape[2] == 1:  # no delays: a linear layer, and zeros for the tail
@@ -164,7 +164,8 @@ def leaky_integrator(current: Tensor, tau: float) -> Tensor:
     """
     # In float64, since the relative error of a power grows with its exponent.
     t = torch.arange(current.shape[1], dtype=torch.float64, device=current.device)
-    # t - u, [T, T].  tril cuts off u > t; without the clamp, the powers there would overflow.
+    # t - u, [T, T].  tril cuts off u > t.  The clamp keeps the powers there finite, and so the
+    # gradient of a learned tau.
     elapsed = (t[:, None] - t).clamp(min=0)
     memory = (decay_of(tau) ** elapsed).tril()
     return memory.to(current.dtype) @ current
@@ -187,7 +188,8 @@ def class_scores(membrane: Tensor, steps: Tensor | None = None) -> Tensor:
     steps: [B], how many steps of each sample to include: its own plus the network's tail.  None
         includes all.
     Summing a softmax of each step, and training with the cross-entropy of the sums, which applies a
-    second softmax, are from sparch, the code of Bittar and Garner (2022).
+    second softmax, are from sparch, the code of Bittar and Garner (2022).  We know no reason for
+    the second one.
     """
     probability = membrane.softmax(2)
     if steps is not None:
@@ -207,7 +209,8 @@ class DelayedLinear(nn.Module):
         authors' choice.
     learn_delays: False rounds the random delays to whole steps and does not train them.
     connections: how many inputs each neuron has.  Which ones is drawn at random.  0 connects all.
-    delay_shape: of .delay, if synapses share delays: (1, inputs) or (outputs, 1).
+    delay_shape: of .delay, if synapses share delays: (1, inputs) or (outputs, 1).  A subclass can
+        set it for all layers of a network, as AxonLayer in experiments/ideas.py does.
 
     .weight, .mask: [out, in].  The mask is True where there is a connection.
     .delay: in steps, [out, in] or delay_shape.  A parameter if it is learned, otherwise a buffer.
@@ -273,7 +276,8 @@ class DelaySNN(nn.Module):
 
     hidden: the sizes of the hidden layers.  Each is a delayed sum, batch norm over batch and time,
         LIF neurons, and dropout.  The readout is a delayed sum into leaky integrators.  Batch norm
-        gives the sums a variance of 1, against a threshold of 1, whatever the scale of the weights.
+        starts each neuron's sums at a variance of 1, against a threshold of 1, and learns a scale
+        and a shift.
     taps: delays are 0..taps-1 steps.
     tau, tau_readout: time constants of the hidden neurons and of the readout, in steps.  If
         tau_readout is None, it is the same as tau.
@@ -399,13 +403,14 @@ class LIF(torch.autograd.Function):
 
 
 def fourier_is_faster(spikes: Tensor, kernel: Tensor) -> bool:
-    """Return whether conv_fourier takes less time than conv_direct, forward and backward, on a CPU.
+    """Return whether conv_fourier should take less time than conv_direct, on a CPU.
 
-    It transforms the kernel once per batch, so it loses where batches are small, and its
-    transforms grow with the square of the length, so it loses where samples are long.  With this
-    condition, measured on one thread of an AMD EPYC (batches of 1 to 256 samples, 50 to 3,000
-    steps, 8 to 700 inputs), the choice took at most 1.3 times as long as the other method from a
-    batch of 16, and twice as long below.  The one exception was 1.5, at 3,000 steps.
+    conv_fourier transforms the kernel, which does not pay where batches are small, and the cost of
+    its transforms grows with the square of the length, which does not pay where samples are long.
+    The condition is fitted to times of a forward and a backward pass on one thread of an AMD EPYC:
+    batches of 1 to 256 samples, 50 to 3,000 steps, 8 to 700 inputs, 5 to 33 taps.  There the choice
+    takes at most 2 times as long as the other method, and from a batch of 16 at most 1.3 times,
+    with one exception (1.5, at 3,000 steps).
     """
     batch, length, inputs = spikes.shape
     outputs, _, taps = kernel.shape

@@ -22,9 +22,10 @@ import data
 from data import UserError
 from delays import DelayedLinear, DelaySNN, class_scores, shrinking_sigma
 
-# The paper's settings for SHD and SSC, and those of the toy task.  What a row lacks is taken from
-# SHD's.  tau is in ms here and in steps in delays.py.  With SHD's tau, 1.005 steps, a membrane
-# forgets almost at once.  The authors found it better than a Heaviside neuron, without a membrane.
+# The paper's settings for SHD and SSC, and those of the toy task (learning rates: make_parser).
+# A row of your own takes what it leaves out from SHD's.  tau is in ms here and in steps in
+# delays.py.  With SHD's tau, 1.005 steps, a membrane forgets almost at once.  The authors found
+# such a neuron better than a step function, which has no membrane.
 DEFAULTS = {
     "shd": dict(hidden=256, layers=2, taps=25, tau=10.05, dropout=0.4, batch_size=256, epochs=150),
     "ssc": dict(hidden=512, layers=3, taps=31, tau=15.0, dropout=0.25, batch_size=128, epochs=60),
@@ -35,17 +36,15 @@ DEFAULTS = {
 
 
 def build(options: argparse.Namespace, net_class: type[DelaySNN] = DelaySNN) -> DelaySNN:
-    """Return the network that the options and their seed describe, on the CPU.  Seeds torch.
-
-    net_class: DelaySNN or a subclass of it.
-    """
+    """Return the network that the options and their seed describe, on the CPU.  Seeds torch."""
     dataset = data.DATASETS[options.dataset]
     tau_readout = options.tau if options.tau_readout is None else options.tau_readout
     if not (options.tau >= dataset.step_ms and tau_readout >= dataset.step_ms):  # refuses nan too
         rule = f"expected at least {dataset.step_ms} ms, one step"
         raise UserError(f"--tau {options.tau}, --tau-readout {tau_readout}: {rule}")
     if options.kernel_count > 1 and options.connections:
-        raise UserError("--kernel-count above 1 needs all inputs: leave out --connections")
+        rule = "leave out one of the two, since random connections could draw an input twice"
+        raise UserError(f"--kernel-count above 1 with --connections: {rule}")
     torch.manual_seed(options.seed)
     return net_class(
         dataset.inputs,
@@ -141,7 +140,7 @@ def train_epoch(
     net.train()
     batches = math.ceil(len(spikes.labels) / options.batch_size)
     begun = time.time()
-    sums = 0  # accumulates on the device; the tolist() below is the only wait for a GPU
+    sums = 0  # accumulates on the device, so that no batch waits for a GPU to return numbers
     for number, (indices, counts) in enumerate(data.batches(spikes, options.batch_size), 1):
         labels = spikes.labels[indices]  # [B]
         if augment is not None:
@@ -169,7 +168,7 @@ def predict(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=T
     """Return the class scores of all samples, [samples, classes], in the order of the samples.
 
     A sample's scores are summed over its own steps and the tail, so they do not depend on the rest
-    of its batch.  The network is evaluated, and its mode restored.
+    of its batch.  The network runs in evaluation mode, and its mode is restored.
     rounded: False uses the training kernels instead of whole steps.
     """
     was_training = net.training
@@ -179,8 +178,8 @@ def predict(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=T
     steps = spikes.steps.to(spikes.labels.device)
     order, scores = [], []
     for indices, counts in data.batches(spikes, batch_size, shuffle=False):
-        # Batch norm adds a constant, so neurons may spike in silence, as long as zeros follow.  To
-        # treat all samples alike, net.tail zeros follow even the longest.
+        # Batch norm adds a constant, so neurons may spike in silence.  To treat all samples alike,
+        # the longest is followed by zeros too, as many as the scores of a sample reach beyond it.
         counts = F.pad(counts, (0, 0, 0, net.tail))
         scores.append(class_scores(net(counts), steps[indices] + net.tail))
         order.append(indices)
@@ -206,9 +205,9 @@ def train(options, net=None, loss=None, augment=None, before_epoch=None, after_e
     loss: a function to use instead of cross_entropy, with the same arguments.
     augment: a function of (counts [B, T, inputs], labels [B]) that returns the counts to train on.
         It may change T.
-    before_epoch: a function of (net, optimizer, epoch from 0, options), called once the rates and
-        sigma of the epoch are set.  It may change any of them, and the network.
-    after_epoch: a function of (net, row of the log), called once the epoch is saved.
+    before_epoch: a function of (net, optimizer, epoch from 0, options), called in each epoch after
+        its learning rates and sigma are set.  It may change them, and the network.
+    after_epoch: a function of (net, row of the log), called after the epoch is saved.
     Returns the content of result.json, and leaves the network in evaluation mode.
     Raises a UserError for mistakes that the user can fix.
     """
@@ -217,7 +216,7 @@ def train(options, net=None, loss=None, augment=None, before_epoch=None, after_e
     net = (build(options) if net is None else net).to(options.device)
     loss = loss or cross_entropy
     optimizer = make_optimizer(net, options)
-    # Copy the initial delays, which depend on the seed alone: resuming overwrites them.
+    # Copy the initial delays now: resuming overwrites them.
     first_delays = [layer.delay.detach().clone() for layer in delayed_layers(net)]
     names = {"network": type(net).__name__, "loss": name_of(loss), "augment": name_of(augment)}
     names["before_epoch"] = name_of(before_epoch)
@@ -225,8 +224,7 @@ def train(options, net=None, loss=None, augment=None, before_epoch=None, after_e
     rows = []  # of the log
     if not options.resume:
         start(net, sets, options)
-    # Without last.pt, the run was stopped in its first epoch, and begins again.
-    elif os.path.exists(os.path.join(options.out, "last.pt")):
+    elif os.path.exists(os.path.join(options.out, "last.pt")):  # else no epoch has ended yet
         saved = load_checkpoint(options.out, "last.pt", net, names)
         optimizer.load_state_dict(saved["adam"])
         rows = saved["rows"]
@@ -403,7 +401,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--hidden", type=positive, help="neurons in each hidden layer")
     add("--layers", type=positive, help="number of hidden layers")
     add("--taps", type=positive, help="delays are 0 to TAPS - 1 steps")
-    add("--kernel-count", type=positive, default=1, help="synapses per pair of neurons")
+    add("--kernel-count", type=positive, default=1, help="synapses per pair; 2 take twice the time")
     add("--connections", type=positive, help="random inputs of each neuron; None: all inputs")
     add("--tau", type=float, help="time constant of the membranes, ms")
     add("--tau-readout", type=float, help="time constant of the readout, ms; None: same as --tau")
@@ -414,7 +412,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--lr", type=float, default=5e-3, help="peak learning rate of the weights")
     add("--delay-lr", type=float, default=0.1, help="initial rate of the delays, in steps")
     add("--weight-decay", type=float, default=1e-5, help="L2 penalty of the weights")
-    add("--seed", type=int, default=0, help="seed of weights, delays, batches and dropout")
+    add("--seed", type=int, default=0, help="seed of all random numbers")
 
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: a GPU if found")
     add("--out", help="new folder for the results; None: runs/DATASET-DELAYS-SEED, if free")
@@ -444,14 +442,14 @@ def set_backend() -> None:
     """
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
-    # The outer taps of a Gaussian are denormal numbers, which slow some CPUs down.
+    # Outer taps of a Gaussian may be denormal numbers, which slow some CPUs down.
     torch.set_flush_denormal(True)
     if platform.libc_ver()[0] == "glibc":
         # Otherwise big blocks of memory go back to the system when they are freed, and have to be
         # cleared again in every step, which takes a tenth of its time or more.
         libc = ctypes.CDLL(None)
-        libc.mallopt(-4, 0)  # M_MMAP_MAX
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no block is mapped on its own
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: freed memory is kept
 
 
 # The folder of a run without --out.  If it exists, -2, -3, ... is added.
@@ -491,7 +489,7 @@ def save(net: nn.Module, optimizer, names: dict, rows: list[dict], options) -> N
     """Write an epoch's checkpoints and log: last.pt comes last, since --resume reads it."""
     state = names | {"net": net.state_dict(), "epoch": len(rows)}
     state["sigma"] = [layer.sigma for layer in delayed_layers(net)]
-    if reported_epoch(rows) == len(rows):  # that is this epoch, so far
+    if reported_epoch(rows) == len(rows):  # so far, this epoch would be reported
         write(options.out, "net.pt", state)
     lines = [rows[0].keys(), *(row.values() for row in rows)]
     texts = [["" if value is None else str(value) for value in line] for line in lines]
@@ -537,10 +535,11 @@ def read_options(folder: str) -> dict:
 
 
 def load_run(folder: str, net: DelaySNN | None = None) -> tuple[DelaySNN, argparse.Namespace]:
-    """Return the network of a run, in evaluation and on the CPU, and the options of the run.
+    """Return the network of a run, in evaluation mode, and the options of the run.
 
-    The weights are those of the reported epoch.  Seeds torch, as build does.
-    net: a network of your own to load them into, built like the one that was trained.
+    The weights are those of the reported epoch.
+    net: a network of your own to load them into, built like the one that was trained.  None builds
+        one on the CPU, which seeds torch.
     """
     options = argparse.Namespace(**read_options(folder))
     net = build(options) if net is None else net

@@ -128,17 +128,16 @@ def contest(options: argparse.Namespace) -> None:
         settings = train.parse(["--delays", delays, "--device", options.device])
         net = Peer() if name == "peer" else train.build(settings)
         optimizer = train.make_optimizer(net.to(options.device), settings)
-        train.set_learning_rates(optimizer, 0, settings)
-        train.set_sigma(net, 0, settings)
-        nets[name] = net, optimizer
+        train.set_schedules(net, optimizer, 0, settings)
+        nets[name] = net, optimizer, settings
     seconds = {(name, task): [] for name in nets for task in ("step", "epoch")}
 
     for turn in range(options.rounds + 2):  # the first is a warm-up, the last an epoch of each
-        for name, (net, optimizer) in nets.items():
+        for name, (net, optimizer, settings) in nets.items():
             whole = turn > options.rounds
             spikes = everything if whole else batch
             begun = time.perf_counter()
-            train.train_epoch(net, optimizer, spikes, data.batches(spikes, 256))
+            train.train_epoch(net, optimizer, spikes, 0, settings)
             if whole:
                 if name == "peer":
                     net.whole_steps()

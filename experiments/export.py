@@ -73,7 +73,7 @@ def arrays_of(net: DelaySNN, options: argparse.Namespace) -> dict[str, np.ndarra
         "step_ms": np.float64(dataset.step_ms),
         "tau_steps": np.float64(net.tau),
         "tau_readout_steps": np.float64(net.tau_readout),
-        "threshold": np.float64(1.0),  # lif's default, which DelaySNN uses
+        "threshold": np.float64(1.0),  # of lif
         "taps": np.int32(max(layer.taps for layer in net.layers)),
         "layers": np.int32(len(net.layers)),
         "tail_steps": np.int32(net.tail),
@@ -86,10 +86,10 @@ def arrays_of(net: DelaySNN, options: argparse.Namespace) -> dict[str, np.ndarra
             current = norm.bias.detach() - factor * norm.running_mean
 
         weight = layer.weight.detach() * factor[:, None]  # [out, count * in]
-        delay = layer.positions().detach().round().expand_as(weight)
+        delay = layer.delay.detach().round().expand_as(weight)
         connected = layer.mask
         post, pre = connected.nonzero(as_tuple=True)
-        pre = pre % (weight.shape[1] // layer.count)  # a layer sees its inputs `count` times
+        pre = pre % (weight.shape[1] // net.count)  # a layer sees its inputs `count` times
         arrays[f"pre_{i}"] = pre.int().numpy()
         arrays[f"post_{i}"] = post.int().numpy()
         arrays[f"weight_{i}"] = weight[connected].float().numpy()
@@ -133,7 +133,7 @@ class ArrayNetwork(nn.Module):
             where = tuple(arrays[f"{name}_{i}"] for name in ("post", "pre", "delay"))
             np.add.at(kernel, where, arrays[f"weight_{i}"])  # synapses of a pair may share a tap
             current = delay_conv(x, torch.from_numpy(kernel)) + constant  # [B, T, out]
-            x = lif(current, float(arrays["tau_steps"]), float(arrays["threshold"]))
+            x = lif(current, float(arrays["tau_steps"]))
         return leaky_integrator(current, float(arrays["tau_readout_steps"]))  # of the last layer
 
 
@@ -206,7 +206,7 @@ def compare_brian2(net: DelaySNN, arrays: dict, samples: data.Spikes, number: in
         sample = samples.select(np.arange(len(samples.labels)) == b)
         reached.clear()
         train.predict(net, sample)
-        in_brian2 = simulate_brian2(arrays, sample.counts.numpy())
+        in_brian2 = simulate_brian2(arrays, sample.counts[0].numpy())
         for ours, theirs in zip(reached, in_brian2, strict=True):
             ours = ours[: len(theirs)]
             total += ours.sum()

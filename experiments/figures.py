@@ -348,7 +348,7 @@ def run_figures(folder: str, data_dir: str | None = None, index: int = 0) -> dic
     figures = {}
     try:
         net = train.build(options)
-        first = [layer.positions().detach().clone() for layer in net.layers]
+        first = [layer.delay.detach().clone() for layer in net.layers]
         train.load_checkpoint(folder, "net.pt", net)
         if net.layers[0].learn_delays:
             parts.append((draw_moves, [net, first, step_ms]))
@@ -413,7 +413,7 @@ def draw_moves(panel, net: nn.Module, first: list[Tensor], step_ms: float) -> No
     axes = panel.subplots(1, len(first), squeeze=False, sharey=True)[0]
     names = [*(f"hidden layer {i}" for i in range(1, len(first))), "readout"]
     for axis, layer, before, name in zip(axes, net.layers, first, names, strict=True):
-        after = step_ms * layer.positions().detach().expand_as(layer.weight)[layer.mask]
+        after = step_ms * layer.delay.detach().expand_as(layer.weight)[layer.mask]
         before = step_ms * before.expand_as(layer.weight)[layer.mask]  # [synapses]
         distance = (after - before).abs()
         chance = (after - before[torch.randperm(len(before))]).abs()
@@ -435,9 +435,9 @@ def draw_sample(
     reached = []  # what comes into each layer, [1, T, neurons]
     for layer in net.layers:
         layer.register_forward_pre_hook(lambda _, inputs: reached.append(inputs[0]))
-    steps = int(spikes.steps[index]) + net.tail  # those whose scores count
-    counts = data.padded(spikes, torch.tensor([index]), steps)
-    score = net(counts)[0, :steps].softmax(1).cumsum(0)  # [steps, classes]
+    counts = F.pad(spikes.counts[index], (0, 0, 0, net.tail))  # those whose scores count
+    steps = len(counts)
+    score = net(counts[None])[0, :steps].softmax(1).cumsum(0)  # [steps, classes]
     own = int(spikes.labels[index])
     guess, second = score[-1].topk(2).indices.tolist()
     rival = second if guess == own else guess  # the best of the wrong classes
