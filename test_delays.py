@@ -164,7 +164,6 @@ def parsed(*argv):
 
 # -------------------------------------------------------------------------------------- the kernels
 
-
 KERNELS = [  # the shapes of weights, delays and sigma: delays and sigma may be shared
     ((3, 4), (3, 4), ()),
     ((3, 4), (1, 4), (3, 1)),
@@ -201,7 +200,6 @@ def test_half_steps_are_rounded_to_the_even_step_and_delays_out_of_range_are_ref
 
 # ---------------------------------------------------------------------------------- the delayed sum
 
-
 METHODS = [delay_conv, delays.conv_direct, delays.conv_fourier]
 SIZES = [(1, 4, 2), (7, 3, 0), (8, 3, 1), (5, 9, 4), (3, 2, 6), (6, 1, 3), (6, 4, 3), (6, 4, 2)]
 
@@ -215,9 +213,8 @@ def test_delayed_sum_is_its_equation_and_so_are_its_gradients(method, steps, tap
     assert_same(method(x, kernel, tail), want, (x, kernel))
 
 
-@pytest.mark.parametrize("steps", [110, 111])
-def test_methods_agree_in_single_and_double_precision_at_working_size(steps):
-    x = random(16, steps, 140).clamp(0, 1)
+def test_methods_agree_in_single_and_double_precision_at_working_size():
+    x = random(16, 111, 140).clamp(0, 1)
     kernel = random(64, 140, 25)
     direct = delays.conv_direct(x, kernel, 12)
     close(delays.conv_fourier(x, kernel, 12), direct, rtol=0, atol=1e-11)
@@ -339,6 +336,8 @@ def test_networks_have_the_published_number_of_parameters(words, weights, parame
     assert train.count_parameters(net) == parameters
     assert net.tau == net.tau_readout == pytest.approx(options.tau / 10, rel=1e-12)
     assert net.dropout == options.dropout
+    usual = DelaySNN(6, [8], 4)
+    assert (usual.tau, usual.dropout, usual.layers[0].taps) == (1.005, 0.4, 25)
     for layer in net.layers:
         synapses = options.connections or layer.weight.shape[1]  # of a neuron
         bound = math.sqrt(6 / synapses)  # Kaiming's, uniform, for relu
@@ -367,27 +366,21 @@ def test_a_layer_trains_with_soft_kernels_and_evaluates_with_one_tap_and_changes
     assert same_bits(state_of(layer), before)
 
 
-class Soft(DelayedLinear):
-    """Remembers the weights that its kernels were made of."""
-
-    def soft_kernel(self, weight):
-        self.given = weight
-        return weight[:, :, None].expand(-1, -1, self.taps)
-
-
 def test_a_soft_kernel_of_ones_own_gets_masked_weights_and_leaves_fixed_delays_alone():
     torch.manual_seed(0)
-    layer = Soft(6, 5, 4, connections=2)
-    weight = layer.weight.detach() + 1  # no zeros where synapses are missing
-    layer.weight.data = weight
+    layer = DelayedLinear(6, 5, 4, connections=2)
+    layer.soft_kernel = Mock(side_effect=lambda weight: weight[:, :, None].expand(-1, -1, 4))
+    layer.weight.data += 1  # no zeros where synapses are missing
+    masked = layer.weight.detach() * layer.mask
     kernel = layer.kernel()
     kernel.sum().backward()
-    assert torch.equal(layer.given, weight * layer.mask)
-    assert torch.equal(kernel, layer.given[:, :, None].expand(-1, -1, 4))
+    assert torch.equal(layer.soft_kernel.call_args.args[0], masked)
+    assert torch.equal(kernel, masked[:, :, None].expand(-1, -1, 4))
     assert not layer.weight.grad[~layer.mask].any() and layer.weight.grad.any()
-    for one_tap in (layer.eval(), Soft(6, 5, 4, connections=2, learn_delays=False)):
-        kernel = integer_kernel(one_tap.weight * one_tap.mask, one_tap.delay, 4)
-        assert torch.equal(one_tap.kernel(), kernel)
+    one_tap = integer_kernel(masked, layer.delay, 4)
+    assert torch.equal(layer.eval().kernel(), one_tap)
+    layer.learn_delays = False
+    assert torch.equal(layer.train().kernel(), one_tap)
 
 
 @pytest.mark.parametrize("shape", [(1, 6), (5, 1)])
@@ -459,17 +452,12 @@ def test_a_card_trains_and_predicts_with_the_same_numbers():
         close(card, cpu, rtol=1e-6, atol=1e-6)
 
 
-def test_sigma_at_named_epochs():
+def test_schedules_at_named_epochs():
     assert delays.shrinking_sigma(0, 150, 25) == pytest.approx(12.27, rel=1e-12, abs=0)
     assert delays.shrinking_sigma(0, 60, 31) == pytest.approx(15.27, rel=1e-12, abs=0)
     assert delays.shrinking_sigma(37, 150, 25) == delays.shrinking_sigma(149, 150, 25) == 0.5
     assert delays.shrinking_sigma(0, 3, 25) == 0.5  # under four epochs it never is wide
     assert delays.shrinking_sigma(0, 150, 1) == 0.5  # nor with one tap
-
-
-def test_defaults_are_those_of_shd_and_a_run_of_one_epoch_has_the_peak_rate():
-    net = DelaySNN(6, [8], 4)
-    assert (net.tau, net.tau_readout, net.dropout, net.layers[0].taps) == (1.005, 1.005, 0.4, 25)
     assert train.one_cycle(0, 1, 5e-3) == pytest.approx((5e-3, 0.85), rel=1e-12, abs=0)
 
 
@@ -490,15 +478,13 @@ def test_toy_classes_are_ten_orders_of_the_inputs_the_same_in_both_splits():
         counts, labels = dense_toy(split, noise=0)
         assert (np.bincount(labels) == size // 10).all() and len(labels) == size
         start = (counts > 0).argmax(1)  # the step at which each input begins to spike
+        first, order = start.min(1), start.argsort(1)
         want = np.zeros_like(counts)
-        for s, i in np.ndindex(*start.shape):
-            want[s, start[s, i] : start[s, i] + 4, i] = 1
-        assert (counts == want).all()  # each input has one burst of four steps
-        assert (counts.sum(2) <= 1).all()  # never two inputs in one step
-        assert (start.max(1) - start.min(1) == 28).all()  # one after the other
-        assert set(start.min(1)) == set(range(49))  # from the beginning to the end of the sample
-        for label in range(10):
-            orders[label] |= {tuple(order) for order in start[labels == label].argsort(1)}
+        for s, place in np.ndindex(size, 8):  # one burst of four steps after the other
+            want[s, first[s] + 4 * place : first[s] + 4 * place + 4, order[s, place]] = 1
+            orders[labels[s]].add(tuple(order[s]))
+        assert (counts == want).all()
+        assert set(first) == set(range(49))  # from the beginning to the end of the sample
     assert all(len(found) == 1 for found in orders.values())
     assert len(set.union(*orders.values())) == 10
 
@@ -514,7 +500,6 @@ def test_toy_samples_are_those_of_the_published_accuracies_and_noise_only_adds_s
 
 
 # -------------------------------------------------------------------------- a data set of the tests
-
 
 # Small, with samples of 8 to 14 steps of 4 ms.  No number is a default of another data set.
 LITTLE_INPUTS, LITTLE_CLASSES, LITTLE_STEP_MS = 5, 3, 4.0
@@ -596,9 +581,6 @@ def record_dropout(monkeypatch):
 # ------------------------------------------------------------------- the whole training, done twice
 
 
-# A slow trainer of the plain network, with the optimizers and schedulers of torch.
-
-
 def plain_sizes(options):
     """Return taps, tau and tau_readout of the plain network, in steps."""
     tau = options.tau / LITTLE_STEP_MS
@@ -675,7 +657,7 @@ def plain_moved_ms(net, start):
 
 
 def plain_training(start, options, epochs, masks, sets):
-    """Yield the network and the row of the log after each epoch."""
+    """Train with torch's optimizers and schedulers; yield the network and the row of each epoch."""
     net = {name: value.clone() for name, value in start.items()}
     weights = [net[f"layers.{i}.weight"].requires_grad_() for i in (0, 1, 2)]
     norms = [
@@ -772,6 +754,7 @@ def test_the_whole_training_is_that_of_a_slow_trainer(recipe, little, tmp_path, 
     assert 0.4 < result["test_accuracy"] < 0.95  # or little could be seen
     assert result["unrounded_accuracy"] == plain_evaluation(want[at], sets["test"], options, sigma)
     assert result["valid_accuracy"] == seen[at][1]["valid_accuracy"]
+    assert result["rates"] == [seen[at][1]["rate_1"], seen[at][1]["rate_2"]]
     if not options.valid_speakers:
         assert result["best_on_test"] == max(row["test_accuracy"] for _, row in seen)
     if sigma is not None:  # the delays came to both ends of their range
@@ -779,17 +762,13 @@ def test_the_whole_training_is_that_of_a_slow_trainer(recipe, little, tmp_path, 
         assert (ends == 0).any() and (ends == 5).any()
 
 
-def test_layers_whose_taps_differ_have_a_sigma_each_and_add_up_their_tails(little, tmp_path):
-    options, sigmas = options_of(tmp_path / "run", "--dataset", "little", "--epochs", 4), []
+def test_layers_whose_taps_differ_have_a_sigma_each_and_add_up_their_tails(little):
+    options = parsed("--dataset", "little", "--epochs", 4)
     net = train.build(options)
     net.layers[1] = DelayedLinear(7, 7, taps=11)
-
-    def after_epoch(net, row):
-        sigmas.append([layer.sigma for layer in net.layers])
-
-    train.train(options, net, after_epoch=after_epoch)
-    assert sigmas[0] == pytest.approx([3.27, 5.27, 3.27], rel=1e-12, abs=0)
-    assert sigmas[1:] == [[0.5, 0.5, 0.5]] * 3
+    train.set_schedules(net, train.make_optimizer(net, options), 0, options)
+    sigmas = [layer.sigma for layer in net.layers]
+    assert sigmas == pytest.approx([3.27, 5.27, 3.27], rel=1e-12, abs=0)
     assert net.tail == 3 + 5 + 3 and net(torch.ones(2, 10, 5)).shape == (2, 10 + 11, 3)
 
 
@@ -811,8 +790,8 @@ def test_scores_are_those_of_the_slow_network(delays, training, little):
     state, sizes = state_of(net), plain_sizes(options)
     if not training:
         got = train.predict(net, spikes, 4)
-        want = [plain_network(state, x.double(), *sizes)[0] for x in spikes.counts]
-        want = torch.stack(want)
+        each = [plain_network(state, x.double(), *sizes)[0] for x in spikes.counts]
+        want = torch.stack(each)
     else:
         got = class_scores(net(counts))
         sigma, masks = None if delays == "none" else 0.8, torch.ones(2, 9, 7)
@@ -826,17 +805,15 @@ def test_without_shuffle_samples_come_in_order_of_length_with_zeros_behind_them(
     spikes = from_lengths([5, 3, 9, 3, 1])
     got = list(data.batches(spikes, 2, shuffle=False))
     assert [indices.tolist() for indices, _ in got] == [[4, 1], [3, 0], [2]]
+    assert [tuple(counts.shape) for _, counts in got] == [(2, 3, 6), (2, 5, 6), (1, 9, 6)]
     for indices, counts in got:
-        longest = max(len(spikes.counts[i]) for i in indices)
-        assert counts.shape == (len(indices), longest, 6) and counts.dtype == torch.uint8
         for i, sample in zip(indices, counts, strict=True):
-            assert torch.equal(sample[: len(spikes.counts[i])], spikes.counts[i])
-            assert not sample[len(spikes.counts[i]) :].any()
+            own = spikes.counts[i]
+            assert torch.equal(sample[: len(own)], own) and not sample[len(own) :].any()
 
 
 def test_the_seed_decides_everything(little, tmp_path, monkeypatch):
-    epochs, masks = record_batches(monkeypatch), record_dropout(monkeypatch)
-    states = []
+    epochs, states = record_batches(monkeypatch), []
     for number, seed in enumerate((3, 3, 4)):
         options = options_of(tmp_path / str(number), "--dataset", "little", "--epochs", 3)
         options.seed = seed
@@ -848,9 +825,6 @@ def test_the_seed_decides_everything(little, tmp_path, monkeypatch):
     one, again, other = (epochs[n : n + 3] for n in (0, 3, 6))
     assert one == again and not any(batches in other for batches in one)
     assert one[0] != one[1] != one[2] != one[0]  # each epoch has a shuffle of its own
-    third = len(masks) // 3
-    assert all(map(torch.equal, masks[:third], masks[third : 2 * third]))
-    assert not any(torch.equal(masks[0], mask) for mask in (masks[2], masks[2 * third]))
     for a, b, c in zip(*states, strict=True):
         assert same_bits(a, b)
         for name in ("layers.0.weight", "layers.1.weight", "layers.0.delay"):
@@ -871,11 +845,11 @@ def test_a_random_share_is_held_out_the_same_for_all_variants_and_after_resume(l
         train.train(options_of(run, *words, seed, "--delays", variant))
         for options in (parsed(*words, seed), parsed("--resume", run)):
             sets = train.load_sets(options)
-            held_out.append(sets["valid"])
+            held_out.append(each_sample(sets["valid"]))
             assert [len(sets[split].labels) for split in ("train", "valid", "test")] == [35, 9, 61]
-            both = each_sample(sets["train"]) + each_sample(sets["valid"])
+            both = each_sample(sets["train"]) + held_out[-1]
             assert sorted(both) == sorted(each_sample(data.load("little", "train", "")))
-    first, *others = [each_sample(valid) for valid in held_out]
+    first, *others = held_out
     assert [first == other for other in others] == [True, True, True, False, False]
 
 
@@ -913,8 +887,6 @@ def test_a_loss_and_augmentation_of_ones_own_get_the_batch(little, tmp_path, mon
 
 # -------------------------------------------------------------------- the rule behind each headline
 
-
-# Splits are told apart by their sizes.
 SPLIT_OF_SIZE = {61: "test", 27: "valid", 22: "valid"}  # 22: half of the training samples
 
 MADE_UP = {
@@ -929,16 +901,13 @@ MADE_UP = {
 def asked(little, monkeypatch):
     """Put made-up accuracies in place of train.evaluate: MADE_UP[split] has one an epoch.
 
-    An accuracy belongs to weights, so it is looked up by them: new weights are those of the next
-    epoch.  The list of (what was evaluated, of which epoch, sigma) grows during the run.
+    An epoch has one batch, which norms count.  Returns a list, to which the run adds what was
+    evaluated, of which epoch, and its sigma.
     """
-    asked, weights = [], []
+    asked = []
 
     def evaluate(net, spikes, batch_size, rounded=True):
-        now = net.layers[0].weight.tolist()
-        if now not in weights:
-            weights.append(now)
-        epoch = weights.index(now) + 1
+        epoch = net.norms[0].num_batches_tracked.item()
         split = SPLIT_OF_SIZE[len(spikes.labels)] + ("" if rounded else ", unrounded")
         asked.append((split, epoch, net.layers[0].sigma))
         return MADE_UP[split][epoch - 1]
@@ -962,17 +931,12 @@ HEADLINES = [  # and the number of validation samples
 
 
 @pytest.mark.parametrize("words, samples, want", HEADLINES)
-def test_headline_is_of_the_epoch_that_counts(
-    words, samples, want, tmp_path, asked, capsys, monkeypatch
-):
+def test_headline_is_of_the_epoch_that_counts(words, samples, want, tmp_path, asked, capsys):
     judge, epoch = ("valid", 2) if samples else ("test", 8)
     reported = "valid" if "--no-test" in words else "test"
-    run, loaded = tmp_path / "run", Mock(wraps=data.load)
-    monkeypatch.setattr(data, "load", loaded)
-    sizes = "--hidden 6 --layers 1 --taps 5 --epochs 8 --device cpu --out"
+    run = tmp_path / "run"
+    sizes = "--hidden 6 --layers 1 --taps 5 --epochs 8 --batch-size 44 --device cpu --out"
     train.main([*words.split(), *sizes.split(), str(run)])
-    splits = [call.args[1] for call in loaded.call_args_list]
-    assert ("test" in splits) == (reported == "test")
     sigmas = [delays.shrinking_sigma(e, 8, 5) for e in range(8)]
     assert sigmas[0] > sigmas[1] > sigmas[2]
     assert asked[:8] == [(judge, e + 1, sigmas[e]) for e in range(8)]
@@ -983,7 +947,8 @@ def test_headline_is_of_the_epoch_that_counts(
     for split in ("valid", "test"):
         logged = [row[f"{split}_accuracy"] for row in rows]
         assert logged == ([str(value) for value in MADE_UP[split]] if split == judge else [""] * 8)
-    assert json.loads((run / "config.json").read_text())["samples"].get("valid", 0) == samples
+    sizes = json.loads((run / "config.json").read_text())["samples"]
+    assert sizes.get("valid", 0) == samples and ("test" in sizes) == (reported == "test")
     printed = capsys.readouterr().out
     accuracy = f"{reported} accuracy {want[f'{reported}_accuracy']:.2%}"
     assert printed.endswith(f"\n{accuracy} ({want['rule']})\n")
