@@ -401,7 +401,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--hidden", type=positive, help="neurons in each hidden layer")
     add("--layers", type=positive, help="number of hidden layers")
     add("--taps", type=positive, help="delays are 0 to TAPS - 1 steps")
-    add("--kernel-count", type=positive, default=1, help="synapses per pair of neurons")
+    add("--kernel-count", type=positive, default=1, help="synapses per pair; 2 take twice the time")
     add("--connections", type=positive, help="random inputs of each neuron; None: all inputs")
     add("--tau", type=float, help="time constant of the membranes, ms")
     add("--tau-readout", type=float, help="time constant of the readout, ms; None: same as --tau")
