@@ -6,7 +6,6 @@ import json
 import math
 import os
 import runpy
-import socket
 import sys
 import threading
 import zipfile
@@ -23,21 +22,12 @@ import data
 import test_delays as oracle
 import train
 from delays import DelayedLinear, DelaySNN, lif, spike
-from test_delays import (
-    LITTLE,
-    each_sample,
-    log_of,
-    options_of,
-    parsed,
-    result_of,
-    same_bits,
-    state_of,
-)
+from experiments import ideas
+from test_delays import LITTLE, each_sample, log_of, options_of, parsed, result_of
 
 FOLDER = Path(__file__).resolve().parent.parent
 NAME = "shd_test.h5.gz"
-little = oracle.little  # fixtures
-asked = oracle.asked
+little = oracle.little  # a fixture
 
 # ------------------------------------------------------------------------- reading files and events
 
@@ -97,7 +87,7 @@ def pack(path, packing):
 def test_reading_is_the_loop_over_spikes_and_keeps_every_spike(tmp_path):
     rng = np.random.default_rng(0)
     sizes = [0, *rng.integers(1, 400, 299)]  # a sample without spikes is one empty step
-    times = [np.sort(rng.uniform(0, 1.4, n)).astype(np.float16) for n in sizes]
+    times = [rng.uniform(0, 1.4, n).astype(np.float16) for n in sizes]  # in any order
     units = [rng.integers(0, 700, n) for n in sizes]
     labels = rng.integers(0, 20, 300)
     write_h5(tmp_path / "shd_test.h5", times, units, labels, np.arange(300) % 3)
@@ -106,13 +96,12 @@ def test_reading_is_the_loop_over_spikes_and_keeps_every_spike(tmp_path):
     assert got.labels.tolist() == labels.tolist()
     assert got.speakers.tolist() == (np.arange(300) % 3).tolist()
     for s in range(300):
-        want = np.zeros((150, 140))
-        step = 0
-        for t, u in zip(times[s], units[s], strict=True):  # in order of time
-            step = math.floor((float(t) - float(times[s][0])) * 1000 / 10)
-            want[step, u // 5] += 1
-        assert got.steps[s] == step + 1
-        assert (got.counts[s].numpy() == want[: step + 1]).all()
+        want, steps = np.zeros((150, 140)), [0]
+        for t, u in zip(times[s], units[s], strict=True):
+            steps.append(math.floor((float(t) - float(min(times[s]))) * 1000 / 10))
+            want[steps[-1], u // 5] += 1
+        assert got.steps[s] == max(steps) + 1
+        assert (got.counts[s].numpy() == want[: max(steps) + 1]).all()
 
 
 @pytest.mark.parametrize("packing", [".gz", ".zip"])
@@ -140,7 +129,6 @@ def test_events_are_counted_one_by_one(kind):
     for s, t, c in zip(sample, step, channel, strict=True):
         want[s, t, c] += 1
         steps[s] = max(steps[s], t + 1)
-    assert want.max() > 1
     counts = [want[s, : steps[s]].tolist() for s in range(20)]
     assert each_sample(got) == list(zip(counts, labels, speakers, strict=True))
     assert got.counts[0].dtype == torch.uint8 and got.labels.dtype == torch.int64
@@ -153,15 +141,24 @@ def test_events_are_counted_one_by_one(kind):
 @pytest.fixture
 def served(tmp_path, monkeypatch):
     """Serve the files of tmp_path on this machine.  Returns the address."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self):
+            if self.path.startswith("/nonsense/"):
+                self.wfile.write(b"what?\r\n\r\n")
+            else:
+                super().do_GET()
+
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    handler = partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    handler = partial(Handler, directory=tmp_path)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
 
 
-def test_checksums_are_the_published_ones():
+def test_servers_and_checksums_are_the_published_ones():
+    assert data.SERVERS == ["https://zenkelab.org/datasets", "https://compneuro.net/datasets"]
     assert data.MD5 == {
         "shd_train.h5.gz": "d47c9825dee33347913e8ce0f2be08b0",
         "shd_test.h5.gz": "3062a80ec0c5719404d5b02e166543b1",
@@ -171,20 +168,25 @@ def test_checksums_are_the_published_ones():
     }
 
 
-@pytest.mark.parametrize(
-    "kind, said", [("absent", "404"), ("cut off", "sent a file of md5"), ("silent", "timed out")]
-)
-def test_a_missing_file_is_fetched_once(kind, said, served, tmp_path, monkeypatch, capfd):
+def test_a_file_of_several_blocks_is_downloaded_whole(served, tmp_path):
+    content = np.random.default_rng(0).bytes(3_000_000)
+    (tmp_path / "large").write_bytes(content)
+    data.download(f"{served}/large", str(tmp_path / "copy"), data.md5(tmp_path / "large"))
+    assert (tmp_path / "copy").read_bytes() == content
+
+
+TROUBLES = dict(absent="404", cut="sent a file of md5", nonsense="what?")
+
+
+@pytest.mark.parametrize("kind", TROUBLES)
+def test_a_missing_file_is_fetched_once(kind, served, tmp_path, monkeypatch, capfd):
     write_shd(tmp_path)
     pack(tmp_path / "shd_test.h5", ".gz")
     want, sound = data.load("shd", "test", tmp_path), (tmp_path / NAME).read_bytes()
-    silent = socket.create_server(("127.0.0.1", 0))  # it listens, and says nothing
-    root = f"http://127.0.0.1:{silent.getsockname()[1]}" if kind == "silent" else served
-    bad = [f"{root}/a", f"{root}/b"]
+    bad = [f"{served}/{kind}/a", f"{served}/{kind}/b"]
     for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        if kind == "cut off":
-            (tmp_path / name / NAME).write_bytes(sound[:1000])
+        (tmp_path / "cut" / name).mkdir(parents=True)
+        (tmp_path / "cut" / name / NAME).write_bytes(sound[:1000])
     folder, asked, urlopen = tmp_path / "new/d", [], data.urlopen
 
     def watched(url, timeout):
@@ -193,14 +195,14 @@ def test_a_missing_file_is_fetched_once(kind, said, served, tmp_path, monkeypatc
         (own,) = os.listdir(folder)
         assert os.listdir(folder / own) == [NAME]
         asked.append(url)
-        return urlopen(url, timeout=0.2 if kind == "silent" else 30)
+        return urlopen(url, timeout=timeout)
 
     monkeypatch.setattr(data, "urlopen", watched)
     monkeypatch.setitem(data.MD5, NAME, data.md5(tmp_path / NAME))
     monkeypatch.setattr(data, "SERVERS", bad)
-    with pytest.raises(data.UserError, match=said) as caught:
+    with pytest.raises(data.UserError) as caught:
         data.load("shd", "test", str(folder))
-    for words in (*bad, f"{NAME} is not in", "put it there by hand", "--dataset toy"):
+    for words in (*bad, TROUBLES[kind], f"{NAME} is not in", "put it there", "--dataset toy"):
         assert words in str(caught.value)
     assert "\n" not in str(caught.value)
     assert os.listdir(folder) == []
@@ -211,27 +213,21 @@ def test_a_missing_file_is_fetched_once(kind, said, served, tmp_path, monkeypatc
     assert os.listdir(folder) == [NAME]
     assert asked == [f"{server}/{NAME}" for server in (*bad, bad[0], served)]
     assert f"fetching {served}/{NAME}" in capfd.readouterr().err
-    silent.close()
 
 
-# --------------------------------------------------------------------------- headlines, from files
+# ---------------------------------------------------------------------- from files to the last line
 
 
-HEADLINES = [  # and the number of validation samples
-    ("--dataset shd --valid-speakers 12 --no-test", 8, oracle.UNTESTED),
-    ("--dataset ssc", 21, oracle.CHOSEN),
-    ("--dataset ssc --valid-speakers c50f55b8 --no-test", 24, oracle.UNTESTED),
-]
-
-
-@pytest.mark.parametrize("words, samples, want", HEADLINES)
-def test_headline_is_of_the_epoch_that_counts(words, samples, want, tmp_path, asked, capsys):
+def test_speakers_are_held_out_by_number_or_by_name_and_test_is_not_read(tmp_path):
     write_shd(tmp_path)
     write_ssc(tmp_path)
-    if "--no-test" in words:
-        for name in ("shd_test.h5", "ssc_test.h5.zip"):  # so nothing can open them
-            (tmp_path / name).unlink()
-    oracle.check_headline(words, samples, want, asked, tmp_path, capsys)
+    for name in ("shd_test.h5", "ssc_test.h5.zip"):  # so nothing can open them
+        (tmp_path / name).unlink()
+    for dataset, speaker, sizes in (("shd", "12", [16, 8]), ("ssc", "c50f55b8", [46, 24])):
+        words = ["--dataset", dataset, "--valid-speakers", speaker, "--no-test"]
+        sets = train.load_sets(parsed(*words, "--data-dir", tmp_path))
+        assert set(sets["valid"].speakers.astype(str)) == {speaker}
+        assert [len(sets[split].labels) for split in sets] == sizes
 
 
 def test_speech_commands_from_files_to_the_last_line(tmp_path, monkeypatch, capsys):
@@ -263,7 +259,7 @@ PAPER = {
 
 
 @pytest.mark.parametrize("dataset", PAPER)
-def test_defaults_are_the_papers_and_a_gpu_if_there_is_one(dataset, monkeypatch):
+def test_defaults_are_the_papers_and_a_gpu_if_there_is_one(dataset, monkeypatch, capsys):
     options = vars(parsed("--dataset", dataset))
     want = PAPER[dataset] | dict(lr=5e-3, delay_lr=0.1, weight_decay=1e-5, delays="learned", seed=0)
     want |= dict(kernel_count=1, connections=None, tau_readout=None, no_test=False)
@@ -272,25 +268,14 @@ def test_defaults_are_the_papers_and_a_gpu_if_there_is_one(dataset, monkeypatch)
     for found, device in ((True, "cuda"), (False, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda found=found: found)
         assert parsed("--dataset", dataset).device == device
+    with pytest.raises(SystemExit):
+        train.main(["--dataset", dataset, "-h"])
+    said = " ".join(capsys.readouterr().out.split())
+    for key in PAPER[dataset]:
+        assert f"(default: {options[key]})" in said
 
 
 # ------------------------------------------------------------------ runs: continued, seeded, loaded
-
-
-def assert_same_run(one, other):
-    """Check that two folders hold the same run, bit for bit, all but its seconds."""
-    assert sorted(os.listdir(one)) == sorted(os.listdir(other))
-    for name in ("last.pt", "net.pt"):
-        first, second = (torch.load(run / name, weights_only=True) for run in (one, other))
-        assert same_bits(first["net"], second["net"])
-        assert first["epoch"] == second["epoch"] and first["sigma"] == second["sigma"]
-    logs, results = [log_of(one), log_of(other)], [result_of(one), result_of(other)]
-    for rows, result in zip(logs, results, strict=True):
-        seconds = [float(row.pop("seconds")) for row in rows]
-        assert min(seconds) > 0 and result.pop("seconds") == sum(seconds)
-        assert [int(row["epoch"]) for row in rows] == list(range(1, result["epochs"] + 1))
-    assert logs[0] == logs[1]
-    assert results[0] == results[1]
 
 
 def quiet_loss(net, counts, membrane, labels):
@@ -306,8 +291,7 @@ def prune(net, optimizer, epoch, options):
     if epoch >= 2:
         net.layers[0].mask[:, ::2] = False
         net.layers[0].sigma *= 2
-        for group in optimizer.param_groups:
-            group["lr"] /= 2
+        optimizer.param_groups[0]["lr"] /= 2
 
 
 def test_a_run_may_end_before_any_of_its_files_has_its_name(little, tmp_path, monkeypatch):
@@ -331,17 +315,20 @@ def test_a_run_may_end_before_any_of_its_files_has_its_name(little, tmp_path, mo
     allowed = math.inf
     whole = tmp_path / "whole"
     train.main([*words, str(whole)], **fork)
-    assert names.count("last.pt") == names.count("log.csv") == 4
-    assert names.count("net.pt") == 2
+    assert [names.count(name) for name in ("last.pt", "log.csv", "net.pt")] == [4, 4, 2]
     for end in range(1, len(names)):  # without config.json there is no run yet
         names, allowed, cut = [], end, tmp_path / f"cut{end}"
         with pytest.raises(KeyboardInterrupt):
             train.main([*words, str(cut)], **fork)
         allowed = math.inf
         train.main(["--resume", str(cut)], **fork)
-        for leftover in cut.glob("*.part"):  # result.json was written, but had not its name
-            leftover.unlink()
-        assert_same_run(cut, whole)
+        for name in ("last.pt", "net.pt"):  # the same run, bit for bit, all but its seconds
+            first, second = (torch.load(run / name) for run in (cut, whole))
+            assert oracle.same_bits(first["net"], second["net"])
+            assert first["epoch"] == second["epoch"] and first["sigma"] == second["sigma"]
+        rows, others = ([*log_of(run), result_of(run)] for run in (cut, whole))
+        for row, same in zip(rows, others, strict=True):
+            assert row | {"seconds": 0} == same | {"seconds": 0}
     saved = torch.load(whole / "last.pt")
     assert saved["before_epoch"] == "prune" and not saved["net"]["layers.0.mask"].all()
     assert [float(row["sigma"]) for row in log_of(whole)] == [3.27, 0.5, 1, 1]
@@ -355,10 +342,8 @@ def test_the_same_command_takes_the_next_free_folder(little, tmp_path, monkeypat
     os.makedirs("runs/little-learned-0-3")
     for folder in ("runs/little-learned-0", "runs/little-learned-0-2", "runs/little-learned-0-4"):
         train.main(words)
-        printed = capsys.readouterr().out
-        assert f"results in {folder}; " in printed
         said = f"runs/little-learned-0 exists (--resume continues it); this run is {folder}\n"
-        assert (said in printed) == (folder != "runs/little-learned-0")
+        assert (said in capsys.readouterr().out) == (folder != "runs/little-learned-0")
         assert json.loads(Path(folder, "config.json").read_text())["options"]["out"] == folder
     assert os.listdir("runs/little-learned-0-3") == []
 
@@ -371,6 +356,9 @@ def short_run(little, tmp_path):
 
 def test_a_saved_run_keeps_its_options(short_run, tmp_path):
     run = tmp_path / "run"
+    config = json.loads((run / "config.json").read_text())
+    del config["options"]["weight_decay"]  # as if the option were newer than the run
+    (run / "config.json").write_text(json.dumps(config))
     others = (
         "--epochs 3,--seed 1,--lr 0.001,--delay-lr 0.2,--weight-decay 0,--batch-size 9,--hidden 8,"
         "--layers 1,--taps 7,--tau 16,--tau-readout 9,--dropout 0.5,--delays fixed,--no-test,"
@@ -387,28 +375,19 @@ def test_a_saved_run_keeps_its_options(short_run, tmp_path):
         train.train(options_of(run, "--dataset", "little"))
 
 
-def test_a_run_is_loaded_without_a_gpu_and_without_running_code(short_run, tmp_path, monkeypatch):
-    load = Mock(wraps=torch.load)
+def test_a_run_is_loaded_without_a_gpu_or_running_code(short_run, tmp_path, monkeypatch):
+    """It sets the flags of the backend as well."""
+    load, flags = Mock(wraps=torch.load), (torch.backends.cudnn, torch.backends.cuda.matmul)
     monkeypatch.setattr(torch, "load", load)
-    for words in ("--resume", "--eval"):
-        train.main([words, str(tmp_path / "run")])
-    safe = dict(map_location="cpu", weights_only=True)
-    assert [call.kwargs for call in load.call_args_list] == [safe] * 3  # last.pt, net.pt twice
-
-
-def test_training_and_evaluation_set_the_backend_themselves(short_run, tmp_path):
-    flags = torch.backends.cudnn, torch.backends.cuda.matmul
     for words in ("--resume", "--eval"):
         for flag in flags:
             flag.allow_tf32 = True
         torch.set_flush_denormal(False)
-        try:
-            assert (torch.tensor([1e-30]) * 1e-10).item() > 0
-            train.main([words, str(tmp_path / "run")])
-            assert [flag.allow_tf32 for flag in flags] == [False, False]
-            assert (torch.tensor([1e-30]) * 1e-10).item() == 0
-        finally:
-            train.set_backend()  # as any training leaves it
+        train.main([words, str(tmp_path / "run")])
+        assert [flag.allow_tf32 for flag in flags] == [False, False]
+        assert (torch.tensor([1e-30]) * 1e-10).item() == 0  # a denormal number is taken as 0
+    safe = dict(map_location="cpu", weights_only=True)
+    assert [call.kwargs for call in load.call_args_list] == [safe] * 3  # last.pt, net.pt twice
 
 
 # --------------------------------------------------------------------------- a network of one's own
@@ -446,15 +425,15 @@ class Own(DelaySNN):
         return lif(early + late - 0.1 * self.threshold, self.tau)
 
     def readout(self, current):
-        return 2 * super().readout(current)
+        return super().readout(current) + 100
 
 
 def test_every_parameter_of_a_network_is_trained_at_its_rate(little, tmp_path):
     options = options_of(tmp_path / "run", "--dataset", "little", "--epochs", 2)
     net = Own()
-    layers = dict(net.named_modules(), echo=net.echo)
-    layers = {name: layers[name] for name in ("layers.0", "layers.1", "layers.2", "echo")}
-    start = state_of(net)
+    layers = {name: part for name, part in net.named_modules() if isinstance(part, Residual)}
+    assert list(layers) == ["layers.0", "layers.1", "layers.2", "echo"]
+    start = oracle.state_of(net)
     first = torch.cat([layer.delay.detach().flatten() for layer in layers.values()])
     names = {parameter: name for name, parameter in net.named_parameters()}
     groups = train.make_optimizer(net, options).param_groups  # which the slow trainer checks
@@ -472,39 +451,35 @@ def test_every_parameter_of_a_network_is_trained_at_its_rate(little, tmp_path):
         assert layer.axon_delay.min() >= 1 and layer.axon_delay.max() <= 4
     assert result["parameters"] == sum(parameter.numel() for parameter in net.parameters())
     sparse = Residual(6, 5, 4, connections=2)
-    assert train.count_parameters(sparse) == 2 * 5 * 2 + 6  # those there are
-    sparse.weight.requires_grad_(False)
-    assert train.count_parameters(sparse) == 5 * 2 + 6  # what is trained
+    assert train.count_parameters(sparse) == 2 * 5 * 2 + 6  # of the synapses there are
     last = torch.cat([layer.delay.detach().flatten() for layer in layers.values()])
     moved_ms = float(log_of(tmp_path / "run")[-1]["moved_ms"])
     assert moved_ms == pytest.approx(4.0 * (last - first).abs().mean().item(), rel=1e-5, abs=0)
     loaded, _ = train.load_run(tmp_path / "run", Own())
-    assert same_bits(state_of(loaded), state_of(net))
-
-
-class Doubled(DelaySNN):
-    """Other neurons, but the parameters of the paper's network."""
-
-    def neurons(self, i, current):
-        return lif(2 * current, self.tau)
+    assert oracle.same_bits(oracle.state_of(loaded), oracle.state_of(net))
+    assert (net(torch.zeros(1, 9, 5)) > 50).all()  # that is the readout of its own
+    modes = []  # of the nested layer: True where it has the kernel of training
+    net.echo.register_forward_hook(lambda layer, *given: modes.append(layer.training))
+    for rounded in (True, False):
+        train.predict(net, data.load("little", "test", ""), rounded=rounded)
+    assert modes == [False] * 2 + [True] * 2  # each hidden layer has an echo
 
 
 def test_a_fork_has_the_command_line_and_is_not_taken_for_the_papers(little, tmp_path, capsys):
     run, epochs = str(tmp_path / "run"), []
-    fork = dict(net_class=Doubled, loss=quiet_loss, augment=backwards, before_epoch=prune)
+    fork = dict(net_class=ideas.Alpha2, loss=quiet_loss, augment=backwards, before_epoch=prune)
     words = ["--dataset", "little", "--epochs", "2", "--device", "cpu", "--out", run]
     train.main(words, **fork, after_epoch=lambda net, row: epochs.append((type(net), row["epoch"])))
-    assert epochs == [(Doubled, 1), (Doubled, 2)]
+    assert epochs == [(ideas.Alpha2, 1), (ideas.Alpha2, 2)]
     result = result_of(tmp_path / "run")
     train.main(["--resume", run], **fork)  # nothing is left to do
     assert result_of(tmp_path / "run") == result
     capsys.readouterr()
-    train.main(["--eval", run], net_class=Doubled)
+    train.main(["--eval", run], net_class=ideas.Alpha2)
     assert f"test accuracy {result['test_accuracy']:.2%}" in capsys.readouterr().out
 
     for words, missing, said in (
-        ("--resume", "net_class", "network Doubled, not DelaySNN: use the program that"),
-        ("--eval", "net_class", "network Doubled, not DelaySNN: use the program that"),
+        ("--eval", "net_class", "network Alpha2, not DelaySNN: use the program that"),
         ("--resume", "loss", "loss quiet_loss, not cross_entropy: use the program that"),
         ("--resume", "augment", "augment backwards, not NoneType: use the program that"),
         ("--resume", "before_epoch", "before_epoch prune, not NoneType: use the program that"),
@@ -516,9 +491,6 @@ def test_a_fork_has_the_command_line_and_is_not_taken_for_the_papers(little, tmp
     del saved["before_epoch"]  # as in runs of earlier versions
     torch.save(saved, tmp_path / "run/last.pt")
     train.main(["--resume", run], **fork)
-    net = train.build(options_of(tmp_path / "other", "--dataset", "little", "--hidden", 9), Doubled)
-    with pytest.raises(data.UserError, match="net.pt cannot be loaded: .*size mismatch"):
-        train.load_run(run, net)
     words = ["--dataset", "little", "--device", "cpu", "--out", str(tmp_path / "mistaken")]
     with pytest.raises(ValueError, match="invalid literal"):  # a mistake keeps its traceback
         train.main(words, loss=lambda *given: int("a mistake of the fork"))
@@ -536,20 +508,16 @@ def test_a_fork_has_the_command_line_and_is_not_taken_for_the_papers(little, tmp
         ("--tau-readout 9.9", "--tau 10.05, --tau-readout 9.9: expected at least 10 ms"),
         ("--dropout 1", "argument --dropout: 1: expected a fraction from 0 to below 1"),
         ("--valid-share nan", "argument --valid-share: nan: expected a fraction from 0 to below 1"),
-        ("--kernel-count 2 --connections 3", "above 1 needs all inputs: leave out --connections"),
+        ("--kernel-count 2 --connections 3", "--kernel-count above 1 with --connections"),
         ("--dataset toy --no-test", "no test and no validation set: hold out some"),
-        (
-            "--dataset toy --hidden 2 --taps 2 --lr 1e30",
-            "the loss of epoch 1 is nan: try a lower --lr",
-        ),
+        ("--dataset toy --taps 2 --lr 1e30", "the loss of epoch 1 is nan: try a lower --lr"),
         ("--device cuda", "--device cuda: torch finds no GPU here"),
         ("--resume none", "No such file or directory: 'none/config.json'"),
         ("--eval unborn", "unborn/net.pt cannot be loaded"),
         ("--resume torn", "torn/last.pt cannot be loaded"),
         ("--dataset toy --out text/shd_train.h5/x", "Not a directory: 'text/shd_train.h5/x'"),
         ("--data-dir cut", "cut/shd_train.h5.gz could not be read (Compressed file ended before"),
-        ("--data-dir bent", "bent/shd_train.h5.gz could not be read (Error -3 while decompressing"),
-        ("--data-dir nozip", "nozip/shd_train.h5.zip could not be read (File is not a zip file"),
+        ("--data-dir bare", "bare/shd_train.h5 could not be read ("),  # it has no labels
         ("--data-dir text", "text/shd_train.h5 could not be read (Unable to"),
         ("--valid-share 0.2 --valid-speakers 2", "not allowed with argument --valid-share"),
         ("--data-dir good --valid-speakers 2,x", "of ['112', '12', '2']"),
@@ -573,13 +541,12 @@ def test_a_mistake_gets_a_line_and_leaves_no_file(workplace, monkeypatch, capsys
 def workplace(tmp_path_factory):
     """A folder with all that can be wrong with files."""
     place = tmp_path_factory.mktemp("workplace")
-    for name in ("good", "cut", "bent", "nozip", "text", "unborn", "torn"):
+    for name in ("good", "cut", "bare", "text", "unborn", "torn"):
         (place / name).mkdir()
     write_shd(place / "good")
     packed = gzip.compress(b"x" * 1000)
     (place / "cut/shd_train.h5.gz").write_bytes(packed[:-20])
-    (place / "bent/shd_train.h5.gz").write_bytes(packed[:10] + b"x" + packed[11:])
-    (place / "nozip/shd_train.h5.zip").write_text("<html>gone</html>")
+    h5py.File(place / "bare/shd_train.h5", "w").close()
     (place / "text/shd_train.h5").write_text("<html>gone</html>")
     for name in ("unborn", "torn"):
         config = json.dumps({"options": vars(parsed("--dataset", "toy"))})
@@ -591,13 +558,12 @@ def workplace(tmp_path_factory):
 @pytest.mark.parametrize(
     "column, sample, values, sentence",
     [
-        ("times", 130, [0.1, np.nan, 0.3], "it lasts nan s: expected seconds"),
-        ("times", 130, [100, 200, 500], "it lasts 400 s: expected seconds, not milliseconds"),
+        ("times", 130, [0.1, np.nan, 0.3], "a sample lasts nan s: expected times in seconds"),
+        ("times", 130, [100, 200, 500], "a sample lasts 400 s: .* seconds, not milliseconds"),
         ("units", 130, [3, 4, 700], r"unit 2 is 700: expected a whole number, 0\.\.699"),
-        ("times", 130, [0.1, 0.2], "2 times, 3 units: expected equal numbers"),
+        ("times", 130, [0.1, 0.2], "a sample has 2 times, 3 units: expected equal numbers"),
         ("labels", 1, -1, "label 1 is -1: expected a whole number"),
         ("labels", 128, None, r"\[140, 128, 140\] samples, labels and speakers: expected equal"),
-        ("units", 139, None, r"\[139, 140, 140\] samples, labels and speakers: expected equal"),
         ("times", 139, None, r"\[139, 140, 140\] samples, labels and speakers: expected equal"),
     ],
 )
@@ -609,10 +575,6 @@ def test_a_mistake_in_a_file_is_refused(tmp_path, column, sample, values, senten
         content[column][sample] = values
     write_h5(tmp_path / "shd_test.h5", **content, speakers=[0] * 140)
     with pytest.raises(data.UserError, match=rf"shd_test.h5 could not be read \({sentence}"):
-        data.load("shd", "test", tmp_path)
-    with h5py.File(tmp_path / "shd_test.h5", "a") as file:
-        del file["labels"]
-    with pytest.raises(data.UserError, match="shd_test.h5 could not be read .*labels"):
         data.load("shd", "test", tmp_path)
 
 
@@ -631,19 +593,14 @@ def test_events_with_a_mistake_are_refused():
             data.from_events(**(events | change), inputs=3)
 
 
-def test_a_data_set_unlike_its_row_is_refused(little, tmp_path, monkeypatch):
+def test_a_data_set_unlike_its_row_and_a_wrong_row_are_refused(short_run, tmp_path, monkeypatch):
     row = data.DATASETS["little"]
-    for change, sentence in (
-        (dict(classes=2), "little train has 5 inputs and 3 classes: its row .* says 5 and 2"),
-        (dict(inputs=4), "little train has 5 inputs and 3 classes: its row .* says 4 and 3"),
-    ):
+    for change, rule in ((dict(classes=2), "5 and 2"), (dict(inputs=4), "4 and 3")):
         monkeypatch.setitem(data.DATASETS, "little", row._replace(**change))
+        sentence = f"little train has 5 inputs and 3 classes: its row .* says {rule}"
         with pytest.raises(data.UserError, match=sentence):
-            train.train(options_of(tmp_path / "run", "--dataset", "little"))
-        assert not (tmp_path / "run").exists()
-
-
-def test_a_wrong_or_a_missing_row_gets_a_sentence(short_run, tmp_path, monkeypatch):
+            train.train(options_of(tmp_path / "new", "--dataset", "little"))
+        assert not (tmp_path / "new").exists()
     monkeypatch.setitem(train.DEFAULTS, "little", LITTLE | {"hiden": 14})
     with pytest.raises(data.UserError, match=r"DEFAULTS\['little'\] has unknown options .*'hiden'"):
         parsed("--dataset", "little")
