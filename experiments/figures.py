@@ -209,7 +209,7 @@ def toy_figure(net: nn.Module) -> Figure:
         counts = F.pad(noisy[c], (0, 0, 0, net.tail))[None]
         current = hidden_input(net, counts)
         fired = net.neurons(0, current)[0, :, neuron].nonzero().flatten()  # the steps
-        summed.bar(range(current.shape[1]), current[0, :, neuron], width=1, color=INK)
+        summed.bar(range(current.shape[1]), current[0, :, neuron].tolist(), width=1, color=INK)
         summed.axhline(1, color=RED, linewidth=0.8, linestyle="--")
         score = net(counts)[0].softmax(1).cumsum(0)  # [steps, classes]
         for step in (fired + later).tolist():
