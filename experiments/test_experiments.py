@@ -786,7 +786,7 @@ def test_the_picture_of_a_neuron_is_of_the_training_in_the_tour(figures, monkeyp
 
 
 def test_the_neuron_of_the_toy_picture_is_chosen_by_its_rule_and_drawn_with_its_delays(figures):
-    torch.manual_seed(5)
+    torch.manual_seed(28)  # the mean, or noise, would choose another
     net = DelaySNN(8, [6], 10, taps=9).eval()
     net.norms[0].running_mean.normal_()
     net.norms[0].running_var.uniform_(1, 2)
