@@ -213,7 +213,7 @@ def compare_brian2(net: DelaySNN, arrays: dict, samples: data.Spikes, number: in
         train.predict(net, sample)
         in_brian2 = simulate_brian2(arrays, sample.counts[0].numpy())
         for ours, theirs in zip(reached, in_brian2, strict=True):
-            ours = ours[: len(theirs)]
+            ours = ours[: len(theirs), : theirs.shape[1]]  # of the first of `count` copies
             total += ours.sum()
             unequal += (ours != theirs).sum()
     words = f"{total:,} hidden spikes in torch, {unequal} that occur in only one of the two"

@@ -11,6 +11,7 @@ The second writes run.png and confusions.png to RUN, also while RUN is still tra
 import argparse
 import os
 import sys
+import tempfile
 
 import numpy as np
 import torch
@@ -85,7 +86,7 @@ def learning_gif(path: str) -> None:
     """Write an animation of the tour's training, with sigma shrinking and with sigma always 0.5."""
     figure = Figure(figsize=(7.2, 4.2))
     figure.subplots_adjust(left=0.1, right=0.98, top=0.75, bottom=0.13, wspace=0.08)
-    words = "Each of four neurons learns delays that line up its own pattern"
+    words = "Can four neurons learn delays that line up their own patterns?"
     figure.text(0.1, 0.94, words, fontsize=13, fontweight="bold", color=INK)
     for c in range(4):
         figure.text(0.015, 0.66 - 0.155 * c, f"neuron {c}", fontsize=9, color=INK)
@@ -160,32 +161,77 @@ def why_figure() -> Figure:
     return figure
 
 
-# --------------------------------------------------------------------------------- other pictures
+# ----------------------------------------------------------- toy.png: a neuron of a trained network
 
 
-def network_figure() -> Figure:
-    """Draw the parts of the network for SHD, and the shape of what each of them returns."""
-    figure = Figure(figsize=(7.2, 1.7), layout="constrained")
-    axis = figure.subplots()
-    axis.set_axis_off()
-    hidden = "delayed sum\nbatch norm\nneurons: spikes\ndropout"
-    parts = [
-        ("input", "spike counts", "[B, T, 140]"),
-        ("hidden layer 1", hidden, "[B, T + 12, 256]"),
-        ("hidden layer 2", hidden, "[B, T + 24, 256]"),
-        ("readout", "delayed sum\nleaky integrator", "[B, T + 36, 20]"),
-        ("class scores", "softmax at each step,\nsummed over time", "[B, 20]"),
-    ]
-    box = {"boxstyle": "round", "facecolor": "white", "edgecolor": GREY}
-    centred = {"ha": "center", "va": "center", "color": INK}
-    for x, (name, words, shape) in enumerate(parts):
-        axis.text(x, 1.15, name, fontsize=9, fontweight="bold", **centred)
-        axis.text(x, 0, words, fontsize=8, bbox=box, **centred)
-        axis.text(x, -1.15, shape, fontsize=8.5, **centred | {"color": BLUE})
-        if x:
-            axis.annotate("", (x - 0.45, 0), (x - 0.6, 0), arrowprops={"arrowstyle": "->"})
-    axis.set(xlim=(-0.4, 4.5), ylim=(-1.4, 1.4))
+@torch.no_grad()
+def hidden_input(net: nn.Module, counts: Tensor) -> Tensor:
+    """Return the input of the first hidden neurons, after batch norm, [B, T, neurons]."""
+    current = net.layers[0](counts)
+    return net.norms[0](current.flatten(0, 1)).view_as(current)
+
+
+def supporter(net: nn.Module) -> tuple[int, int]:
+    """Return a hidden neuron and the class of the toy task that it speaks for.
+
+    Each class has a neuron with the largest weight in the readout.  Of these ten pairs, this is the
+    one with the highest input in any step, if its class's pattern is sent without noise.
+    """
+    neurons = net.layers[1].weight.argmax(1)  # [classes]
+    patterns = torch.stack(data.toy("test", noise=0.0).counts[:10])  # sample c is of class c
+    highest = hidden_input(net, patterns).amax(1)  # [classes, neurons]
+    own = int(highest[range(10), neurons].argmax())
+    return int(neurons[own]), own
+
+
+@torch.no_grad()
+def toy_figure(net: nn.Module) -> Figure:
+    """Draw what a hidden neuron of a trained network receives from two samples of the toy task."""
+    neuron, own = supporter(net.eval())
+    layer = net.layers[0]
+    delay = layer.delay[neuron].round().numpy()
+    weight = layer.weight[neuron] * net.norms[0].weight[neuron]  # batch norm can change the sign
+    heights = (0.9 * weight.abs() / weight.abs().max()).numpy()
+    colors = np.where(weight < 0, RED, BLUE)
+    later = net.layers[1].delay[own, neuron].round()  # on the way to the readout
+    noisy, clean = data.toy("test").counts, data.toy("test", noise=0.0).counts
+
+    figure = Figure(figsize=(7.2, 6.4), layout="constrained")
+    heading(figure, f"A hidden neuron that speaks for class {own} of the toy task")
+    axes = figure.subplots(4, 2, sharex=True, sharey="row", height_ratios=(5, 5, 4, 4))
+    other = (own + 1) % 10
+    for (sent, arrived, summed, sums), c in zip(axes.T, (own, other), strict=True):
+        for counts, alpha in ((noisy[c], 0.25), (clean[c], 1)):  # sample c is of class c
+            step, i = counts.nonzero().T.numpy()
+            left = step - 0.5
+            sent.barh(i, 1, 0.6, left, color=INK, alpha=alpha)
+            arrived.barh(i, 1, heights[i], left + delay[i], color=colors[i], alpha=alpha)
+        counts = F.pad(noisy[c], (0, 0, 0, net.tail))[None]
+        current = hidden_input(net, counts)
+        fired = net.neurons(0, current)[0, :, neuron].nonzero().flatten()  # the steps
+        summed.bar(range(current.shape[1]), current[0, :, neuron], width=1, color=INK)
+        summed.axhline(1, color=RED, linewidth=0.8, linestyle="--")
+        score = net(counts)[0].softmax(1).cumsum(0)  # [steps, classes]
+        for step in (fired + later).tolist():
+            sums.axvspan(step - 0.5, step + 0.5, color=PALE_BLUE, alpha=0.5, linewidth=0)
+        sums.plot(score, color=GREY, linewidth=0.7)
+        sums.plot(score[:, own], color=BLUE, linewidth=1.6)
+        sums.plot(score[:, other], color=INK, linewidth=1.6)
+        style(sent, f"a sample of class {c} (grey: noise)", y="input")
+        style(arrived, "the same at the neuron, each burst after its delay", y="input")
+        style(summed, "the sum, after batch norm (dashed: threshold)")
+        style(sums, f"scores so far of class {own} (blue), {other} (black)", "time (steps)")
+    axes[0, 0].set(xlim=(0, 120), yticks=range(8))
+    axes[1, 0].set_yticks(range(8))
+    words = f"""Blue bursts excite the neuron, red ones inhibit it; the height is the weight.
+The blue bands: its spikes reach the readout of class {own}, after another delay.
+The neuron: each class has a neuron with the largest weight in the readout.  Of these ten, neuron
+{neuron} has the highest sum when its class's pattern is sent without noise."""
+    figure.supxlabel(words, x=0.01, ha="left", fontsize=8, color=INK)
     return figure
+
+
+# --------------------------------------------------------------------------------- other pictures
 
 
 def kernel_figure() -> Figure:
@@ -203,11 +249,14 @@ def kernel_figure() -> Figure:
     figure = Figure(figsize=(7.2, 2.8), layout="constrained")
     axis = figure.subplots()
     for level, (name, kernel, delay) in enumerate(reversed(rows)):
-        heights = 0.85 * kernel.flatten() / kernel.max()
+        peak = kernel.max()
+        heights = 0.85 * kernel.flatten() / peak
         axis.bar(range(15), heights.tolist(), bottom=level, color=PALE_BLUE)
         axis.vlines(delay, level, level + 0.85, color=RED, linewidth=1.5)
-        axis.text(15, level + 0.3, f"{name}, delay {delay:.1f}", fontsize=8)
-    style(axis, "the kernel of a synapse, scaled to its peak", "tap (delay in steps)")
+        axis.text(15, level + 0.45, name, fontsize=8)
+        axis.text(15, level + 0.1, f"delay {delay:.1f}, peak {peak:.2f}", fontsize=8)
+    title = "the kernel of a synapse of weight 1 (each row is scaled to its own peak)"
+    style(axis, title, "tap (delay in steps)")
     axis.set_yticks([])
     axis.spines["left"].set_visible(False)
     return figure
@@ -219,7 +268,7 @@ def parts_figure() -> Figure:
 
     parts = results.parts(results.all_rows().query("list == 2"))
     figure = Figure(figsize=(7.2, 2.6), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
+    axes = figure.subplots(1, 2, sharex=True, sharey=True)
     for axis, task in zip(axes, results.TASKS, strict=True):
         for level, difference in enumerate(parts[task]):
             axis.hlines(level, difference.low, difference.high, color=BLUE, linewidth=1.6)
@@ -351,7 +400,7 @@ def run_figures(folder: str, data_dir: str | None = None, index: int = 0) -> dic
         first = [layer.delay.detach().clone() for layer in net.layers]
         train.load_checkpoint(folder, "net.pt", net)
         if net.layers[0].learn_delays:
-            parts.append((draw_moves, [net, first, step_ms]))
+            parts.append((draw_moves, [net, first]))
         sets = train.load_sets(options)
         split = "test" if "test" in sets else "valid"
         names = class_names(options.dataset, split, options.data_dir)
@@ -369,12 +418,15 @@ def run_figures(folder: str, data_dir: str | None = None, index: int = 0) -> dic
 
 
 def read_log(folder: str, step_ms: float) -> dict[str, np.ndarray]:
-    """Return the columns of log.csv that have values: accuracies in %, times in ms, rates in Hz."""
+    """Return the columns of log.csv that have values: accuracies in %, moves in steps, rates in Hz.
+
+    step_ms: the length of a time step in ms.
+    """
     log = np.genfromtxt(os.path.join(folder, "log.csv"), delimiter=",", names=True, ndmin=1)
     there = [name for name in log.dtype.names if not np.isnan(log[name]).any()]
     factors = {name: 100 for name in there if name.endswith("_accuracy")}
     factors |= {name: 1000 / step_ms for name in there if name.startswith("rate_")}
-    factors["sigma"] = step_ms
+    factors["moved_ms"] = 1 / step_ms
     return {name: factors.get(name, 1) * log[name] for name in there}
 
 
@@ -388,7 +440,7 @@ def draw_log(panel, curves: dict[str, np.ndarray], options: argparse.Namespace) 
     panels = {
         "loss": {"loss": "training"},
         "accuracy (%)": accuracies,
-        "delays (ms)": {"sigma": "sigma", "moved_ms": "mean move"},
+        "delays (steps)": {"sigma": "sigma", "moved_ms": "mean move"},
         "firing rate (Hz)": {name: f"hidden layer {name[5:]}" for name in rates},
     }
     for axis, (title, names) in zip(panel.subplots(1, 4), panels.items(), strict=True):
@@ -403,8 +455,8 @@ def draw_log(panel, curves: dict[str, np.ndarray], options: argparse.Namespace) 
         legend(axis, "best")
 
 
-def draw_moves(panel, net: nn.Module, first: list[Tensor], step_ms: float) -> None:
-    """Draw how far the delays of each layer moved.
+def draw_moves(panel, net: nn.Module, first: list[Tensor]) -> None:
+    """Draw how far the delays of each layer moved, in steps.
 
     first: the delays of each layer before training, in steps.  Shuffled among the synapses, they
         show how far delays would be from their start if training had kept nothing of it.
@@ -413,16 +465,16 @@ def draw_moves(panel, net: nn.Module, first: list[Tensor], step_ms: float) -> No
     axes = panel.subplots(1, len(first), squeeze=False, sharey=True)[0]
     names = [*(f"hidden layer {i}" for i in range(1, len(first))), "readout"]
     for axis, layer, before, name in zip(axes, net.layers, first, names, strict=True):
-        after = step_ms * layer.delay.detach().expand_as(layer.weight)[layer.mask]
-        before = step_ms * before.expand_as(layer.weight)[layer.mask]  # [synapses]
+        after = layer.delay.detach().expand_as(layer.weight)[layer.mask]
+        before = before.expand_as(layer.weight)[layer.mask]  # [synapses]
         distance = (after - before).abs()
         chance = (after - before[torch.randperm(len(before))]).abs()
         share = np.full(len(before), 100 / len(before))  # of one synapse, in %
-        looks = {"bins": np.arange(layer.taps) * step_ms, "weights": share}
+        looks = {"bins": np.arange(layer.taps), "weights": share}
         axis.hist(distance, color=PALE_BLUE, label="from its own start", **looks)
         axis.hist(chance, histtype="step", color=GREY, label="from another's start", **looks)
         axis.axvline(distance.mean(), color=RED, linewidth=1.2)
-        style(axis, f"{name}: mean {distance.mean():.1f} ms (red)", "distance (ms)", "%")
+        style(axis, f"{name}: mean {distance.mean():.2f} steps (red)", "distance (steps)", "%")
     axes[0].set_ylim(0, 1.3 * axes[0].get_ylim()[1])
     legend(axes[0], "upper right")
 
@@ -435,9 +487,9 @@ def draw_sample(
     reached = []  # what comes into each layer, [1, T, neurons]
     for layer in net.layers:
         layer.register_forward_pre_hook(lambda _, inputs: reached.append(inputs[0]))
-    counts = F.pad(spikes.counts[index], (0, 0, 0, net.tail))  # those whose scores count
-    steps = len(counts)
-    score = net(counts[None])[0, :steps].softmax(1).cumsum(0)  # [steps, classes]
+    counts = F.pad(spikes.counts[index], (0, 0, 0, net.tail))[None]
+    steps = counts.shape[1]  # those whose scores count
+    score = net(counts)[0, :steps].softmax(1).cumsum(0)  # [steps, classes]
     own = int(spikes.labels[index])
     guess, second = score[-1].topk(2).indices.tolist()
     rival = second if guess == own else guess  # the best of the wrong classes
@@ -450,7 +502,8 @@ def draw_sample(
         size = min(max(60 / raster.shape[2], 0.9), 2.2)  # of a spike, in points
         axis.scatter(step * step_ms, neuron, size**2, INK, linewidths=0, antialiased=False)
         axis.set(xlim=(0, steps * step_ms), ylim=(-0.5, raster.shape[2] - 0.5))
-        style(axis, f"{layer_name}: {int(raster[0, :steps].sum()):,} spikes", "time (ms)", "neuron")
+        title = f"{layer_name}: {int(raster[0, :steps].sum()):,} spikes"
+        style(axis, title, "time (ms)", "input" if layer_name == "input" else "neuron")
     time = np.arange(steps) * step_ms
     sums.plot(time, score, color=GREY, linewidth=0.7)
     sums.plot(time, score[:, rival], color=RED, linewidth=1.6, label=names[rival])
@@ -529,7 +582,11 @@ def main(argv: list[str] | None = None) -> None:
             return
         learning_gif(os.path.join(folder, "learning.gif"))
         save(why_figure(), folder, "why.png")
-        save(network_figure(), folder, "network.png")
+        with tempfile.TemporaryDirectory() as scratch:
+            options = train.parse(["--dataset", "toy", "--out", os.path.join(scratch, "toy")])
+            net = train.build(options)
+            train.train(options, net)
+        save(toy_figure(net), folder, "toy.png")
         save(kernel_figure(), folder, "kernel.png")
         save(parts_figure(), folder, "parts.png")
         save(results_figure(), folder, "results.png")

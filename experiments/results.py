@@ -68,14 +68,9 @@ SECOND_CLAIMS = {
     "d. learned against fixed, held-out speakers": (SHD, 30, "learned", "fixed", [0], PAIRS),
     "e. shrinking against constant sigma": (SHD, 30, "learned", "constant-sigma", range(5, 10)),
 }
-# The third list and the rule before it were committed before the first of their new runs began.
-# Which recipe is the baseline?  Plain learned delays and `shift` each train 40 epochs with seed 0,
-# once for each of the five PAIRS of held-out speakers.  What counts is valid_accuracy in the last
-# row of the log.  shift is the recipe if the unweighted mean of the paired differences is a point
-# or more, and if it wins at least four pairs.  A tie is a loss.
-# Claim f is then tested once, when all of its runs have ended: by Welch's test, two-sided, on
-# accuracies of rounded networks at the last epoch, on all of the test set.  The runs of learned
-# delays are the five of claim 1, which were known already, and processors differ.
+# Committed, with the rule in `recipe`, before the first of its new runs began.  The runs of learned
+# delays were known, they are those of claim 1, and processors differ.  The test is Welch's and
+# two-sided, once all runs have ended, on the accuracies of the last epoch (rounded, all of test).
 THIRD_CLAIMS = {"f. shift against learned": (SHD, 150, "shift", "learned", range(5))}
 
 
@@ -204,7 +199,11 @@ def table(rows: pandas.DataFrame, columns: list[str]) -> pandas.DataFrame:
 
 
 def recipe(rows: pandas.DataFrame) -> pandas.DataFrame:
-    """Return the accuracies on held-out speakers, and whether `shift` is the recipe."""
+    """Return the accuracies on held-out speakers that decide whether `shift` is the recipe.
+
+    It is if, at the last epoch of 40 (seed 0), the unweighted mean of the paired differences over
+    PAIRS is a point or more, and if it wins at least four pairs.  A tie is a loss.
+    """
     sides = {}
     for side in ("learned", "shift"):
         runs = runs_of(rows, SHD, 40, side, [0], PAIRS).droplevel("seed")
