@@ -488,7 +488,7 @@ def start(net: nn.Module, sets: dict[str, data.Spikes], options: argparse.Namesp
 def save(net: nn.Module, optimizer, names: dict, rows: list[dict], options) -> None:
     """Write an epoch's checkpoints and log: last.pt comes last, since --resume reads it."""
     state = names | {"net": net.state_dict(), "epoch": len(rows)}
-    state["sigma"] = [layer.sigma for layer in delayed_layers(net)]
+    state["sigma"] = [float(layer.sigma) for layer in delayed_layers(net)]
     if reported_epoch(rows) == len(rows):  # so far, this epoch would be reported
         write(options.out, "net.pt", state)
     lines = [rows[0].keys(), *(row.values() for row in rows)]
