@@ -197,8 +197,13 @@ def compare_brian2(net: DelaySNN, arrays: dict, samples: data.Spikes, number: in
     The two round differently, which may move a spike whose potential is close to the threshold.
     """
     reached = []  # the spikes of each hidden layer, as the next layer gets them
+
+    def keep(layer, inputs):
+        once = inputs[0][0].chunk(net.count, 1)[0]  # a layer sees its inputs `count` times
+        reached.append(once.bool().numpy())
+
     for layer in net.layers[1:]:
-        layer.register_forward_pre_hook(lambda _, x: reached.append(x[0][0].bool().numpy()))
+        layer.register_forward_pre_hook(keep)
 
     total, unequal = 0, 0
     number = min(number, len(samples.labels))

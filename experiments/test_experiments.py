@@ -65,6 +65,8 @@ def test_recurrent_neurons_are_the_loop_and_so_are_their_gradients(taps, connect
     assert not torch.equal(got, lif(current, 2.0))  # what came back did something
     inputs = [current, echo.weight, *([echo.delay] if training and taps > 1 else [])]
     oracle.assert_same(got, torch.stack(spikes, 1), inputs)
+    fixed = ideas.Recurrent(3, [4], 2, taps=taps, learn_delays=False)
+    assert [name for name, _ in fixed.named_parameters() if name.endswith("delay")] == []
 
 
 def test_adaptive_neurons_are_the_loop_and_so_are_their_gradients():
@@ -80,6 +82,11 @@ def test_adaptive_neurons_are_the_loop_and_so_are_their_gradients():
         v = h * (1 - spikes[-1].detach())
         w = k * w + a * v + b * spikes[-1]
     oracle.assert_same(net.neurons(0, current), torch.stack(spikes, 1), [current, *constants])
+    drawn = ideas.Adaptive(3, [500], 2).constants[0]
+    for name, low, high in ("m", 0.01, 0.5), ("k", 0.5, 0.99), ("a", 0.01, 0.1), ("b", 0.01, 0.2):
+        values, wide = torch.sigmoid(drawn[name]), 0.02 * (high - low)
+        oracle.close(values.min(), low, rtol=0, atol=wide)
+        oracle.close(values.max(), high, rtol=0, atol=wide)
 
 
 @pytest.mark.parametrize("idea, most", [("shift", 8), ("shift-4", 4), ("shift-12", 12)])
@@ -266,6 +273,36 @@ def test_the_program_writes_arrays_that_have_the_accuracy_of_the_run(tmp_path, c
     assert [float(arrays[name]) for name in numbers] == pytest.approx([1.005, 3, 1, 10, 5, 8])
     with pytest.raises(SystemExit, match="export.py: .*No such file.*config.json"):
         export.main([str(tmp_path), "--out", path])
+
+
+def test_arrays_of_shd_say_how_channels_are_grouped_and_files_may_have_moved(tmp_path):
+    run, path, moved = str(tmp_path / "run"), str(tmp_path / "net.npz"), tmp_path / "moved"
+    program.write_shd(tmp_path)
+    words = ["--dataset", "shd", "--data-dir", str(tmp_path), *FAST[1:], "--out", run]
+    train.train(train.parse(words))
+    moved.mkdir()
+    (tmp_path / "shd_test.h5").rename(moved / "shd_test.h5")
+    export.main([run, "--out", path, "--data-dir", str(moved)])
+    assert np.load(path)["channels_per_input"] == 5
+
+
+def test_arrays_repeat_the_delays_that_synapses_share():
+    net = net_of("axonal").float().eval()
+    delays = export.arrays_of(net, argparse.Namespace(dataset="toy"))["delay_0"].reshape(8, 6)
+    assert (delays == net.layers[0].delay.detach().round().int().numpy()).all()
+
+
+def test_spikes_that_only_one_of_the_two_simulators_has_are_counted(trained, capsys, monkeypatch):
+    net, arrays, samples = trained
+
+    def simulate(arrays, counts):
+        first, second = simulated(arrays, torch.from_numpy(counts))[0]
+        return [(1 - first).bool().numpy(), second.bool().numpy()]
+
+    monkeypatch.setattr(export, "simulate_brian2", simulate)
+    export.compare_brian2(net, arrays, samples, 2)
+    unequal = 8 * sum(len(sample) + net.tail for sample in samples.counts[:2])
+    assert f", {unequal} that occur in only one of the two" in capsys.readouterr().out
 
 
 def test_brian2_has_the_spikes_of_the_network(trained, capsys):
