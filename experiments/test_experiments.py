@@ -790,6 +790,22 @@ def figures():
     return figures
 
 
+def test_results_png_has_a_dot_per_run_and_the_differences_of_the_claims(figures, results):
+    on_shd, on_toy, *lists = figures.results_figure().axes
+    rows = results.all_rows().query("change == '' and padding == 'yes' and speakers == ''")
+    shd = rows[(rows["data"] == results.SHD) & rows["epochs"].isin([30, 150])]
+    toy = rows.query("data == 'toy' and list == 1")
+    for axis, runs_of_data, sides in (on_shd, shd, figures.ON_SHD), (on_toy, toy, figures.ON_TOY):
+        want = 100 * runs_of_data["accuracy"][runs_of_data["side"].isin(sides.keys())]
+        drawn = [x for line in axis.lines for x in line.get_xdata()]
+        assert sorted(drawn) == pytest.approx(sorted(want))
+    printed = "\n".join(results.all_tables().values())
+    claims = [*figures.CLAIMS, *figures.TEN_INPUTS]
+    for claim, text in zip(claims, [text for axis in lists for text in axis.texts], strict=True):
+        found = re.search(rf"\| {re.escape(claim)} \| [^|]* \| (\S+) ", printed)[1]
+        assert float(text.get_text()) == pytest.approx(float(found), abs=0.051)
+
+
 def test_the_picture_of_a_neuron_is_of_the_training_in_the_tour(figures, monkeypatch):
     monkeypatch.setitem(TOUR, "c14", TOUR["c14"].replace("range(200)", "range(20)"))
     space = run("c01", "c14")
@@ -807,7 +823,7 @@ def test_the_picture_of_a_neuron_is_of_the_training_in_the_tour(figures, monkeyp
 
 
 def test_the_neuron_of_the_toy_picture_is_chosen_by_its_rule_and_drawn_with_its_delays(figures):
-    torch.manual_seed(5)
+    torch.manual_seed(28)  # the mean, or noise, would choose another
     net = DelaySNN(8, [6], 10, taps=9).eval()
     net.norms[0].running_mean.normal_()
     net.norms[0].running_var.uniform_(1, 2)
