@@ -230,9 +230,9 @@ CHOICES = [  # batch, steps of the longest sample, layers, taps
     *[("fourier", batch, steps, SHD, 25) for batch in (256, 220, 216) for steps in (60, 130, 166)],
     *[("fourier", 50, steps, TOY, 33) for steps in (80, 112)],  # 112: the tail's zeros follow
     ("fourier", 16, 130, SHD, 25),
-    ("direct", 1, 130, SHD[:2], 25),
+    ("fourier", 256, 130, SHD, 8),
+    ("direct", 1, 130, SHD, 25),
     ("direct", 256, 3000, SHD[:1], 25),
-    ("direct", 256, 1000, TOY[:1], 33),
     ("direct", 256, 130, SHD, 4),
     ("linear", 256, 130, SHD, 1),
 ]
