@@ -3,31 +3,8 @@
     python -m experiments.ideas recurrent --dataset toy
     python -m experiments.ideas shift --dataset shd --data-dir DIR --seed 1
 
-The first word names the idea, and all options of train.py may follow:
-
-    base          the network of delays.py, one delay per synapse
-    axonal        one delay per input of a layer
-    dendritic     one delay per neuron
-    recurrent     the spikes of a hidden layer come back to it after a learned delay
-    adaptive      neurons that adapt to their own activity, with learned time constants
-    whole-steps   in the last fifth of the epochs, weights learn with rounded delays
-    shift         shifts each training sample along the inputs by a random amount, up to 8
-    shift-4       the same, up to 4;  shift-12: up to 12
-    between-taps  a delay between two taps is shared by them in proportion, without a Gaussian
-
-    control       Gaussians narrow around random whole steps, where the delays stay
-    tail-25       any --taps, with the tail of 25 taps
-
-    no-tail       a layer's output ends with its input
-    one-softmax   the loss applies no second softmax
-    drop-steps    dropout draws a new mask in each step
-    alpha-2       the surrogate gradient is wider (alpha 2 instead of 5)
-    alpha-20      the surrogate gradient is narrower
-    triangle      a triangle of the same variance replaces the Gaussian
-    from-zero     all delays start at 0
-    no-norm       no batch norm
-
-Results go to runs/DATASET-IDEA-DELAYS-SEED (or the next free -2, -3, ...) or to --out.
+The first word names an idea: IDEAS, at the end of this file, lists them.  All options of train.py
+may follow.  Results go to runs/DATASET-IDEA-DELAYS-SEED (or the next free -2, -3, ...) or to --out.
 """
 
 import math
@@ -319,9 +296,10 @@ class NoNorm(DelaySNN):
 # ------------------------------------------------------------------------------------ augmentation
 
 
-def shift(counts, labels, most=8):
-    """Shift each sample of [B, T, inputs] along the inputs by a random amount, at most `most`."""
+def shift(counts, labels):
+    """Shift each sample of [B, T, inputs] along the inputs by a random amount, up to 8."""
     samples, steps, inputs = counts.shape
+    most = 8
     move = torch.randint(-most, most + 1, (samples, 1, 1), device=counts.device)
     source = torch.arange(inputs, device=counts.device) - move  # [B, 1, inputs]
     inside = (source >= 0) & (source < inputs)
@@ -329,40 +307,29 @@ def shift(counts, labels, most=8):
     return counts.gather(2, source) * inside
 
 
-# Checkpoints tell runs apart by the names of these functions.
-
-
-def shift_4(counts, labels):
-    return shift(counts, labels, most=4)
-
-
-def shift_12(counts, labels):
-    return shift(counts, labels, most=12)
-
-
 # ------------------------------------------------------------------------------------ command line
 
-IDEAS = {  # arguments of train.main
-    "base": {},
-    "axonal": dict(net_class=Axonal),
-    "dendritic": dict(net_class=Dendritic),
-    "recurrent": dict(net_class=Recurrent),
-    "adaptive": dict(net_class=Adaptive),
-    "whole-steps": dict(net_class=WholeSteps, before_epoch=freeze_delays),
-    "shift": dict(augment=shift),
-    "shift-4": dict(augment=shift_4),
-    "shift-12": dict(augment=shift_12),
-    "between-taps": dict(net_class=BetweenTaps),
-    "control": dict(net_class=Control),
-    "tail-25": dict(net_class=Tail25),
-    "no-tail": dict(net_class=NoTail),
-    "one-softmax": dict(loss=one_softmax),
-    "drop-steps": dict(net_class=DropSteps),
-    "alpha-2": dict(net_class=Alpha2),
-    "alpha-20": dict(net_class=Alpha20),
-    "triangle": dict(net_class=Triangle),
-    "from-zero": dict(net_class=FromZero),
-    "no-norm": dict(net_class=NoNorm),
+# Arguments of train.main.  Checkpoints tell ideas apart by the names of classes and functions.
+IDEAS = {
+    "base": {},  # the network of delays.py, one delay per synapse
+    "axonal": dict(net_class=Axonal),  # one delay per input of a layer
+    "dendritic": dict(net_class=Dendritic),  # one delay per neuron
+    "recurrent": dict(net_class=Recurrent),  # a layer's spikes come back to it, after a delay
+    "adaptive": dict(net_class=Adaptive),  # neurons that adapt to their own activity
+    "whole-steps": dict(net_class=WholeSteps, before_epoch=freeze_delays),  # rounded at the end
+    "shift": dict(augment=shift),  # training samples are shifted along the inputs
+    "between-taps": dict(net_class=BetweenTaps),  # linear between two taps, without a Gaussian
+    "control": dict(net_class=Control),  # Gaussians narrow, but delays stay where they are
+    "tail-25": dict(net_class=Tail25),  # any --taps, with the tail of 25 taps
+    # The method without one part:
+    "no-tail": dict(net_class=NoTail),  # a layer's output ends with its input
+    "one-softmax": dict(loss=one_softmax),  # the loss applies no second softmax
+    "drop-steps": dict(net_class=DropSteps),  # dropout draws a new mask in each step
+    "alpha-2": dict(net_class=Alpha2),  # a wider surrogate gradient (alpha 2 instead of 5)
+    "alpha-20": dict(net_class=Alpha20),  # a narrower surrogate gradient
+    "triangle": dict(net_class=Triangle),  # a triangle of the same variance as the Gaussian
+    "from-zero": dict(net_class=FromZero),  # all delays start at 0
+    "no-norm": dict(net_class=NoNorm),  # no batch norm
 }
 
 
