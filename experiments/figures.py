@@ -314,7 +314,7 @@ def results_figure() -> Figure:
     """Draw the accuracy of each run of the main comparisons, and claims with their intervals."""
     from experiments import results
 
-    rows = results.all_rows().query("change == ''")
+    rows = results.all_rows()
     first, second = rows.query("list == 1"), rows.query("list == 2")
     figure = Figure(figsize=(9.2, 6), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=[5, 4])

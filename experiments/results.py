@@ -35,9 +35,10 @@ from experiments.export import class_names
 SHD, SPEECH = "SHD (regenerated)", "Speech Commands (subset)"
 TASKS = {"toy": 20, SHD: 30}  # with the epochs of most runs
 PAIRS = ["1,8", "2,10", "3,6", "0,9", "7,11"]  # speakers of SHD that are held out together
-SLOW = "none --tau 400.0 --tau-readout 10.05"  # the best of three on held-out speakers
+TEN, LONG = " --connections 10", " --tau 400.0 --tau-readout 10.05"
+SLOW = "none" + LONG  # the best of three on held-out speakers
+STILL = "learned --delay-lr 0.0"
 HALF, SMALL = "learned --hidden 165", "learned --hidden 21"  # as many parameters as "fixed"
-TEN = " --connections 10"
 
 # Lists of claims, each with the arguments of `versus`.  The column `list` of runs.csv says which
 # list a run was made for.  The first two lists are closed: they take no more runs.
@@ -84,9 +85,9 @@ class Difference(NamedTuple):
 
 
 def runs_of(rows, name, epochs, side, seeds=range(100), speakers=("",)) -> pandas.DataFrame:
-    """Return the runs of a variant and its options with padding, by held-out speakers and seed."""
-    found = rows.query("data == @name and epochs == @epochs and padding == 'yes'")
-    found = found.query("side == @side and seed in @seeds and speakers in @speakers")
+    """Return the runs of a variant and its options, by held-out speakers and seed."""
+    found = rows.query("data == @name and epochs == @epochs and side == @side")
+    found = found.query("seed in @seeds and speakers in @speakers")
     return found.set_index(["speakers", "seed"])
 
 
@@ -141,7 +142,7 @@ def claims_table(rows: pandas.DataFrame, claims: dict[str, tuple]) -> pandas.Dat
 
 # ------------------------------------------------------------------------------------------ tables
 
-COMMON = ["data", "epochs", "padding", "variant", "options", "change"]  # to the runs of a line
+COMMON = ["data", "epochs", "variant", "options"]  # to the runs of a line
 SHARES = {"last epoch": "accuracy", "unrounded": "unrounded", "best on test": "best_on_test"}
 PARTS = {
     "no-tail": "no tail",
@@ -156,14 +157,16 @@ PARTS = {
 
 
 def all_rows() -> pandas.DataFrame:
-    """Return the rows of runs.csv, with what the tables need besides."""
-    texts = dict.fromkeys(["options", "change", "machine"], "")
-    rows = pandas.read_csv(Path(FOLDER, "runs.csv"), dtype=dict.fromkeys(texts, str)).fillna(texts)
+    """Return the rows of runs.csv of the program as it is, with what the tables need besides."""
+    texts = {"options": "", "machine": ""}
+    rows = pandas.read_csv(Path(FOLDER, "runs.csv"), dtype=dict.fromkeys(texts, str))
+    rows = rows[(rows["padding"] == "yes") & rows["change"].isna()].fillna(texts)
     held_out = r" ?--valid-speakers (\S+) --no-test"
     rows["speakers"] = rows["options"].str.extract(held_out, expand=False).fillna("")
     rows["options"] = rows["options"].str.replace(held_out, "", regex=True).str.strip()
     rows["side"] = (rows["variant"] + " " + rows["options"]).str.strip()
     rows["accuracy"] = rows["result_test"].fillna(rows["valid_accuracy"])
+    rows["soft"] = rows["unrounded"].fillna(rows["accuracy"])  # fixed delays have whole steps
     return rows
 
 
@@ -181,7 +184,7 @@ def table(rows: pandas.DataFrame, columns: list[str]) -> pandas.DataFrame:
     rows = rows.sort_values("epochs", ascending=False, kind="stable")
     for _, runs in rows.groupby([*COMMON, "machine"], sort=False):
         line = runs.iloc[0].to_dict()
-        files = "" if line["data"] in (SHD, "toy", SPEECH) else line["data"]
+        files = "" if line["data"] in TASKS else line["data"]
         names = [line["variant"], line["options"], line["machine"], files]
         line["variant"] = ", ".join(name for name in names if name)
         line["parameters"] = f"{line['parameters']:,.0f}".replace("nan", "-")
@@ -212,34 +215,12 @@ def recipe(rows: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def parts(rows: pandas.DataFrame) -> pandas.DataFrame:
-    """Return how accuracy changes with each idea of PARTS, and the seconds per epoch on SHD."""
+    """Return how accuracy changes with each idea of PARTS."""
     found = pandas.DataFrame({"part": list(PARTS.values()), "idea": list(PARTS)})
     for task, epochs in TASKS.items():
         found[task] = [versus(rows, task, epochs, idea, "learned") for idea in PARTS]
         found[f"n, {task}"] = [difference.n for difference in found[task]]
-    seconds = [runs_of(rows, SHD, 30, idea)["seconds"].mean() / 30 for idea in PARTS]
-    return found.assign(**{"s per epoch, SHD": list(map("{:.0f}".format, seconds))})
-
-
-def if_seen(found: Difference) -> str:
-    """Return a difference with its interval, or a sentence if the interval contains 0."""
-    if found.low <= 0 <= found.high:
-        return f"no difference seen, at most {max(-found.low, found.high):.2f}"
-    return str(found)
-
-
-def controls(rows: pandas.DataFrame) -> pandas.DataFrame:
-    """Return by how many points learned delays beat each control, and fixed ones the first."""
-    still = "learned --delay-lr 0.0"
-    rows = rows.assign(soft=rows["unrounded"].fillna(rows["accuracy"]))  # fixed: whole steps anyway
-    lines = []
-    for name, epochs in reversed(TASKS.items()):
-        for one, other in ("learned", "control"), ("learned", still), ("fixed", "control"):
-            rounded = versus(rows, name, epochs, one, other)
-            soft = versus(rows, name, epochs, one, other, column="soft")
-            lines.append([f"{one} over {other}", name, rounded, soft, rounded.n])
-    heads = ["difference", "data", "rounded", "with training kernels", "n"]
-    return pandas.DataFrame(lines, columns=heads)
+    return found
 
 
 def answers(rows: pandas.DataFrame) -> pandas.DataFrame:
@@ -255,35 +236,35 @@ def answers(rows: pandas.DataFrame) -> pandas.DataFrame:
         ("ten inputs", runs_of(second, SHD, 60, "learned" + TEN)),
     ):
         found[f"rounding, {name}"] = compare(runs["accuracy"], runs["unrounded"], paired=True)
-    none = f"none{TEN} --tau 400.0 --tau-readout 10.05"
+    none = "none" + TEN + LONG
     found["fixed over none, ten inputs"] = versus(second, SHD, 60, "fixed" + TEN, none)
     for other in ("fixed", "fixed --hidden 76", "constant-sigma"):
         found[f"learned over {other}, toy"] = versus(first, "toy", 20, "learned", other)
     for what in ("new_speakers", "known_speakers"):
         difference = versus(second, SHD, 30, "learned", "control", column=what)
         found[f"learned over control, {what}"] = difference
-    for idea in ("axonal", "dendritic", "whole-steps"):
-        for task, epochs in TASKS.items():
+    for task, epochs in TASKS.items():
+        for idea in ("axonal", "dendritic", "whole-steps"):
             found[f"{idea} over learned, {task}"] = versus(second, task, epochs, idea, "learned")
+        for one, other in ("learned", "control"), ("learned", STILL), ("fixed", "control"):
+            name = f"{one} over {other}, {task}"
+            found[name] = versus(second, task, epochs, one, other)
+            soft = versus(second, task, epochs, one, other, column="soft")
+            found[f"{name}, training kernels"] = soft
     lines = [[name, difference, difference.n] for name, difference in found.items()]
     return pandas.DataFrame(lines, columns=["answer", "difference", "n"])
 
 
 def all_tables() -> dict[str, str]:
     """Return every table by its name, in Markdown."""
-    rows = all_rows().query("change == ''")
+    rows = all_rows()
     first, second = rows[rows["list"] == 1], rows[rows["list"] == 2]
-    on_test = rows.query("speakers == '' and padding == 'yes' and variant not in @PARTS.keys()")
-    shd_or_other = on_test["data"].str.lower().str.startswith("shd")
-    on_shd = on_test[shd_or_other & (on_test["variant"] != "authors")]
+    on_test = rows.query("speakers == '' and variant not in @PARTS.keys()")
+    on_shd = on_test[on_test["data"].str.lower().str.startswith("shd")]
     sparse = on_shd["options"].str.contains("--connections")
     chosen = on_shd["options"].str.contains("--valid-share")
     toy = on_test.query("data == 'toy' and (list != 2 or seed < 10)")  # the others are of claim c
     held_out = rows.query("speakers != '' and epochs == 30")
-    held_out = held_out.query("padding == 'yes' or side == 'learned'")
-    worth = parts(second)
-    for task in TASKS:
-        worth[task] = worth[task].map(if_seen)
     heads = ["variant", "parameters", "epochs", *SHARES, "n"]
     reported = {"last epoch": "epoch that is best on validation"}
     tables = {
@@ -293,14 +274,12 @@ def all_tables() -> dict[str, str]:
         "third": claims_table(rows.query("list in (1, 3)"), THIRD_CLAIMS),
         "baseline": recipe(rows.query("list == 3")),
         "answers": answers(rows),
-        "controls": controls(second),
         "shd": table(on_shd[~sparse & ~chosen], heads),
         "ten inputs": table(on_shd[sparse], heads),
         "validation": table(on_shd[chosen], heads).rename(columns=reported),
-        "toy": table(toy, [*heads[:2], *heads[3:5], "n"]),
-        "parts": worth,
-        "held-out": table(held_out, ["variant", "padding", *PAIRS, "mean", "n"]),
-        "authors": table(on_test.query("variant == 'authors'"), heads),
+        "toy": table(toy, ["variant", "parameters", "last epoch", "unrounded", "n"]),
+        "parts": parts(second),
+        "held-out": table(held_out, ["variant", *PAIRS, "mean", "n"]),
     }
     for name, frame in tables.items():
         cells = frame.astype(object).fillna("-").to_numpy()
@@ -310,8 +289,6 @@ def all_tables() -> dict[str, str]:
 
 
 # ------------------------------------------------------------------------------ speakers and words
-
-NEW_SPEAKERS = [4, 5]  # of SHD, in the test set alone
 
 
 def network_of(folder: str) -> tuple[DelaySNN, argparse.Namespace, str | None]:
@@ -327,7 +304,7 @@ def network_of(folder: str) -> tuple[DelaySNN, argparse.Namespace, str | None]:
             options = argparse.Namespace(**train.read_options(folder))
             net, _ = train.load_run(folder, train.build(options, parts["net_class"]))
             return net, options, None if idea == "base" else idea
-    raise UserError(f"{folder} has a network that is not in ideas.py: name it with --variant")
+    raise UserError(f"{folder} has a network that is not in ideas.py: add it to IDEAS there")
 
 
 @torch.no_grad()
@@ -341,8 +318,7 @@ def hidden_spikes(net: DelaySNN, spikes: data.Spikes) -> float:
         layer.register_forward_pre_hook(lambda _, inputs: counted.append(inputs[0].sum().item()))
     for steps in spikes.steps.unique():
         same = spikes.select((spikes.steps == steps).numpy())  # without padding
-        for _, counts in data.batches(same, 256, shuffle=False):
-            net(counts)
+        net(torch.stack(same.counts))
     return sum(counted) / net.count / len(spikes.labels)  # a layer sees its inputs `count` times
 
 
@@ -350,8 +326,9 @@ def answers_to(test: data.Spikes, folder: str, net: DelaySNN) -> pandas.DataFram
     """Return a line for each test sample of SHD: its speaker, its class, and the class it got."""
     heard = train.predict(net, test).argmax(1).numpy()
     found = pandas.DataFrame({"speaker": test.speakers, "said": test.labels, "heard": heard})
-    known = ~found["speaker"].isin(NEW_SPEAKERS)
-    return found.assign(run=folder, right=found["said"] == heard, known=known)
+    new = found["speaker"].isin([4, 5])  # who are in the test set alone
+    found["kind"] = new.map({True: "new", False: "known"})
+    return found.assign(run=folder, right=found["said"] == heard)
 
 
 def print_speakers(folders: list[str], data_dir: str) -> None:
@@ -359,10 +336,10 @@ def print_speakers(folders: list[str], data_dir: str) -> None:
     test = data.load("shd", "test", data_dir)
     words = class_names("shd", "test", data_dir)
     found = pandas.concat(answers_to(test, folder, network_of(folder)[0]) for folder in folders)
-    for column, names in (("known", {False: "new", True: "known"}), ("speaker", {})):
+    for column in ("kind", "speaker"):
         for key, samples in found.groupby(column):
             accuracies = samples.groupby("run")["right"].mean()
-            print(f"speaker {names.get(key, key):<6} {spread(accuracies)} %")
+            print(f"speaker {key:<6} {spread(accuracies)} %")
     errors = found[~found["right"]]
     print(f"{len(errors) / len(folders):.1f} errors per run, of which")
     for (said, heard), number in errors.value_counts(["said", "heard"]).head(10).items():
@@ -382,8 +359,7 @@ def changed_options(options: argparse.Namespace) -> str:
 
     --delays, --epochs, --seed and the places of files have columns of their own, or none.
     """
-    known = options.dataset in data.DATASETS  # a fork's own has the defaults of SHD
-    usual = vars(train.parse(["--dataset", options.dataset] if known else []))
+    usual = vars(train.parse(["--dataset", options.dataset]))
     free = ["delays", "epochs", "seed", "data_dir", "device", "out", "resume", "eval"]
     words = [
         f"--{name.replace('_', '-')} {value}"
@@ -393,18 +369,21 @@ def changed_options(options: argparse.Namespace) -> str:
     return " ".join(words).replace("--no-test True", "--no-test")
 
 
-def row_of_run(folder: str, variant: str | None, data_dir: str | None) -> dict:
+def row_of_run(folder: str, data_dir: str | None) -> dict:
     """Return the row of a finished run of train.py or ideas.py.
 
-    variant: the name of a network of your own, whose spikes and speakers are then left out.
     data_dir: the folder of the data files; None: where the run had them.
     """
+    net, options, idea = network_of(folder)
     config_path, result_path = Path(folder, "config.json"), Path(folder, "result.json")
     config, result = json.loads(config_path.read_text()), json.loads(result_path.read_text())
     log = pandas.read_csv(Path(folder, "log.csv"), dtype=str, keep_default_na=False)
     # The log's test_accuracy takes the place of the result's, which is result_test below.
     row = config | result | log.filter(like="accuracy").iloc[-1].to_dict()
     row |= {"run": Path(folder).resolve().name, "padding": "yes", "data": result["dataset"]}
+    row |= {"variant": idea or result["delays"], "options": changed_options(options)}
+    if idea and result["delays"] != "learned":
+        row["options"] = f"--delays {result['delays']} {row['options']}".strip()
     row |= {f"{split}_samples": number for split, number in config["samples"].items()}
     row |= {f"result_{split}": result[f"{split}_accuracy"] for split in ("test", "valid")}
     if result["delays"] not in ("fixed", "none"):  # those are whole steps in any case
@@ -414,18 +393,12 @@ def row_of_run(folder: str, variant: str | None, data_dir: str | None) -> dict:
     if md5:  # of the files of SHD and SSC
         row["data"] = DATA_NAMES.get(md5[0], f"{result['dataset']} (other files)")
 
-    if variant is None:
-        net, options, idea = network_of(folder)
-        variant = idea or result["delays"]
-        if result["test_accuracy"] is not None:
-            test = data.load(options.dataset, "test", data_dir or options.data_dir)
-            row["spikes"] = round(hidden_spikes(net, test), 1)
-            if options.dataset == "shd":
-                right = answers_to(test, folder, net).groupby("known")["right"].mean()
-                row |= {"new_speakers": right.get(False), "known_speakers": right.get(True)}
-    row |= {"variant": variant, "options": changed_options(argparse.Namespace(**config["options"]))}
-    if variant != result["delays"] != "learned":  # an idea's are learned otherwise
-        row["options"] = f"--delays {result['delays']} {row['options']}".strip()
+    if result["test_accuracy"] is not None:
+        test = data.load(options.dataset, "test", data_dir or options.data_dir)
+        row["spikes"] = round(hidden_spikes(net, test), 1)
+        if options.dataset == "shd":
+            right = answers_to(test, folder, net).groupby("kind")["right"].mean()
+            row |= {f"{kind}_speakers": accuracy for kind, accuracy in right.items()}
 
     # The last commit of this checkout before the run, which writes config.json when it begins.
     begun = f"--before=@{config_path.stat().st_mtime:.0f}"
@@ -446,12 +419,12 @@ def processor() -> str:
     return f"{found['model name']}, family {found['cpu family']} model {found['model']}"
 
 
-def add(folders: list[str], variant: str | None, data_dir: str | None) -> None:
+def add(folders: list[str], data_dir: str | None) -> None:
     """Add all of the runs, or none if one of them has a problem."""
     rows = pandas.read_csv(Path(FOLDER, "runs.csv"), dtype=str, keep_default_na=False)
-    same = [*COMMON, "seed"]
+    same = [*COMMON, "padding", "change", "seed"]
     for folder in folders:
-        row = pandas.Series(row_of_run(folder, variant, data_dir))
+        row = pandas.Series(row_of_run(folder, data_dir))
         row = row.reindex(rows.columns).fillna("").astype(str)
         there = rows[(rows[same] == row[same]).all(axis=1)]
         if row["processor"] in set(there["processor"]):
@@ -484,7 +457,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("command", choices=["train", "add", "tables", "speakers"])
     parser.add_argument("--variants", default="learned", help="for train, as in learned,fixed")
     parser.add_argument("--seeds", default="0", help="for train, as in 0,1,2")
-    parser.add_argument("--variant", help="for add: the name of a network that is not in ideas.py")
     parser.add_argument("--data-dir", help="folder of the data files (for add: if they were moved)")
     options, words = parser.parse_known_args(argv)
     data_dir = options.data_dir or "data"
@@ -493,7 +465,7 @@ def main(argv: list[str] | None = None) -> None:
             words += ["--data-dir", data_dir]
             train_all(options.variants.split(","), options.seeds.split(","), words)
         elif options.command == "add":
-            add(words, options.variant, options.data_dir)
+            add(words, options.data_dir)
         elif options.command == "speakers":
             print_speakers(words, data_dir)
         else:

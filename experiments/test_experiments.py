@@ -344,7 +344,7 @@ def results():
 def runs(percents, side="learned", **columns):
     """Return rows of runs of seeds 0, 1, ... with these accuracies."""
     rows = pytest.importorskip("pandas").DataFrame({"accuracy": percents}) / 100
-    usual = dict(data="SHD (regenerated)", epochs=150, padding="yes", side=side, speakers="")
+    usual = dict(data="SHD (regenerated)", epochs=150, side=side, speakers="")
     return rows.assign(**usual | {"seed": rows.index} | columns)
 
 
@@ -405,7 +405,8 @@ def test_a_finished_run_is_added_once(results, empty_table, tmp_path, monkeypatc
     (run / "result.json").write_text(json.dumps(result))
     os.utime(run / "result.json", (86460, 86460))
     results.main(["add", str(run)])
-    results.main(["add", str(run), "--variant", "other"])
+    ideas.main(["axonal", *FAST, *words, "--out", str(tmp_path / "other")])
+    results.main(["add", str(tmp_path / "other")])
     monkeypatch.setattr(results, "processor", lambda: "another")
     results.main(["add", str(run)])
     before = (tmp_path / "runs.csv").read_bytes()
@@ -419,8 +420,8 @@ def test_a_finished_run_is_added_once(results, empty_table, tmp_path, monkeypatc
     assert [row[name] for name in names] == wanted
     options = "--valid-share 0.2 --no-test --hidden 5 --taps 5 --batch-size 500"
     assert row["side"] == f"fixed {options}" and math.isnan(row["unrounded"])
-    # A variant is of learned delays if nothing else is said.
-    assert other["side"] == f"other --delays fixed {options}"
+    # An idea is of learned delays if nothing else is said.
+    assert other["side"] == f"axonal --delays fixed {options}"
     # A seed that ran twice has a line for each processor.
     assert [there["machine"], row["machine"], other["machine"]] == ["another", "", ""]
     assert row["list"] == other["list"] == 3 and math.isnan(there["list"])
@@ -551,7 +552,7 @@ def test_numbers_on_the_pages_are_those_of_runs_csv(results, groups):
     heads = [table.splitlines()[0] for table in printed.values()]
     tables = re.findall(r"(?:^\|.*\n)+", pages[2], re.MULTILINE)
     tables = [table.strip() for table in tables if table.splitlines()[0] in heads]
-    assert len(tables) >= 12 and [table for table in tables if table not in printed.values()] == []
+    assert len(tables) >= 11 and [table for table in tables if table not in printed.values()] == []
 
     text = "\n".join(pages)
     known = set(re.split(r", |\n", CITED))
@@ -792,7 +793,7 @@ def figures():
 
 def test_results_png_has_a_dot_per_run_and_the_differences_of_the_claims(figures, results):
     on_shd, on_toy, *lists = figures.results_figure().axes
-    rows = results.all_rows().query("change == '' and padding == 'yes' and speakers == ''")
+    rows = results.all_rows().query("speakers == ''")
     shd = rows[(rows["data"] == results.SHD) & rows["epochs"].isin([30, 150])]
     toy = rows.query("data == 'toy' and list == 1")
     for axis, runs_of_data, sides in (on_shd, shd, figures.ON_SHD), (on_toy, toy, figures.ON_TOY):
