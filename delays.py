@@ -33,8 +33,8 @@ def gaussian_kernel(weight: Tensor, delay: Tensor, sigma: float | Tensor, taps: 
         g[d] = exp(-((d - delay[o,i]) / sigma)^2 / 2)
 
     The division makes the taps of each synapse add up to its weight.  The 1e-7 prevents 0 / 0 at
-    very small sigmas.  A delay's gradient is the sum over its taps of (slope of the tap with
-    respect to the delay) x (gradient of the tap: what arrives there times the gradient of y).
+    very small sigmas.  A delay's gradient is the slope of each tap with respect to the delay,
+    weighted by what arrives through the tap and by the gradient of the neuron's sum.
 
     weight: [out, in].
     delay: in steps, 0..taps-1, [out, in] or a shape that broadcasts to it, such as [1, in] for one
@@ -89,7 +89,7 @@ def delay_conv(spikes: Tensor, kernel: Tensor, tail: int = 0) -> Tensor:
 
         y[b,t,o] = sum_i sum_d k[o,i,d] x[b,t-d,i],   x = 0 before its first step and after its last
 
-    spikes: [B, T, in].  kernel: [out, in, taps].
+    spikes: x, [B, T, in].  kernel: k, [out, in, taps].
     tail: the number of steps by which the output is longer than the input, for late arrivals.
     Returns [B, T + tail, out].  The methods below differ by rounding alone.
     """

@@ -272,7 +272,10 @@ def reported_epoch(rows: list[dict]) -> int:
 
 
 def finish(net: DelaySNN, sets: dict[str, data.Spikes], rows: list[dict], options) -> dict:
-    """Evaluate the network of the reported epoch, print its accuracy and write result.json."""
+    """Evaluate the network of the reported epoch, print its accuracy and write result.json.
+
+    Its rates are means over training in this epoch, padding included, one per hidden layer.
+    """
     load_checkpoint(options.out, "net.pt", net)  # the network of the reported epoch
     net.eval()
     epoch = reported_epoch(rows)

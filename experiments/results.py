@@ -243,6 +243,7 @@ def answers(rows: pandas.DataFrame) -> pandas.DataFrame:
     for what in ("new_speakers", "known_speakers"):
         difference = versus(second, SHD, 30, "learned", "control", column=what)
         found[f"learned over control, {what}"] = difference
+    found["control over fixed, all runs"] = versus(rows, SHD, 30, "control", "fixed")
     for task, epochs in TASKS.items():
         for idea in ("axonal", "dendritic", "whole-steps"):
             found[f"{idea} over learned, {task}"] = versus(second, task, epochs, idea, "learned")
