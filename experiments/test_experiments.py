@@ -1,7 +1,6 @@
 """The programs beside the three files, each against a slow computation; one thread, offline."""
 
 import argparse
-import gzip
 import itertools
 import json
 import math
@@ -9,6 +8,7 @@ import os
 import re
 import shutil
 import sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -82,11 +82,6 @@ def test_adaptive_neurons_are_the_loop_and_so_are_their_gradients():
         v = h * (1 - spikes[-1].detach())
         w = k * w + a * v + b * spikes[-1]
     oracle.assert_same(net.neurons(0, current), torch.stack(spikes, 1), [current, *constants])
-    drawn = ideas.Adaptive(3, [500], 2).constants[0]
-    for name, low, high in ("m", 0.01, 0.5), ("k", 0.5, 0.99), ("a", 0.01, 0.1), ("b", 0.01, 0.2):
-        values, wide = torch.sigmoid(drawn[name]), 0.02 * (high - low)
-        oracle.close(values.min(), low, rtol=0, atol=wide)
-        oracle.close(values.max(), high, rtol=0, atol=wide)
 
 
 def test_a_shift_moves_all_of_a_sample_by_one_number_of_inputs():
@@ -101,15 +96,10 @@ def test_a_shift_moves_all_of_a_sample_by_one_number_of_inputs():
     assert len(moves) == 400
 
 
-def test_an_idea_has_the_command_line_of_train_and_folders_of_its_own(
-    tmp_path, monkeypatch, capsys
-):
+def test_an_idea_has_the_command_line_of_train_and_folders_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ideas.main(["axonal", *FAST])
-    result = oracle.result_of(Path("runs/toy-axonal-learned-0"))
-    capsys.readouterr()
-    ideas.main(["axonal", "--eval", "runs/toy-axonal-learned-0"])
-    assert f"test accuracy {result['test_accuracy']:.2%}" in capsys.readouterr().out
+    assert oracle.result_of(Path("runs/toy-axonal-learned-0"))["epochs"] == 1
     with pytest.raises(SystemExit, match="has to be one of base, ax"):
         ideas.main(["other"])
 
@@ -125,9 +115,6 @@ def test_whole_steps_freeze_rounded_delays_in_the_last_fifth(tmp_path):
     assert [float(row["sigma"]) for row in rows] == [2.27, *[0.5] * 3, 0]
     assert rows[-2]["moved_ms"] == rows[-1]["moved_ms"] != rows[0]["moved_ms"]
     assert result["unrounded_accuracy"] == result["test_accuracy"]
-    layer = ideas.LateSteps(3, 4, taps=5)
-    for layer.sigma, taps in ((0.5, 5), (0.0, 1)):
-        assert (layer.kernel() != 0).sum(2).max() == taps
 
 
 def net_of(idea, **options):
@@ -362,13 +349,12 @@ def test_holms_correction_counts_claims_that_were_not_run(results):
 
 
 def test_runs_of_the_second_list_began_after_it_was_committed_and_no_line_has_a_seed_twice(results):
-    rows, listed = results.all_rows(), "2026-11-29 12:21"
-    seconds = results.pandas.to_timedelta(rows["seconds"], "s")
-    began = results.pandas.to_datetime(rows["ended"]) - seconds
-    assert (began[rows["list"] == 2] > listed).all() and (rows["list"] == 2).sum() == 240
-    assert (rows["ended"][rows["list"] == 1].fillna("") <= listed).all()
-    assert rows["processor"][rows["list"] == 2].nunique() == 1
+    rows = results.all_rows()
     assert not rows.duplicated([*results.COMMON, "machine", "speakers", "seed"]).any()
+    planned = rows[rows["list"] == 2]
+    seconds = results.pandas.to_timedelta(planned["seconds"], "s")
+    began = results.pandas.to_datetime(planned["ended"]) - seconds
+    assert len(planned) == 240 and (began > "2026-11-29 12:21").all()
 
 
 @pytest.fixture
@@ -506,13 +492,12 @@ def groups():
     same = ["data", "epochs", "padding", "variant", "options", "change", "machine"]
     shares = ["accuracy", "unrounded", "best_on_test", "new_speakers", "known_speakers", "soft"]
     found = []
-    for lists in ([], ["list"]):
-        for number, (key, own) in enumerate(rows.groupby([*same, *lists])):
-            if lists or own["list"].nunique() > 1:
-                percents = 100 * own.set_index(["speakers", "seed"])[shares]
-                found += [((key[0], share), percents[share].dropna()) for share in shares]
-                # Rounding compares two columns of the same runs.
-                found += [((number, lists), percents[share].dropna()) for share in shares[:2]]
+    for keys in (same, [*same, "list"]):
+        for key, own in rows.groupby(keys):
+            percents = 100 * own.set_index(["speakers", "seed"])[shares]
+            found += [((key[0], share), percents[share].dropna()) for share in shares]
+            # Rounding compares two columns of the same runs.
+            found += [(key, percents[share].dropna()) for share in shares[:2]]
     return [(kind, runs, runs.mean()) for kind, runs in found if len(runs) > 2]
 
 
@@ -681,11 +666,11 @@ def test_trained_delays_end_as_far_from_their_start_as_the_results_say():
 # -------------------------------------------------------------------------------- tour and figures
 
 
-def run(*cells):
-    """Return the variables of these cells of the tour after they have run."""
+def run(*sources):
+    """Return the variables of these cells of the tour, or of other sources, after they have run."""
     space = {}
-    for cell in cells:
-        exec(TOUR[cell], space)
+    for source in sources:
+        exec(TOUR.get(source, source), space)
     return space
 
 
@@ -693,10 +678,7 @@ def test_totals_over_sigma_are_those_that_the_tour_prints():
     (printed,) = [cell["outputs"][0]["text"] for cell in CELLS if cell["id"] == "c21"]
     told = [json.loads(line[line.index("[") :]) for line in printed]
     assert [int(re.search(r"(\d+) \[", line)[1]) for line in printed] == [sum(x) for x in told]
-    space = {}
-    for cell in ("c01", "c14"):
-        exec(TOUR[cell], space)
-    exec(TOUR["c21"].split("each =")[0], space)
+    space = run("c01", "c14", TOUR["c21"].partition("each =")[0])
     sigmas = {0: space["shrinking"], 3: [1.0] * 200}  # of these lines
     for line, seed in ((0, 0), (0, 9), (3, 0), (3, 9)):
         assert space["patterns_right"](seed, sigmas[line]) == told[line][seed]
@@ -807,14 +789,9 @@ def test_a_run_is_drawn_with_a_sample_that_passes_through_its_network(figures, t
         shares = [100 * part.double().mean() for part in inside]
         heights = [bar.get_height() for bar in axis.containers[0]]
         oracle.close(heights, shares, rtol=1e-6, atol=0)
-    cells = np.zeros((10, 10), int)
-    for own, answer in zip(toy.labels, train.predict(net, toy).argmax(1), strict=True):
-        cells[own, answer] += 1
-    for text in drawn["confusions.png"].axes[0].texts:
-        answer, own = text.get_position()
-        assert text.get_text() == str(cells[own, answer])
-        cells[own, answer] = 0
-    assert not cells.any()
+    drawn = {x.get_position(): int(x.get_text()) for x in drawn["confusions.png"].axes[0].texts}
+    answers = train.predict(net, toy).argmax(1).tolist()
+    assert drawn == Counter(zip(answers, toy.labels.tolist(), strict=True))
     os.rename(os.path.join(folder, "net.pt"), os.path.join(folder, "away"))
     capsys.readouterr()
     figures.main(["--run", folder])  # without its network, the curves are left
@@ -823,20 +800,13 @@ def test_a_run_is_drawn_with_a_sample_that_passes_through_its_network(figures, t
     assert "a part is left out: " in printed.err
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_classes_are_named_by_the_words_of_the_data_file(figures, packed, tmp_path):
+def test_classes_are_named_by_the_words_of_the_data_file(figures, tmp_path):
     assert figures.class_names("toy", "test", "")[::9] == ["class 0", "class 9"]
-    path = tmp_path / "shd_test.h5"
+    path = tmp_path / "shd_train.h5"
     with h5py.File(path, "w") as file:
-        file["extra/speaker"] = [0]
-    assert figures.class_names("shd", "test", str(tmp_path))[19] == "class 19"
-    with h5py.File(path, "a") as file:
         file["extra/keys"] = np.array(["zero", "one"], "S")
-    if packed:
-        (tmp_path / "shd_test.h5.gz").write_bytes(gzip.compress(path.read_bytes()))
-        path.unlink()
-    assert figures.class_names("shd", "test", str(tmp_path))[:3] == ["zero", "one", "class 2"]
-    next(tmp_path.iterdir()).rename(tmp_path / ("shd_train.h5.gz" if packed else "shd_train.h5"))
-    assert (
-        figures.class_names("shd", "valid", str(tmp_path))[1] == "one"
-    )  # a part of the train file
+    for split in ("train", "valid"):  # held-out speakers are a part of the train file
+        names = figures.class_names("shd", split, str(tmp_path))
+        assert names[:3] == ["zero", "one", "class 2"] and len(names) == 20
+    program.pack(path, ".gz")
+    assert figures.class_names("shd", "train", str(tmp_path)) == names
