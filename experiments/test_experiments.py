@@ -900,4 +900,4 @@ def test_classes_are_named_by_the_words_of_the_data_file(figures, packed, tmp_pa
         path.unlink()
     assert figures.class_names("shd", "test", str(tmp_path))[:3] == ["zero", "one", "class 2"]
     next(tmp_path.iterdir()).rename(tmp_path / ("shd_train.h5.gz" if packed else "shd_train.h5"))
-    assert figures.class_names("shd", "valid", str(tmp_path))[1] == "one"  # a part of the train file
+    assert figures.class_names("shd", "valid", str(tmp_path))[1] == "one"
