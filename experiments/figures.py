@@ -320,7 +320,7 @@ def results_figure() -> Figure:
     top, bottom = figure.subfigures(2, 1, height_ratios=[5, 4])
     heading(top, "A. Test accuracy: each dot is a run with another seed, each number a mean")
     on_shd, on_toy = top.subplots(1, 2)
-    draw_runs(on_shd, rows, results.SHD, ON_SHD, {150: BLUE, 30: PALE_BLUE})
+    draw_runs(on_shd, rows.query("speakers == ''"), results.SHD, ON_SHD, {150: BLUE, 30: PALE_BLUE})
     draw_runs(on_toy, first, "toy", ON_TOY, {20: BLUE})
 
     heading(bottom, "B. How many points better, on SHD (regenerated), with 95 % intervals")
@@ -364,11 +364,10 @@ def draw_claims(axis, rows, claims: dict[str, str]) -> None:
 
 def draw_runs(axis, rows, name: str, sides: dict[str, str], colors: dict[int, str]) -> None:
     """Draw the accuracy of each run by side, with a color for each number of epochs."""
-    from experiments import results
-
     for level, side in enumerate(sides):
+        runs = rows[(rows["data"] == name) & (rows["side"] == side)]
         for k, (epochs, color) in enumerate(colors.items()):
-            accuracy = 100 * results.runs_of(rows, name, epochs, side)["accuracy"]
+            accuracy = 100 * runs["accuracy"][runs["epochs"] == epochs]
             height = level + 0.4 * k - 0.2 * (len(colors) - 1)
             label = f"{epochs} epochs" if level == 0 else None
             look = {"color": color, "markersize": 4.5, "label": label}
@@ -401,7 +400,7 @@ def run_figures(folder: str, data_dir: str | None = None, index: int = 0) -> dic
     step_ms = data.DATASETS[options.dataset].step_ms
 
     # The function that draws each panel, and its arguments.
-    parts = [(draw_log, [read_log(folder, step_ms), options])]
+    parts = [(draw_log, [folder, step_ms, options])]
     figures = {}
     try:
         net = train.build(options)
@@ -425,38 +424,31 @@ def run_figures(folder: str, data_dir: str | None = None, index: int = 0) -> dic
     return {"run.png": figure} | figures
 
 
-def read_log(folder: str, step_ms: float) -> dict[str, np.ndarray]:
-    """Return the columns of log.csv that have values: accuracies in %, moves in steps, rates in Hz.
+def draw_log(panel, folder: str, step_ms: float, options: argparse.Namespace) -> None:
+    """Draw loss, accuracies, sigma, the mean move of the delays, and firing rates, by epoch.
 
     step_ms: the length of a time step in ms.
     """
     log = np.genfromtxt(os.path.join(folder, "log.csv"), delimiter=",", names=True, ndmin=1)
-    there = [name for name in log.dtype.names if not np.isnan(log[name]).any()]
-    factors = {name: 100 for name in there if name.endswith("_accuracy")}
-    factors |= {name: 1000 / step_ms for name in there if name.startswith("rate_")}
-    factors["moved_ms"] = 1 / step_ms
-    return {name: factors.get(name, 1) * log[name] for name in there}
-
-
-def draw_log(panel, curves: dict[str, np.ndarray], options: argparse.Namespace) -> None:
-    """Draw loss, accuracies, sigma, the mean move of the delays, and firing rates, by epoch."""
     delays = "no" if options.delays == "none" else options.delays
     kind = f"{options.dataset}, {delays} delays, seed {options.seed}"
-    heading(panel, f"{kind}: epoch {len(curves['loss'])} of {options.epochs}")
-    accuracies = dict(train_accuracy="training", valid_accuracy="validation", test_accuracy="test")
-    rates = [name for name in curves if name.startswith("rate_")]
+    heading(panel, f"{kind}: epoch {len(log)} of {options.epochs}")
+    splits = {"train": "training", "valid": "validation", "test": "test"}
+    rates = [name for name in log.dtype.names if name.startswith("rate_")]
+    # For each column of the log, its name and its factor.
     panels = {
-        "loss": {"loss": "training"},
-        "accuracy (%)": accuracies,
-        "delays (steps)": {"sigma": "sigma", "moved_ms": "mean move"},
-        "firing rate (Hz)": {name: f"hidden layer {name[5:]}" for name in rates},
+        "loss": {"loss": ("training", 1)},
+        "accuracy (%)": {f"{split}_accuracy": (name, 100) for split, name in splits.items()},
+        "delays (steps)": {"sigma": ("sigma", 1), "moved_ms": ("mean move", 1 / step_ms)},
+        "firing rate (Hz)": {rate: (f"hidden layer {rate[5:]}", 1000 / step_ms) for rate in rates},
     }
-    for axis, (title, names) in zip(panel.subplots(1, 4), panels.items(), strict=True):
+    for axis, (title, columns) in zip(panel.subplots(1, 4), panels.items(), strict=True):
         axis.set_prop_cycle(color=[BLUE, RED, INK])
-        for name in [name for name in names if name in curves]:
-            values = curves[name]
-            label = f"{names[name]}: {values[-1]:.3g}"
-            axis.plot(range(1, len(values) + 1), values, ".-", label=label, markersize=2)
+        for column, (name, factor) in columns.items():
+            values = factor * log[column]
+            if not np.isnan(values).any():  # an empty column, such as sigma of fixed delays
+                label = f"{name}: {values[-1]:.3g}"
+                axis.plot(range(1, len(values) + 1), values, ".-", label=label, markersize=2)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set_ylim(0, 1.15 * axis.get_ylim()[1])
         style(axis, title, "epoch")
