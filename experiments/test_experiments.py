@@ -746,6 +746,11 @@ def test_a_run_is_drawn_with_a_sample_that_passes_through_its_network(figures, t
     drawn = figures.run_figures(folder, index=7)
     *_, given, first, second, sums = drawn["run.png"].axes
     moves = drawn["run.png"].axes[4:7]
+    last = oracle.log_of(tmp_path / "run")[-1]
+    curves = (1, 1, "test_accuracy", 100), (2, 1, "moved_ms", 0.1), (3, 0, "rate_1", 100)
+    for panel, line, column, factor in curves:
+        values = drawn["run.png"].axes[panel].lines[line].get_ydata()
+        assert values[-1] == pytest.approx(factor * float(last[column]))
     for axis, spikes in zip((given, first, second), reached, strict=True):
         want = spikes.nonzero() * torch.tensor([10, 1])  # in ms, and by neuron
         np.testing.assert_array_equal(axis.collections[0].get_offsets(), want)
