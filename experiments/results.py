@@ -6,7 +6,7 @@
     python -m experiments.results speakers RUN ... --data-dir DIR
 
 train     skips finished runs, resumes stopped ones, and passes other options on to train.py
-add       appends finished runs of train.py and ideas.py to runs.csv, on the machine that trained them
+add       appends finished runs to runs.csv: call it on the machine that trained them
 tables    prints the named tables, or all of them, with accuracies and differences in %
 speakers  prints accuracy by speaker of SHD and the words confused most, over all RUNs
 """
