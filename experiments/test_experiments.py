@@ -641,6 +641,7 @@ def test_trained_delays_end_as_far_from_their_start_as_the_results_say():
 
 def run(*sources):
     """Return the variables of these cells of the tour, or of other sources, after they have run."""
+    pytest.importorskip("matplotlib")
     space = {}
     for source in sources:
         exec(TOUR.get(source, source), space)
