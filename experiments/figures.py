@@ -171,23 +171,25 @@ def hidden_input(net: nn.Module, counts: Tensor) -> Tensor:
     return net.norms[0](current.flatten(0, 1)).view_as(current)
 
 
-def supporter(net: nn.Module) -> tuple[int, int]:
-    """Return a hidden neuron and the class of the toy task that it speaks for.
+def chosen_neuron(net: nn.Module) -> tuple[int, int, int, Tensor]:
+    """Return a hidden neuron, the class of the toy task for which it fires most, and fires least.
 
-    Each class has a neuron with the largest weight in the readout.  Of these ten pairs, this is the
-    one with the highest input in any step, if its class's pattern is sent without noise.
+    Each class's pattern is sent without noise.  The neuron is the one whose number of spikes for
+    one class is furthest above that for the second.  The last value returned has its spikes for
+    each class.
     """
-    neurons = net.layers[1].weight.argmax(1)  # [classes]
     patterns = torch.stack(data.toy("test", noise=0.0).counts[:10])  # sample c is of class c
-    highest = hidden_input(net, patterns).amax(1)  # [classes, neurons]
-    own = int(highest[range(10), neurons].argmax())
-    return int(neurons[own]), own
+    fired = net.neurons(0, hidden_input(net, patterns)).sum(1)  # [classes, neurons]
+    first, second = fired.topk(2, 0).values
+    neuron = int((first - second).argmax())
+    spikes = fired[:, neuron]
+    return neuron, int(spikes.argmax()), int(spikes.argmin()), spikes
 
 
 @torch.no_grad()
 def toy_figure(net: nn.Module) -> Figure:
     """Draw what a hidden neuron of a trained network receives from two samples of the toy task."""
-    neuron, own = supporter(net.eval())
+    neuron, own, other, spikes = chosen_neuron(net.eval())
     layer = net.layers[0]
     delay = layer.delay[neuron].round().numpy()
     weight = layer.weight[neuron] * net.norms[0].weight[neuron]  # batch norm can change the sign
@@ -197,9 +199,8 @@ def toy_figure(net: nn.Module) -> Figure:
     noisy, clean = data.toy("test").counts, data.toy("test", noise=0.0).counts
 
     figure = Figure(figsize=(7.2, 6.4), layout="constrained")
-    heading(figure, f"A hidden neuron that speaks for class {own} of the toy task")
+    heading(figure, f"A hidden neuron that fires most for class {own} of the toy task")
     axes = figure.subplots(4, 2, sharex=True, sharey="row", height_ratios=(5, 5, 4, 4))
-    other = (own + 1) % 10
     for (sent, arrived, summed, sums), c in zip(axes.T, (own, other), strict=True):
         for counts, alpha in ((noisy[c], 0.25), (clean[c], 1)):  # sample c is of class c
             step, i = counts.nonzero().T.numpy()
@@ -223,10 +224,12 @@ def toy_figure(net: nn.Module) -> Figure:
         style(sums, f"scores so far of class {own} (blue), {other} (black)", "time (steps)")
     axes[0, 0].set(xlim=(0, 120), yticks=range(8))
     axes[1, 0].set_yticks(range(8))
+    most, least = int(spikes.max()), int(spikes.min())
     words = f"""Blue bursts excite the neuron, red ones inhibit it; the height is the weight.
 The blue bands: its spikes reach the readout of class {own}, after another delay.
-The neuron: each class has a neuron with the largest weight in the readout.  Of these ten, neuron
-{neuron} has the highest sum when its class's pattern is sent without noise."""
+The neuron: sent patterns without noise, neuron {neuron} fires {most} times for class {own},
+and least for class {other}, {least} times.  Of all neurons, it has the largest difference
+between its first and its second class."""
     figure.supxlabel(words, x=0.01, ha="left", fontsize=8, color=INK)
     return figure
 
