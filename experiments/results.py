@@ -226,6 +226,7 @@ def parts(rows: pandas.DataFrame) -> pandas.DataFrame:
 def answers(rows: pandas.DataFrame) -> pandas.DataFrame:
     """Return the differences in sentences of the pages that no other table has."""
     first, second = rows[rows["list"] == 1], rows[rows["list"] == 2]
+    later = rows.query("list in (2, 3)")
     found = {}
     for side in ("learned", HALF, "fixed", SLOW):
         long, short = [runs_of(first, SHD, epochs, side)["accuracy"] for epochs in (150, 30)]
@@ -245,8 +246,8 @@ def answers(rows: pandas.DataFrame) -> pandas.DataFrame:
         found[f"learned over control, {what}"] = difference
     found["control over fixed, all runs"] = versus(rows, SHD, 30, "control", "fixed")
     for task, epochs in TASKS.items():
-        for idea in ("axonal", "dendritic", "whole-steps"):
-            found[f"{idea} over learned, {task}"] = versus(second, task, epochs, idea, "learned")
+        for idea in ("axonal", "dendritic", "whole-steps", "between-taps"):
+            found[f"{idea} over learned, {task}"] = versus(later, task, epochs, idea, "learned")
         for one, other in ("learned", "control"), ("learned", STILL), ("fixed", "control"):
             name = f"{one} over {other}, {task}"
             found[name] = versus(second, task, epochs, one, other)
