@@ -207,11 +207,11 @@ def recipe(rows: pandas.DataFrame) -> pandas.DataFrame:
         sides[side] = 100 * runs["valid_accuracy"].reindex(PAIRS)
     gains = sides["shift"] - sides["learned"]
     adopted = gains.mean() >= 1 and (gains > 0).sum() >= 4
-    verdict = "the recipe" if adopted else "not the recipe"
+    verdict = "adopted" if adopted else "not adopted"
     found = pandas.DataFrame(sides | {"shift - learned": gains}).T
     found["mean"] = found.mean(axis=1, skipna=False)
     found = found.map("{:.2f}".format).replace("nan", "-").rename_axis("40 epochs").reset_index()
-    return found.assign(shift=["", "", "not run" if gains.isna().any() else verdict])
+    return found.assign(verdict=["", "", "not run" if gains.isna().any() else verdict])
 
 
 def parts(rows: pandas.DataFrame) -> pandas.DataFrame:

@@ -311,9 +311,9 @@ def test_claim_f_is_tested_once_all_of_its_runs_are_there(results, ended, verdic
 
 def test_the_recipe_gains_a_point_on_held_out_speakers_and_wins_four_pairs(results):
     for gains, verdict in (
-        ([1.26, 1.26, 1.26, 1.26, 0], "the recipe"),  # 1.008 on average, four of five
-        ([1.25, 1.25, 1.25, 1, 0], "not the recipe"),
-        ([9, 9, 9, 0, 0], "not the recipe"),  # a tie is a loss
+        ([1.26, 1.26, 1.26, 1.26, 0], "adopted"),  # 1.008 on average, four of five
+        ([1.25, 1.25, 1.25, 1, 0], "not adopted"),
+        ([9, 9, 9, 0, 0], "not adopted"),  # a tie is a loss
         ([9, 9, 9, 9], "not run"),
     ):
         held = dict(speakers=results.PAIRS[: len(gains)], seed=0, epochs=40)
@@ -321,7 +321,7 @@ def test_the_recipe_gains_a_point_on_held_out_speakers_and_wins_four_pairs(resul
         rows = results.pandas.concat(rows)
         # The accuracy of the reported epoch would decide otherwise.
         found = results.recipe(rows.assign(valid_accuracy=rows["accuracy"], accuracy=0.5))
-        assert found["shift"].tolist() == ["", "", verdict]
+        assert found["verdict"].tolist() == ["", "", verdict]
         assert found["1,8"].tolist() == ["70.00", f"{70 + gains[0]:.2f}", f"{gains[0]:.2f}"]
 
 
