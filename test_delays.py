@@ -853,6 +853,20 @@ def test_a_random_share_is_held_out_the_same_for_all_variants_and_after_resume(l
     assert [first == other for other in others] == [True, True, True, False, False]
 
 
+@pytest.mark.parametrize("shuffled_with", range(3))
+def test_a_random_share_does_not_follow_the_shuffle_of_the_file(little, monkeypatch, shuffled_with):
+    places = np.random.default_rng(shuffled_with).permutation(100)  # in order of speaker and class
+
+    def read(split, data_dir):
+        return data.join([np.ones((1, LITTLE_INPUTS), np.uint8)] * 100, places)
+
+    row = data.DATASETS["little"]._replace(read=read, classes=100)
+    monkeypatch.setitem(data.DATASETS, "little", row)
+    for seed in range(3):
+        sets = train.load_sets(parsed("--dataset", "little", "--valid-share", 0.2, "--seed", seed))
+        assert 30 < sets["valid"].labels.float().mean() < 70  # the first fifth has a mean of 9.5
+
+
 def test_a_loss_and_augmentation_of_ones_own_get_the_batch(little, tmp_path, monkeypatch):
     lengths, losses = {True: [], False: []}, []
 

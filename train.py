@@ -319,8 +319,9 @@ def load_sets(options: argparse.Namespace) -> dict[str, data.Spikes]:
             raise UserError(f"--valid-speakers {options.valid_speakers}: {rule}")
         held_out = np.isin(names, wanted)
     if options.valid_share:
-        # A generator of its own: a seed holds out the same samples for every variant.
-        rank = np.random.default_rng([1, options.seed]).permutation(len(everyone.labels))
+        # A generator of its own: a seed holds out the same samples for every variant.  [1, 0] would
+        # seed the same as 1, with which a file of as many samples may have been shuffled.
+        rank = np.random.default_rng([options.seed, 1]).permutation(len(everyone.labels))
         held_out = rank < options.valid_share * len(rank)
     if held_out is not None:  # replaces the data set's own validation set
         sets["train"], sets["valid"] = everyone.select(~held_out), everyone.select(held_out)
