@@ -289,6 +289,7 @@ def parts_figure() -> Figure:
 # The rows of results.png: sides and claims of results.py, and how they are called.
 ON_SHD = {
     "learned": "learned delays",
+    "shift": "learned delays, inputs shifted",
     "learned --hidden 165": "learned delays, half the parameters",
     "fixed": "fixed random delays",
     "control": "control: Gaussians narrow,\nbut delays stay where they are",
@@ -375,7 +376,7 @@ def draw_runs(axis, rows, name: str, sides: dict[str, str], colors: dict[int, st
             label = f"{epochs} epochs" if level == 0 else None
             look = {"color": color, "markersize": 4.5, "label": label}
             axis.plot(accuracy, [height] * len(accuracy), "o", **look)
-            if len(accuracy):  # the control ran 30 epochs only
+            if len(accuracy):  # some ran with one number of epochs only
                 words = f"   {accuracy.mean():.1f}"
                 axis.text(accuracy.max(), height, words, fontsize=8, va="center", color=INK)
     axis.set_yticks(range(len(sides)), sides.values())
