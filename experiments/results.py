@@ -253,6 +253,8 @@ def answers(rows: pandas.DataFrame) -> pandas.DataFrame:
             found[name] = versus(second, task, epochs, one, other)
             soft = versus(second, task, epochs, one, other, column="soft")
             found[f"{name}, training kernels"] = soft
+    difference = versus(later, SHD, 30, "between-taps", "constant-sigma")  # both have no wide start
+    found[f"between-taps over constant-sigma, {SHD}"] = difference
     lines = [[name, difference, difference.n] for name, difference in found.items()]
     return pandas.DataFrame(lines, columns=["answer", "difference", "n"])
 
