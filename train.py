@@ -319,8 +319,8 @@ def load_sets(options: argparse.Namespace) -> dict[str, data.Spikes]:
             raise UserError(f"--valid-speakers {options.valid_speakers}: {rule}")
         held_out = np.isin(names, wanted)
     if options.valid_share:
-        # A generator of its own: a seed holds out the same samples for every variant.  [1, 0] would
-        # seed the same as 1, with which a file of as many samples may have been shuffled.
+        # A generator of its own: a seed holds out the same samples for every variant.  Not
+        # [1, seed], since [1, 0] is the same seed as 1, with which the file may be shuffled.
         rank = np.random.default_rng([options.seed, 1]).permutation(len(everyone.labels))
         held_out = rank < options.valid_share * len(rank)
     if held_out is not None:  # replaces the data set's own validation set
