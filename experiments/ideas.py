@@ -296,15 +296,41 @@ class NoNorm(DelaySNN):
 # ------------------------------------------------------------------------------------ augmentation
 
 
-def shift(counts, labels):
-    """Shift each sample of [B, T, inputs] along the inputs by a random amount, up to 8."""
-    samples, steps, inputs = counts.shape
-    most = 8
-    move = torch.randint(-most, most + 1, (samples, 1, 1), device=counts.device)
-    source = torch.arange(inputs, device=counts.device) - move  # [B, 1, inputs]
+def from_inputs(counts, source):
+    """Return counts [B, T, inputs] taken from the inputs `source` [B, 1, inputs], 0 outside."""
+    steps, inputs = counts.shape[1:]
     inside = (source >= 0) & (source < inputs)
     source = source.clamp(0, inputs - 1).expand(-1, steps, -1)
     return counts.gather(2, source) * inside
+
+
+def random_moves(counts, most=8):
+    """Draw a whole number from -most to most for each sample, [B, 1, 1]."""
+    return torch.randint(-most, most + 1, (len(counts), 1, 1), device=counts.device)
+
+
+def shift(counts, labels):
+    """Shift each sample of [B, T, inputs] along the inputs by a random amount, up to 8."""
+    inputs = torch.arange(counts.shape[2], device=counts.device)
+    return from_inputs(counts, inputs - random_moves(counts))
+
+
+def warp(counts, labels):
+    """Shift each sample as `shift` does, and stretch it along the inputs by up to a tenth.
+
+        input i of the result = input round((i - move - middle) factor + middle) of the sample
+
+    Speakers differ in the length of their vocal tracts, which scales frequencies.  After "Vocal
+    tract length perturbation (VTLP) improves speech recognition" (Jaitly, Hinton, ICML workshop
+    2013), which draws a factor of 0.9 to 1.1 for each utterance and scales its frequencies.  Here
+    it scales the places along the cochlea, about its middle.
+    """
+    inputs = torch.arange(counts.shape[2], device=counts.device)
+    middle = counts.shape[2] / 2
+    move = random_moves(counts)
+    factor = torch.empty(move.shape, device=counts.device).uniform_(0.9, 1.1)
+    source = (inputs - move - middle) * factor + middle  # [B, 1, inputs]
+    return from_inputs(counts, source.round().long())
 
 
 # ------------------------------------------------------------------------------------ command line
@@ -318,6 +344,7 @@ IDEAS = {
     "adaptive": dict(net_class=Adaptive),  # neurons that adapt to their own activity
     "whole-steps": dict(net_class=WholeSteps, before_epoch=freeze_delays),  # rounded at the end
     "shift": dict(augment=shift),  # training samples are shifted along the inputs
+    "warp": dict(augment=warp),  # and stretched along them
     "between-taps": dict(net_class=BetweenTaps),  # linear between two taps, without a Gaussian
     "control": dict(net_class=Control),  # Gaussians narrow, but delays stay where they are
     "tail-25": dict(net_class=Tail25),  # any --taps, with the tail of 25 taps

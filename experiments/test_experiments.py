@@ -96,6 +96,23 @@ def test_a_shift_moves_all_of_a_sample_by_one_number_of_inputs():
     assert len(moves) == 400
 
 
+def test_a_warp_shifts_and_stretches_each_sample_by_numbers_of_its_own():
+    counts = torch.from_numpy(np.random.default_rng(0).integers(1, 9, (300, 5, 140), np.uint8))
+    torch.manual_seed(0)
+    got = ideas.warp(counts, None)
+    torch.manual_seed(0)
+    moves, factors = torch.randint(-8, 9, (300,)), torch.empty(300).uniform_(0.9, 1.1)
+    for sample, warped, move, factor in zip(counts, got, moves, factors, strict=True):
+        want = torch.zeros_like(sample)
+        for i in range(140):
+            place = int(torch.round((i - move - 70) * factor + 70))
+            if 0 <= place < 140:
+                want[:, i] = sample[:, place]
+        assert torch.equal(warped, want)
+    again = ideas.warp(counts, None)  # drawn anew
+    assert not torch.equal(again, got)
+
+
 def test_an_idea_has_the_command_line_of_train_and_folders_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ideas.main(["axonal", *FAST])
