@@ -67,7 +67,7 @@ def runs_of(rows, name, epochs, side, seeds="0-99", paired="", processor="") -> 
     processor: of the runs; "" returns those of all.
     """
     first, _, last = seeds.partition("-")
-    found = rows.query("data == @name and epochs == @epochs and side == @side")
+    found = rows[(rows["data"] == name) & (rows["epochs"] == epochs) & (rows["side"] == side)]
     found = found[found["seed"].between(int(first), int(last or first))]
     found = found[found["speakers"].isin(PAIRS if paired == "speakers" else [""])]
     found = found[found["processor"].eq(processor) | (processor == "")]
