@@ -13,6 +13,8 @@ first quarter of the epochs.
 Signals are tensors [B, T, N]: batch, time, neurons.  Delays, sigma and tau are in time steps.  "The
 authors' choice" marks a value for which we know no reason.  experiments/RESULTS.md says what each
 part of the method is worth.
+
+MIT licence.  From "Learning delays in spiking networks, in plain PyTorch" (CITATION.cff).
 """
 
 import math

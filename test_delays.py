@@ -803,6 +803,15 @@ def test_a_loss_and_augmentation_of_ones_own_get_the_batch(little, tmp_path, mon
     assert float(own[-1]["rate_1"]) < 0.5 * float(plain[-1]["rate_1"])
 
 
+@pytest.mark.parametrize("name", ["layers.0.weight", "norms.0.running_mean"])
+def test_a_nan_ends_a_run_although_silent_neurons_have_a_finite_loss(name, little, tmp_path):
+    def spoil(net, optimizer, epoch, options):
+        net.state_dict()[name].flatten()[0] = math.nan
+
+    with pytest.raises(data.UserError, match=f"^{name} is nan after epoch 1: try a lower --lr"):
+        train.train(options_of(tmp_path / "run", "--dataset", "little"), before_epoch=spoil)
+
+
 # -------------------------------------------------------------------- the rule behind each headline
 
 SPLIT_OF_SIZE = {61: "test", 27: "valid", 22: "valid"}  # 22: half of the training samples
