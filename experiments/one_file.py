@@ -97,7 +97,7 @@ class Network(nn.Module):
         kernels = [make_kernel(weight, delay, self.taps, sigma) for weight, delay in synapses]
         for norm, kernel in zip(self.norms, kernels[:-1], strict=True):
             current = delayed_sum(x, kernel)
-            current = norm(current.mT).mT  # each neuron over batch and time: variance 1
+            current = norm(current.flatten(0, 1)).view_as(current)  # over batch and time
             x = lif(current, self.tau)
             if self.training:  # dropout silences a neuron for a whole sample
                 kept = torch.empty(len(x), 1, x.shape[2]).bernoulli_(1 - self.dropout)
