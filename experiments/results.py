@@ -1,14 +1,12 @@
-"""Train variants and seeds, keep a row per run in runs.csv, and print what follows from them.
+"""Keep a row per run in runs.csv, print what follows from the rows, and compare runs of your own.
 
-    python -m experiments.results train --dataset toy --variants learned,fixed --seeds 0,1,2
-    python -m experiments.results add runs/toy-20-learned-0
-    python -m experiments.results tables claims
-    python -m experiments.results speakers RUN ... --data-dir DIR
+    python -m experiments.results tables tested
+    python -m experiments.results add runs/shd-learned-0 --data-dir DIR
+    python -m experiments.results compare runs/mine-0 runs/mine-1 runs/mine-2 -- runs/theirs-*
 
-train     skips finished runs, resumes stopped ones, and passes other options on to train.py
-add       appends finished runs to runs.csv: call it on the machine that trained them
-tables    prints the named tables, or all of them, with accuracies and differences in %
-speakers  prints accuracy by speaker of SHD and the words confused most, over all RUNs
+tables   prints the named tables, or all of them, with accuracies in % and differences in points
+add      appends finished runs to runs.csv: call it on the machine that trained them
+compare  prints how far the first runs are above the others; they need no row in runs.csv
 """
 
 import argparse
@@ -32,51 +30,29 @@ from delays import DelaySNN
 from experiments import ideas
 from experiments.export import class_names
 
+FOLDER = Path(__file__).resolve().parent
 SHD, SPEECH = "SHD (regenerated)", "Speech Commands (subset)"
-TASKS = {"toy": 20, SHD: 30}  # with the epochs of most runs
 PAIRS = ["1,8", "2,10", "3,6", "0,9", "7,11"]  # speakers of SHD that are held out together
-TEN, LONG = " --connections 10", " --tau 400.0 --tau-readout 10.05"
-SLOW = "none" + LONG  # the best of three on held-out speakers
-STILL = "learned --delay-lr 0.0"
-HALF, SMALL = "learned --hidden 165", "learned --hidden 21"  # as many parameters as "fixed"
 
-# Lists of claims, each with the arguments of `versus`.  The column `list` of runs.csv says which
-# list a run was made for.  The first two lists are closed: they take no more runs.
-FIRST_CLAIMS = {
-    "1. learned against fixed": (SHD, 150, "learned", "fixed"),
-    "2. learned against fixed, equal parameters": (SHD, 150, HALF, "fixed"),
-    "3. fixed against none, tau 400 ms": (SHD, 30, "fixed", SLOW),
-    "4. none, tau 400 against 10.05 ms": (SHD, 30, SLOW, "none"),
-    "5. ours against the authors' libraries": (SHD, 30, "learned", "authors"),
-    "6. shrinking against constant sigma": (SHD, 30, "learned", "constant-sigma"),
-    # 7 and 8 had not run when the list was closed.  Holm's correction counts them.
-    "7. ten inputs: learned against fixed": (SHD, 60, "learned" + TEN, "fixed" + TEN),
-    "8. ten inputs: constant against shrinking": (SHD, 60, "constant-sigma" + TEN, "learned" + TEN),
-    "9. learned against none, tau 100 ms": ("toy", 20, "learned", "none --tau 100.0"),
-    "10. learned against fixed, equal parameters": ("toy", 20, SMALL, "fixed"),
-}
-# Committed before its first run began (866d94d), with its seeds and with PAIRS.
-SECOND_CLAIMS = {
-    "a. learned against the control": (SHD, 30, "learned", "control", range(5, 10)),
-    "b. ten inputs: learned against fixed": (SHD, 60, "learned" + TEN, "fixed" + TEN, range(5)),
-    "c. learned against fixed, equal parameters": ("toy", 20, SMALL, "fixed", range(10, 30)),
-    "d. learned against fixed, held-out speakers": (SHD, 30, "learned", "fixed", [0], PAIRS),
-    "e. shrinking against constant sigma": (SHD, 30, "learned", "constant-sigma", range(5, 10)),
-}
-# Committed, with the rule in `recipe`, before the first of its new runs began.  The runs of learned
-# delays were known, they are those of claim 1, and processors differ.  The test is Welch's and
-# two-sided, once all runs have ended, on the accuracies of the last epoch (rounded, all of test).
-THIRD_CLAIMS = {"f. shift against learned": (SHD, 150, "shift", "learned", range(5))}
+
+def all_rows() -> pandas.DataFrame:
+    """Return the rows of runs.csv, with the side of a comparison that each run belongs to."""
+    texts = {"options": "", "speakers": ""}
+    rows = pandas.read_csv(Path(FOLDER, "runs.csv"), dtype=dict.fromkeys(texts, str)).fillna(texts)
+    rows["side"] = (rows["variant"] + " " + rows["options"]).str.strip()
+    return rows
+
+
+# ------------------------------------------------------------------------------------- differences
 
 
 class Difference(NamedTuple):
-    """By how many points one side is above the other, with the 95 % interval and a p."""
+    """By how many points one side is above the other, with the 95 % interval and p."""
 
     points: float = math.nan  # there are too few runs
     low: float = math.nan
     high: float = math.nan
     p: float = math.nan
-    n: str = ""  # of either side
 
     def __str__(self):
         if math.isnan(self.p):
@@ -84,90 +60,107 @@ class Difference(NamedTuple):
         return f"{self.points:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
 
 
-def runs_of(rows, name, epochs, side, seeds=range(100), speakers=("",)) -> pandas.DataFrame:
-    """Return the runs of a variant and its options, by held-out speakers and seed."""
+def difference(one: pandas.Series, other: pandas.Series, paired: bool) -> Difference:
+    """Return how far one side is above the other, both accuracies as fractions.
+
+    paired: over the labels of the index, which are equal.  Otherwise the test is Welch's.
+    """
+    if min(len(one), len(other)) < 3:
+        return Difference()
+    one, other = 100 * one, 100 * other
+    test = stats.ttest_rel(one, other) if paired else stats.ttest_ind(one, other, equal_var=False)
+    return Difference(one.mean() - other.mean(), *test.confidence_interval(0.95), test.pvalue)
+
+
+def runs_of(rows, name, epochs, side, seeds="0-99", paired="", processor="") -> pandas.DataFrame:
+    """Return the runs of a variant and its options, by held-out speakers and seed.
+
+    seeds: the first and the last of them, as in 0-4.
+    paired: "speakers" returns the runs that held out one of PAIRS.
+    processor: of the runs; "" if each seed ran on one alone.
+    """
+    first, _, last = seeds.partition("-")
     found = rows.query("data == @name and epochs == @epochs and side == @side")
-    found = found.query("seed in @seeds and speakers in @speakers")
+    found = found[found["seed"].between(int(first), int(last or first))]
+    found = found[found["speakers"].isin(PAIRS if paired == "speakers" else [""])]
+    if processor:
+        found = found[found["processor"] == processor]
     return found.set_index(["speakers", "seed"])
 
 
-def compare(one: pandas.Series, other: pandas.Series, paired=False) -> Difference:
-    """Return how far one side is above the other, both accuracies as fractions.
-
-    paired: over the labels of the index that both have.  Otherwise the test is Welch's.
-    """
-    if paired:
-        one, other = one.align(other, join="inner")
-    n = f"{len(one)} and {len(other)}"
-    if min(len(one), len(other)) < 3:
-        return Difference(n=n)
-    one, other = 100 * one, 100 * other
-    test = stats.ttest_rel(one, other) if paired else stats.ttest_ind(one, other, equal_var=False)
-    interval = test.confidence_interval(0.95)
-    return Difference(one.mean() - other.mean(), *interval, test.pvalue, n)
-
-
-def versus(
-    rows, name, epochs, one, other, seeds=range(100), speakers=("",), column="accuracy"
-) -> Difference:
-    """Compare two sides, each a variant and its options, over PAIRS if those were held out."""
-    runs = [runs_of(rows, name, epochs, side, seeds, speakers)[column] for side in (one, other)]
-    return compare(*runs, paired=speakers is PAIRS)
+def sides_of(rows: pandas.DataFrame, line) -> list[pandas.Series]:
+    """Return the accuracies of both sides of a line of comparisons.csv."""
+    found = []
+    for epochs, side, seeds, value in (
+        (line.one_epochs, line.one, line.one_seeds, line.one_value),
+        (line.other_epochs, line.other, line.other_seeds, line.other_value),
+    ):
+        runs = runs_of(rows, line.data, epochs, side, seeds, line.paired, line.processor)
+        found.append(runs[value])
+    if line.paired:
+        found = found[0].align(found[1], join="inner")
+    return found
 
 
 def holm(p: pandas.Series) -> pandas.Series:
-    """Return for each p whether it holds at 0.05 after Holm's correction.
-
-    nan stands for a claim that was not run.  It counts in the length of the list.
-    """
-    ordered = p.sort_values()  # nan comes last
+    """Return for each p whether it holds at 0.05 after Holm's correction for all of them."""
+    ordered = p.sort_values()
     corrected = ordered * list(range(len(p), 0, -1))
     holds = (corrected <= 0.05).cummin()  # up to the first that does not
-    return holds.map({True: "holds", False: "not shown"}).where(p.notna(), "not run")
+    return holds.map({True: "holds", False: "not shown"})
 
 
-def claims_table(rows: pandas.DataFrame, claims: dict[str, tuple]) -> pandas.DataFrame:
-    """Return the differences and verdicts of a list of claims."""
-    found = pandas.DataFrame({"claim": list(claims)})
-    found["data"] = [f"{name}, {epochs} epochs" for name, epochs, *_ in claims.values()]
-    found["difference"] = [versus(rows, *claim) for claim in claims.values()]
-    found["p"] = [difference.p for difference in found["difference"]]
-    found["n"] = [difference.n for difference in found["difference"]]
-    if claims is THIRD_CLAIMS:  # claim f is open until all of its runs have ended
-        found.loc[found["n"] != "5 and 5", ["difference", "p"]] = math.nan
-    found["verdict"] = holm(found["p"])
-    found["p"] = found["p"].map("{:.2g}".format, na_action="ignore")
+def differences(rows: pandas.DataFrame) -> pandas.DataFrame:
+    """Return the lines of comparisons.csv with their differences, n, and verdicts if tested."""
+    found = pandas.read_csv(Path(FOLDER, "comparisons.csv"), dtype=str, keep_default_na=False)
+    found = found.astype({"one_epochs": int, "other_epochs": int})
+    sides = [sides_of(rows, line) for line in found.itertuples()]
+    found["n"] = [f"{len(one)} and {len(other)}" for one, other in sides]
+    found["difference"] = [
+        difference(*pair, paired=bool(paired))
+        for pair, paired in zip(sides, found["paired"], strict=True)
+    ]
+    found = found.join(pandas.DataFrame(found["difference"].tolist()))
+    verdicts = holm(found["p"][found["written_before"] != ""])
+    found["verdict"] = verdicts.reindex(found.index).fillna("")
     return found
 
 
 # ------------------------------------------------------------------------------------------ tables
 
-COMMON = ["data", "epochs", "variant", "options"]  # to the runs of a line
-SHARES = {"last epoch": "accuracy", "unrounded": "unrounded", "best on test": "best_on_test"}
-PARTS = {
-    "no-tail": "no tail",
-    "one-softmax": "no second softmax",
-    "drop-steps": "dropout anew in each step",
-    "alpha-2": "surrogate gradient of alpha 2, not 5",
-    "alpha-20": "surrogate gradient of alpha 20, not 5",
-    "triangle": "triangle instead of Gaussian",
-    "from-zero": "delays that start at 0",
-    "no-norm": "no batch norm",
+SAME = ["data", "epochs", "variant", "options"]  # for all runs of a line
+SHARES = {
+    "last epoch": "accuracy",
+    "best on validation": "accuracy",
+    "unrounded": "unrounded",
+    "best on test": "best_on_test",
+    "new speakers": "new_speakers",
+    "known speakers": "known_speakers",
 }
-
-
-def all_rows() -> pandas.DataFrame:
-    """Return the rows of runs.csv of the program as it is, with what the tables need besides."""
-    texts = {"options": "", "machine": ""}
-    rows = pandas.read_csv(Path(FOLDER, "runs.csv"), dtype=dict.fromkeys(texts, str))
-    rows = rows[(rows["padding"] == "yes") & rows["change"].isna()].fillna(texts)
-    held_out = r" ?--valid-speakers (\S+) --no-test"
-    rows["speakers"] = rows["options"].str.extract(held_out, expand=False).fillna("")
-    rows["options"] = rows["options"].str.replace(held_out, "", regex=True).str.strip()
-    rows["side"] = (rows["variant"] + " " + rows["options"]).str.strip()
-    rows["accuracy"] = rows["result_test"].fillna(rows["valid_accuracy"])
-    rows["soft"] = rows["unrounded"].fillna(rows["accuracy"])  # fixed delays have whole steps
-    return rows
+ON_TEST = "speakers == '' and rule == 'last epoch' and "
+SPARSE = "options.str.contains('--connections')"
+HEADS = ["variant", "parameters", "epochs", "last epoch", "unrounded", "best on test", "n"]
+# Of each table, which runs it has, and its columns.  A column `processor` has lines of its own.
+TABLES = {
+    "shd": (f"{ON_TEST} data == @SHD and not {SPARSE}", HEADS),
+    "ten inputs": (f"{ON_TEST} data == @SHD and {SPARSE}", HEADS),
+    "toy": (
+        f"{ON_TEST} data == 'toy'",
+        ["variant", "parameters", "processor", "last epoch", "unrounded", "n"],
+    ),
+    "validation": (
+        "data == @SHD and speakers == '' and rule != 'last epoch'",
+        ["variant", "parameters", "epochs", "best on validation", "unrounded", "n"],
+    ),
+    "speakers": (
+        "data == @SHD and new_speakers.notna()",
+        ["variant", "epochs", "new speakers", "known speakers", "n"],
+    ),
+    "speech": ("data == @SPEECH", ["variant", "epochs", "best on validation", "n"]),
+    "held-out": ("speakers in @PAIRS and epochs == 30", ["variant", *PAIRS, "mean", "n"]),
+    "recipe": ("speakers in @PAIRS and epochs == 40", ["variant", *PAIRS, "mean", "n"]),
+    "other data": ("data not in ['toy', @SHD, @SPEECH]", ["data", *HEADS]),
+}
 
 
 def spread(shares: pandas.Series) -> str:
@@ -182,11 +175,9 @@ def table(rows: pandas.DataFrame, columns: list[str]) -> pandas.DataFrame:
     """Return these columns, with a line for all runs that differ only in seed or speakers."""
     lines = []
     rows = rows.sort_values("epochs", ascending=False, kind="stable")
-    for _, runs in rows.groupby([*COMMON, "machine"], sort=False):
+    for _, runs in rows.groupby([*SAME, *{"processor"}.intersection(columns)], sort=False):
         line = runs.iloc[0].to_dict()
-        files = "" if line["data"] in TASKS else line["data"]
-        names = [line["variant"], line["options"], line["machine"], files]
-        line["variant"] = ", ".join(name for name in names if name)
+        line["variant"] = ", ".join(filter(None, [line["variant"], line["options"]]))
         line["parameters"] = f"{line['parameters']:,.0f}".replace("nan", "-")
         line |= {head: spread(runs[column]) for head, column in SHARES.items()}
         line |= {pair: spread(own["accuracy"]) for pair, own in runs.groupby("speakers")}
@@ -195,101 +186,46 @@ def table(rows: pandas.DataFrame, columns: list[str]) -> pandas.DataFrame:
     return pandas.DataFrame(lines, columns=columns)
 
 
-def recipe(rows: pandas.DataFrame) -> pandas.DataFrame:
-    """Return the accuracies on held-out speakers that decide whether `shift` is the recipe.
-
-    It is if, at the last epoch of 40 (seed 0), the unweighted mean of the paired differences over
-    PAIRS is a point or more, and if it wins at least four pairs.  A tie is a loss.
-    """
-    sides = {}
-    for side in ("learned", "shift"):
-        runs = runs_of(rows, SHD, 40, side, [0], PAIRS).droplevel("seed")
-        sides[side] = 100 * runs["valid_accuracy"].reindex(PAIRS)
-    gains = sides["shift"] - sides["learned"]
-    adopted = gains.mean() >= 1 and (gains > 0).sum() >= 4
-    verdict = "adopted" if adopted else "not adopted"
-    found = pandas.DataFrame(sides | {"shift - learned": gains}).T
-    found["mean"] = found.mean(axis=1, skipna=False)
-    found = found.map("{:.2f}".format).replace("nan", "-").rename_axis("40 epochs").reset_index()
-    return found.assign(verdict=["", "", "not run" if gains.isna().any() else verdict])
-
-
-def parts(rows: pandas.DataFrame) -> pandas.DataFrame:
-    """Return how accuracy changes with each idea of PARTS."""
-    found = pandas.DataFrame({"part": list(PARTS.values()), "idea": list(PARTS)})
-    for task, epochs in TASKS.items():
-        found[task] = [versus(rows, task, epochs, idea, "learned") for idea in PARTS]
-        found[f"n, {task}"] = [difference.n for difference in found[task]]
-    return found
-
-
-def answers(rows: pandas.DataFrame) -> pandas.DataFrame:
-    """Return the differences in sentences of the pages that no other table has."""
-    first, second = rows[rows["list"] == 1], rows[rows["list"] == 2]
-    later = rows.query("list in (2, 3)")
-    found = {}
-    for side in ("learned", HALF, "fixed", SLOW):
-        long, short = [runs_of(first, SHD, epochs, side)["accuracy"] for epochs in (150, 30)]
-        found[f"150 epochs over 30: {side}"] = compare(long, short)
-    for name, runs in (
-        ("SHD", runs_of(first, SHD, 150, "learned")),
-        ("toy", runs_of(first, "toy", 20, "learned")),
-        ("ten inputs", runs_of(second, SHD, 60, "learned" + TEN)),
-    ):
-        found[f"rounding, {name}"] = compare(runs["accuracy"], runs["unrounded"], paired=True)
-    none = "none" + TEN + LONG
-    found["fixed over none, ten inputs"] = versus(second, SHD, 60, "fixed" + TEN, none)
-    for other in ("fixed", "fixed --hidden 76", "constant-sigma"):
-        found[f"learned over {other}, toy"] = versus(first, "toy", 20, "learned", other)
-    for what in ("new_speakers", "known_speakers"):
-        difference = versus(second, SHD, 30, "learned", "control", column=what)
-        found[f"learned over control, {what}"] = difference
-    found["control over fixed, all runs"] = versus(rows, SHD, 30, "control", "fixed")
-    for task, epochs in TASKS.items():
-        for idea in ("axonal", "dendritic", "whole-steps", "between-taps"):
-            found[f"{idea} over learned, {task}"] = versus(later, task, epochs, idea, "learned")
-        for one, other in ("learned", "control"), ("learned", STILL), ("fixed", "control"):
-            name = f"{one} over {other}, {task}"
-            found[name] = versus(second, task, epochs, one, other)
-            soft = versus(second, task, epochs, one, other, column="soft")
-            found[f"{name}, training kernels"] = soft
-    difference = versus(later, SHD, 30, "between-taps", "constant-sigma")  # both have no wide start
-    found[f"between-taps over constant-sigma, {SHD}"] = difference
-    lines = [[name, difference, difference.n] for name, difference in found.items()]
-    return pandas.DataFrame(lines, columns=["answer", "difference", "n"])
+def gains(rows: pandas.DataFrame, line) -> list[str]:
+    """Return a line for a table of PAIRS: how far one side is above the other, pair by pair."""
+    one, other = sides_of(rows, line)
+    points = 100 * (one - other).droplevel("seed").reindex(PAIRS)
+    texts = [f"{value:+.2f}".replace("+nan", "-") for value in [*points, points.mean()]]
+    return [line.name, *texts, len(one)]
 
 
 def all_tables() -> dict[str, str]:
     """Return every table by its name, in Markdown."""
     rows = all_rows()
-    first, second = rows[rows["list"] == 1], rows[rows["list"] == 2]
-    on_test = rows.query("speakers == '' and variant not in @PARTS.keys()")
-    on_shd = on_test[on_test["data"].str.lower().str.startswith("shd")]
-    sparse = on_shd["options"].str.contains("--connections")
-    chosen = on_shd["options"].str.contains("--valid-share")
-    toy = on_test.query("data == 'toy' and (list != 2 or seed < 10)")  # the others are of claim c
-    held_out = rows.query("speakers != '' and epochs == 30")
-    heads = ["variant", "parameters", "epochs", *SHARES, "n"]
-    reported = {"last epoch": "epoch that is best on validation"}
-    tables = {
-        # Claims 5 and 8 have a sentence each instead.
-        "claims": claims_table(first, FIRST_CLAIMS).drop([4, 7]),
-        "second": claims_table(second, SECOND_CLAIMS),
-        "third": claims_table(rows.query("list in (1, 3)"), THIRD_CLAIMS),
-        "baseline": recipe(rows.query("list == 3")),
-        "answers": answers(rows),
-        "shd": table(on_shd[~sparse & ~chosen], heads),
-        "ten inputs": table(on_shd[sparse], heads),
-        "validation": table(on_shd[chosen], heads).rename(columns=reported),
-        "toy": table(toy, ["variant", "parameters", "last epoch", "unrounded", "n"]),
-        "parts": parts(second),
-        "held-out": table(held_out, ["variant", *PAIRS, "mean", "n"]),
-    }
-    for name, frame in tables.items():
-        cells = frame.astype(object).fillna("-").to_numpy()
-        lines = [frame.columns, ["---"] * len(frame.columns), *cells]
-        tables[name] = "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
-    return tables
+    found = differences(rows)
+    changed = found.query("where.str.contains('parts.png')")
+    others = rows[~rows["variant"].isin(changed["one"])]
+    tables = {}
+    for name, (query, columns) in TABLES.items():
+        tables[name] = table(others.query(query), columns)
+    for name, epochs in ("held-out", 30), ("recipe", 40):
+        paired = (found["paired"] == "speakers") & (found["one_epochs"] == epochs)
+        for line in found[paired].itertuples():
+            tables[name].loc[len(tables[name])] = gains(rows, line)
+
+    found["data"] = found["data"] + ", " + found["one_epochs"].astype(str) + " epochs"
+    found["p"] = found["p"].map("{:.2g}".format)
+    heads = ["name", "data", "difference", "p", "n", "written_before", "verdict"]
+    tables["tested"] = found[found["written_before"] != ""][heads]
+    tables["differences"] = found[["name", "data", "difference", "n"]]
+    lines = []
+    for part, own in changed.groupby(["name", "one"], sort=False):
+        line = dict(zip(own["data"], own["difference"], strict=True))
+        lines.append(dict(zip(["part", "idea"], part, strict=True)) | line)
+    tables["parts"] = pandas.DataFrame(lines)
+    return {name: markdown(frame) for name, frame in tables.items()}
+
+
+def markdown(frame: pandas.DataFrame) -> str:
+    cells = frame.astype(object).fillna("-").to_numpy()
+    heads = [head.replace("_", " ") for head in frame.columns]
+    lines = [heads, ["---"] * len(heads), *cells]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 # ------------------------------------------------------------------------------ speakers and words
@@ -426,7 +362,7 @@ def processor() -> str:
 def add(folders: list[str], data_dir: str | None) -> None:
     """Add all of the runs, or none if one of them has a problem."""
     rows = pandas.read_csv(Path(FOLDER, "runs.csv"), dtype=str, keep_default_na=False)
-    same = [*COMMON, "padding", "change", "seed"]
+    same = [*SAME, "padding", "change", "seed"]
     for folder in folders:
         row = pandas.Series(row_of_run(folder, data_dir))
         row = row.reindex(rows.columns).fillna("").astype(str)
