@@ -10,7 +10,6 @@ matplotlib, pandas and scipy.
 import argparse
 import os
 import sys
-import tempfile
 
 import numpy as np
 import torch
@@ -75,27 +74,26 @@ def shrinking() -> list[float]:
 
 def learning_gif(path: str) -> None:
     """Write an animation of the tour's training, with sigma shrinking and with sigma always 0.5."""
-    figure = Figure(figsize=(7.2, 4.4))
-    figure.subplots_adjust(left=0.1, right=0.98, top=0.72, bottom=0.12, wspace=0.08)
+    figure = Figure(figsize=(7.2, 4.2))
+    figure.subplots_adjust(left=0.1, right=0.98, top=0.8, bottom=0.12, wspace=0.08)
     heading(figure, "Spikes of six inputs (dots) at four neurons: four in one step make one fire")
-    counter = figure.text(0.1, 0.86, "", fontsize=10, color=INK)
+    counter = figure.text(0.1, 0.88, "", fontsize=10, color=INK)
+    settings = {"the blur narrows": shrinking(), "narrow from the start": [0.5] * 200}
     sides = []
-    for axis, narrow in zip(figure.subplots(1, 2), (False, True), strict=True):
-        sigmas = [0.5] * 200 if narrow else shrinking()
-        sides.append((axis, sigmas, *by_hand(sigmas)))
-    # Most of the movement is at the start.
-    shown = [*range(30), *range(30, 60, 2), *range(60, 200, 10)]
+    for axis, (name, sigmas) in zip(figure.subplots(1, 2), settings.items(), strict=True):
+        sides.append((axis, name, sigmas, *by_hand(sigmas)))
+    shown = [*range(30), *range(30, 60, 2), *range(69, 200, 10)]  # most of it moves at the start
 
     writer = PillowWriter(fps=8)
     with writer.saving(figure, path, dpi=100):
         for step in shown:
             counter.set_text(f"update {step + 1} of 200")
-            for axis, sigmas, times, delays, *_ in sides:
-                title = f"blur (sigma): {sigmas[step]:.1f} steps"
+            for axis, name, sigmas, times, delays, *_ in sides:
+                title = f"{name}: sigma {sigmas[step]:.1f}"
                 draw_arrivals(axis, title, times + delays[step], sigmas[step])
             writer.grab_frame()
-        for axis, _, times, delays, *_, right in sides:
-            title = f"{right} of 4 neurons fire, each for its own pattern alone"
+        for axis, name, _, times, delays, *_, right in sides:
+            title = f"{name}: {right} of 4 patterns right"
             draw_arrivals(axis, title, times + delays[-1].round())
         for _ in range(32):  # four seconds
             writer.grab_frame()
@@ -185,8 +183,9 @@ def gradient_figure() -> Figure:
         way.plot(range(1, 11), [helps[at].mean() for at in apart], ".-", color=color, label=label)
         sizes = [gradient[at].abs().median() for at in apart]
         size.semilogy(range(1, 11), sizes, ".-", color=color)
-    style(one, f"one delay ({right[neuron, i]:.0f} is right)", "delay (steps)", "push to longer")
-    style(way, "how often the right way (%)", "steps from the right delay")
+    style(one, f"one delay ({right[neuron, i]:.0f} is right)", "delay (steps)", "push (up: longer)")
+    style(way, "how often the right way (%; grey: a coin)", "steps from the right delay")
+    way.set_ylim(0, 105)
     style(size, "size of the gradient (median)", "steps from the right delay")
     way.legend(fontsize=7, frameon=False)
     return figure
@@ -213,9 +212,7 @@ def neuron_figure(title: str, panels: dict[str, list], delay: Tensor, weight: Te
                 paths.plot(step, i, "|", color=INK, markersize=5, **look)
             summed.bar(range(len(sums)), (sums - before).tolist(), 1, before, color=color)
             fired = lif(sums[None, :, None], tau=1.005)[0, :, 0].nonzero()
-            summed.plot(
-                fired, torch.ones_like(fired), "o", color=RED, markersize=4 if k else 2.5, **look
-            )
+            summed.plot(fired, [1] * len(fired), ".", color=RED, markersize=5, **look)
             before = sums
             numbers.append(str(len(fired)))
         summed.axhline(1, color=RED, linewidth=0.8, linestyle="--")
@@ -375,7 +372,8 @@ def run_figures(folder: str, data_dir=None, index: int = 0, net=None) -> dict[st
     for axis, name in zip(top.subplots(1, 5), shown, strict=True):
         columns = log.filter(like=name).dropna(axis=1)
         if columns.size:  # fixed delays have no sigma
-            columns.plot(ax=axis, color=[BLUE, RED, INK], fontsize=7)
+            columns.plot(ax=axis, color=[BLUE, RED, INK])
+            axis.legend(fontsize=7, frameon=False)
         style(axis, f"sigma (steps of {step_ms} ms)" if name == "sigma" else "", "epoch")
     labels, own = sets[split].labels, int(sets[split].labels[index])
     heading(bottom, f"sample {index} of the {split} set: {names[own]}")
@@ -416,7 +414,6 @@ def confusion_figure(labels: Tensor, guess: Tensor, split: str, names: list) -> 
     figure = Figure(figsize=[1.4 + 0.26 * classes] * 2, layout="constrained")
     heading(figure, f"{split} set: {errors.sum():,} errors (red) in {len(labels):,} samples")
     axis = figure.subplots()
-    # Twice the largest is the darkest red, so the numbers stay readable.
     axis.imshow(shades.numpy(), cmap="Reds", vmin=0, vmax=max(2 * errors.max(), 1))
     for own, heard in counts.nonzero().tolist():
         axis.text(heard, own, int(counts[own, heard]), ha="center", va="center", fontsize=7)
@@ -429,16 +426,12 @@ def confusion_figure(labels: Tensor, guess: Tensor, split: str, names: list) -> 
     return figure
 
 
-# ------------------------------------------------------------------------------- looks and options
-
-
 def style(axis, title: str, x: str = "", y: str = "") -> None:
     axis.set_title(title, fontsize=9, loc="left", color=INK)
     axis.set_xlabel(x, fontsize=8, color=INK)
     axis.set_ylabel(y, fontsize=8, color=INK)
     axis.tick_params(labelsize=7, color=GREY, labelcolor=INK)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.spines[["bottom", "left"]].set_color(GREY)
 
 
 def heading(panel, words: str) -> None:
@@ -447,10 +440,9 @@ def heading(panel, words: str) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("--run", help="folder of a run to draw instead")
-    add("--sample", type=int, default=0, help="with --run: the sample to follow, default: 0")
-    add("--data-dir", help="with --run: folder of the data files, default: the run's own")
+    parser.add_argument("--run", help="folder of a run to draw instead")
+    parser.add_argument("--sample", type=int, default=0, help="with --run: which one; default: 0")
+    parser.add_argument("--data-dir", help="with --run: folder of the data; default: the run's own")
     options = parser.parse_args(argv)
     folder = options.run or os.path.join("experiments", "figures")
     try:
@@ -460,10 +452,9 @@ def main(argv: list[str] | None = None) -> None:
             learning_gif(os.path.join(folder, "learning.gif"))
             drawn = [why_figure, gradient_figure, kernel_figure, parts_figure, results_figure]
             figures = {f"{draw.__name__[:-7]}.png": draw() for draw in drawn}
-            with tempfile.TemporaryDirectory() as scratch:
-                toy = train.parse(["--dataset", "toy", "--out", os.path.join(scratch, "toy")])
-                net = train.build(toy)
-                train.train(toy, net)
+            toy = train.parse(["--dataset", "toy"])
+            net = train.build(toy)
+            train.train(toy, net)
             figures["toy.png"] = toy_figure(net)
     except (UserError, OSError) as problem:
         sys.exit(f"figures.py: {problem}")
