@@ -385,18 +385,18 @@ def run_figures(folder: str, data_dir=None, index: int = 0, net=None) -> dict[st
 @torch.no_grad()
 def draw_sample(panel, net, counts: Tensor, own: int, names: list[str], step_ms: float) -> None:
     """Draw the spikes of a sample in each layer, and the class scores as they accumulate."""
-    reached = []  # what comes into each layer, [1, T, neurons]
+    reached = []  # what comes into each layer, [T, neurons]
     for layer in train.delayed_layers(net):
-        layer.register_forward_pre_hook(lambda _, inputs: reached.append(inputs[0]))
+        layer.register_forward_pre_hook(lambda _, inputs: reached.append(inputs[0][0].numpy()))
     counts = F.pad(counts, (0, 0, 0, net.tail))[None]
     steps = counts.shape[1]  # those whose scores count
     score = net(counts)[0, :steps].softmax(1).cumsum(0)  # [steps, classes]
     *axes, sums = panel.subplots(1, len(reached) + 1)
     for i, (axis, raster) in enumerate(zip(axes, reached, strict=True)):
-        box = (0, steps * step_ms, 0, raster.shape[2])
-        axis.imshow(raster[0, :steps].T > 0, "Greys", aspect="auto", origin="lower", extent=box)
+        box = (0, steps * step_ms, 0, raster.shape[1])
+        axis.imshow(raster[:steps].T > 0, "Greys", aspect="auto", origin="lower", extent=box)
         name = f"hidden layer {i}" if i else "input"
-        style(axis, f"{name}: {int(raster[0, :steps].sum()):,} spikes", "time (ms)")
+        style(axis, f"{name}: {int(raster[:steps].sum()):,} spikes", "time (ms)")
     time, guess = np.arange(steps) * step_ms, int(score[-1].argmax())
     sums.plot(time, score, color=GREY, linewidth=0.7)
     for c, color in ({guess: RED} | {own: BLUE}).items():
