@@ -325,7 +325,7 @@ def by_hand(one, other, paired):
     return points, points - half, points + half, 2 * student.sf(abs(points) / error, freedom)
 
 
-def test_differences_are_those_of_the_runs_by_hand(differences):
+def test_differences_are_those_of_the_runs_by_hand(results, differences):
     rows = csv_lines("runs.csv")
     for line, got in zip(csv_lines("comparisons.csv"), differences, strict=True):
         assert {key: str(got[key]) for key in line} == line
@@ -343,6 +343,8 @@ def test_differences_are_those_of_the_runs_by_hand(differences):
     below = [line["p"] * (len(tested) - k) <= 0.05 for k, line in enumerate(tested)]  # Holm's
     verdicts = ["holds" if all(below[: k + 1]) else "not shown" for k in range(len(tested))]
     assert [line["verdict"] for line in tested] == verdicts
+    p = results.pandas.Series([0.04, 0.0098, 0.001, 0.026, 0.012])  # 0.026 ends the list
+    assert results.holm(p).sort_index().eq("holds").tolist() == [False, True, True, False, True]
 
 
 PAGES = {"README": FOLDER.parent / "README.md"}
