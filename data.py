@@ -52,15 +52,11 @@ class Spikes(NamedTuple):
 
     def select(self, which: np.ndarray) -> "Spikes":
         """Return the samples for which `which`, a bool array [samples], is True."""
+        if which.dtype != bool:  # indices would select other counts than labels
+            raise UserError(f"select got an array of {which.dtype}: expected a bool per sample")
         counts = [self.counts[i] for i in which.nonzero()[0]]
         chosen = torch.from_numpy(which).to(self.labels.device)
         return Spikes(counts, self.labels[chosen], self.speakers[which])
-
-
-CHANNELS = 700  # of the cochlea
-GROUP = 5  # channels that are summed to one input
-INPUTS = CHANNELS // GROUP
-STEP_MS = 10
 
 
 def toy(split: str, data_dir: str = "", *, noise: float = 0.02) -> Spikes:
@@ -69,7 +65,7 @@ def toy(split: str, data_dir: str = "", *, noise: float = 0.02) -> Spikes:
     Each class is an order in which eight inputs fire, each in a burst of four steps.  This pattern
     of 32 steps starts anywhere in a sample of 80 steps.  Noise has the same form: in each step,
     each input starts such a burst with probability `noise`.  A single step says almost nothing
-    about the class, and the number of spikes says nothing.
+    about the class, and the number of spikes says nothing.  data_dir is not used.
     """
     inputs, burst, length = 8, 4, 80
     samples, seed = {"train": (2000, 1), "test": (1000, 2)}[split]
@@ -107,6 +103,11 @@ def batches(spikes: Spikes, size: int, shuffle: bool = True) -> Iterator[tuple[T
 
 # ------------------------------------------------------------------------------ reading SHD and SSC
 
+CHANNELS = 700  # of the cochlea
+GROUP = 5  # channels that are summed to one input, as the authors do
+INPUTS = CHANNELS // GROUP
+STEP_MS = 10
+
 
 def bin_sample(times: np.ndarray, units: np.ndarray) -> np.ndarray:
     """Return the counts of one sample of SHD or SSC, uint8 [steps, INPUTS].
@@ -116,15 +117,13 @@ def bin_sample(times: np.ndarray, units: np.ndarray) -> np.ndarray:
     """
     units = whole_numbers("unit", units, CHANNELS)
     if len(times) != len(units):
-        found = f"a sample has {len(times)} times, {len(units)} units"
-        raise UserError(f"{found}: expected equal numbers")
+        raise UserError(f"a sample has {len(times)} times, but {len(units)} units")
     ms = times.astype(np.float32) * 1000  # a product in float16 would move late spikes
     # Without spikes, ms is empty, and min and max need an initial value.
     ms -= ms.min(initial=np.inf)
     longest = ms.max(initial=0)
     if not longest <= 10_000:  # published samples last up to 1.4 s; nan fails too
-        found = f"a sample lasts {longest / 1000:.0f} s"
-        raise UserError(f"{found}: expected times in seconds, not milliseconds")
+        raise UserError(f"a sample lasts {longest / 1000:.0f} s: expected times in seconds, not ms")
     return count_spikes((ms / STEP_MS).astype(np.int64), units // GROUP, INPUTS)
 
 
@@ -133,6 +132,8 @@ def count_spikes(step: np.ndarray, channel: np.ndarray, inputs: int) -> np.ndarr
 
     A sample without spikes is one empty step.
     """
+    if channel.min(initial=0) < 0 or channel.max(initial=0) >= inputs:  # counts in another step
+        raise UserError(f"channels {channel.min()} to {channel.max()}: expected 0..{inputs - 1}")
     length = int(step.max(initial=0)) + 1
     cell = step * inputs + channel  # index into the flattened counts
     counts = np.bincount(cell, minlength=length * inputs)
@@ -149,11 +150,10 @@ def read_published(dataset: str, split: str, data_dir: str) -> Spikes:
             return read_h5(path)
         # h5py has to jump within the file, so it is unpacked into the system's temporary folder.
         with open_packed(path) as packed, tempfile.TemporaryFile() as file:
-            shutil.copyfileobj(packed, file, 1 << 22)
+            shutil.copyfileobj(packed, file)
             return read_h5(file)
     except Exception as problem:  # gzip, zipfile and h5py raise many kinds
-        rule = "if the file is broken, replace it, or delete it to fetch the published one"
-        raise UserError(f"{path} could not be read ({problem}): {rule}") from problem
+        raise UserError(f"{path} could not be read ({problem}): replace or delete it") from problem
 
 
 def find(dataset: str, split: str, data_dir: str) -> str | None:
@@ -166,7 +166,7 @@ def open_packed(path: str):
     """Open the content of an .h5.gz or .h5.zip file."""
     if path.endswith(".gz"):
         return gzip.open(path)
-    return zipfile.Path(path, os.path.basename(path)[: -len(".zip")]).open("rb")
+    return zipfile.Path(path, os.path.basename(path).removesuffix(".zip")).open("rb")
 
 
 def read_h5(file) -> Spikes:
@@ -175,7 +175,7 @@ def read_h5(file) -> Spikes:
     Sample n has the arrays spikes/times[n] and spikes/units[n], labels[n] and extra/speaker[n].
     """
     with h5py.File(file, "r") as h5:
-        labels = whole_numbers("label", h5["labels"][:])
+        labels = h5["labels"][:]
         speakers = h5["extra/speaker"]
         if h5py.check_string_dtype(speakers.dtype):
             speakers = speakers.asstr()
@@ -189,16 +189,22 @@ def read_h5(file) -> Spikes:
     return join(counts, labels, speakers)
 
 
-def join(counts: list[np.ndarray], labels: np.ndarray, speakers=None) -> Spikes:
-    """Return the Spikes made of the counts of each sample.  Without speakers, all are -1.
+def join(counts: list[np.ndarray], labels, speakers=None) -> Spikes:
+    """Return the Spikes made of the counts of each sample, [steps, inputs].
 
-    Raises a UserError if the numbers of samples, labels and speakers differ.
+    labels: [samples], classes from 0.  speakers: [samples]; without them, all are -1.
+    Raises a UserError if the numbers of samples, labels and speakers differ, or those of inputs,
+    or if a label is not a whole number.
     """
+    labels = whole_numbers("label", labels)
     speakers = np.full(len(labels), -1) if speakers is None else np.asarray(speakers)
     sizes = [len(counts), len(labels), len(speakers)]
     if len(set(sizes)) > 1:
         raise UserError(f"{sizes} samples, labels and speakers: expected equal numbers")
-    tensors = [torch.from_numpy(sample) for sample in counts]
+    tensors = [torch.as_tensor(sample) for sample in counts]
+    inputs = {sample.shape[1] for sample in tensors}
+    if len(inputs) > 1:
+        raise UserError(f"samples have {sorted(inputs)} inputs: expected equal numbers")
     return Spikes(tensors, torch.from_numpy(labels), speakers)
 
 
@@ -214,7 +220,6 @@ def from_events(sample, step, channel, labels, inputs: int, speakers=None) -> Sp
     A sample ends with its last spike.  Raises a ValueError for unequal lengths, for a number out of
     range, and for more than 255 spikes of one input in one step.
     """
-    labels = whole_numbers("label", labels)
     sample = whole_numbers("sample of spike", sample, len(labels))
     step = whole_numbers("step of spike", step)
     channel = whole_numbers("channel of spike", channel, inputs)
@@ -259,7 +264,7 @@ class Dataset(NamedTuple):
 DATASETS = {
     "shd": Dataset(partial(read_published, "shd"), ("train", "test"), INPUTS, 20, STEP_MS),
     "ssc": Dataset(partial(read_published, "ssc"), ("train", "valid", "test"), INPUTS, 35, STEP_MS),
-    "toy": Dataset(toy, ("train", "test"), inputs=8, classes=10, step_ms=10),
+    "toy": Dataset(toy, ("train", "test"), 8, 10, STEP_MS),
 }
 
 
@@ -272,8 +277,8 @@ def load(dataset: str, split: str, data_dir: str) -> Spikes:
     spikes = row.read(split, data_dir)
     inputs, classes = spikes.counts[0].shape[1], int(spikes.labels.max()) + 1
     if inputs != row.inputs or classes > row.classes:
-        rule = f"its row in DATASETS says {row.inputs} and {row.classes}"
-        raise UserError(f"{dataset} {split} has {inputs} inputs and {classes} classes: {rule}")
+        found = f"{dataset} {split} has {inputs} inputs and {classes} classes"
+        raise UserError(f"{found}, its row in DATASETS says {row.inputs} and {row.classes}")
     return spikes
 
 
@@ -300,6 +305,7 @@ def fetch(dataset: str, split: str, data_dir: str) -> str:
     problems = []
     for server in SERVERS:
         try:
+            # Within data_dir, since os.replace needs one file system.
             with tempfile.TemporaryDirectory(dir=data_dir) as folder:
                 part = os.path.join(folder, name)
                 download(f"{server}/{name}", part, MD5[name])
@@ -315,8 +321,8 @@ def fetch(dataset: str, split: str, data_dir: str) -> str:
 
 def download(url: str, path: str, expected: str) -> None:
     """Write what a server sends into the file `path`.  Raises an OSError if the md5 is wrong."""
+    print(f"fetching {url}", file=sys.stderr)
     with open(path, "wb") as file, urlopen(url, timeout=30) as reply:
-        print(f"fetching {url}", file=sys.stderr)
         while block := reply.read(1 << 20):
             file.write(block)
             progress(f"{file.tell() / 1e6:.0f} MB")

@@ -13,6 +13,8 @@ first quarter of the epochs.
 Signals are tensors [B, T, N]: batch, time, neurons.  Delays, sigma and tau are in time steps.  "The
 authors' choice" marks a value for which we know no reason.  experiments/RESULTS.md says what each
 part of the method is worth.
+
+MIT licence.  From "Learning delays in spiking networks, in plain PyTorch" (CITATION.cff).
 """
 
 import math
@@ -33,8 +35,9 @@ def gaussian_kernel(weight: Tensor, delay: Tensor, sigma: float | Tensor, taps: 
         g[d] = exp(-((d - delay[o,i]) / sigma)^2 / 2)
 
     The division makes the taps of each synapse add up to its weight.  The 1e-7 prevents 0 / 0 at
-    very small sigmas.  A delay's gradient is the slope of each tap with respect to the delay,
-    weighted by what arrives through the tap and by the gradient of the neuron's sum.
+    very small sigmas.  With y of delay_conv, the gradient of a delay for a loss L is
+
+        dL/ddelay[o,i] = sum_{b,t,d} dL/dy[b,t,o] x[b,t-d,i] dk[o,i,d]/ddelay[o,i]
 
     weight: [out, in].
     delay: in steps, 0..taps-1, [out, in] or a shape that broadcasts to it, such as [1, in] for one
@@ -43,7 +46,7 @@ def gaussian_kernel(weight: Tensor, delay: Tensor, sigma: float | Tensor, taps: 
     Returns [out, in, taps], with gradients for weight, delay and sigma.
     """
     d = torch.arange(taps, dtype=delay.dtype, device=delay.device)
-    d = d[:, None, None]  # taps come first, so that [out, in] broadcasts behind them
+    d = d[:, None, None]  # [taps, 1, 1]
     g = torch.exp(-((d - delay) / sigma).square() / 2)  # [taps, out, in], if delay is [out, in]
     kernel = g * (weight / (g.sum(0) + 1e-7))  # [taps, out, in]
     return kernel.permute(1, 2, 0)  # [out, in, taps]
@@ -91,10 +94,10 @@ def delay_conv(spikes: Tensor, kernel: Tensor, tail: int = 0) -> Tensor:
 
     spikes: x, [B, T, in].  kernel: k, [out, in, taps].
     tail: the number of steps by which the output is longer than the input, for late arrivals.
-    Returns [B, T + tail, out].  The methods below differ by rounding alone.
+    Returns [B, T + tail, out].  conv_fourier differs from conv_direct by rounding alone.
     """
     spikes = spikes.to(kernel.dtype)
-    if kernel.shape[2] == 1:  # no delays: a linear layer, and zeros for the tail
+    if kernel.shape[2] == 1:  # no delays: a linear layer
         return F.pad(F.linear(spikes, kernel[:, :, 0]), (0, 0, 0, tail))
     if spikes.device.type == "cpu" and fourier_is_faster(spikes, kernel):
         return conv_fourier(spikes, kernel, tail)
@@ -127,7 +130,7 @@ def spike(x: Tensor, alpha: float = 5.0) -> Tensor:
     return (x >= 0).to(x.dtype) + (smooth - smooth.detach())  # the bracket is 0, its slope is not
 
 
-def lif_loop(current: Tensor, tau: float, *, alpha: float = 5.0) -> Tensor:
+def lif_loop(current: Tensor, tau: float | Tensor, *, alpha: float = 5.0) -> Tensor:
     """Return the spikes of leaky integrate-and-fire neurons, [B, T, N].
 
         h[t] = (1 - 1/tau) v[t-1] + I[t]
@@ -135,11 +138,12 @@ def lif_loop(current: Tensor, tau: float, *, alpha: float = 5.0) -> Tensor:
         v[t] = h[t] (1 - s[t])
 
     current: I, [B, T, N].
-    tau: time constant of the membrane in steps, at least 1.
+    tau: time constant of the membrane in steps, at least 1: a number, or a tensor to learn it,
+        such as [N], one per neuron.
     alpha: steepness of the surrogate gradient (see spike).
     The potential v is 0 at first and after a spike.  A spike resets its neuron, so the steps have
     to be computed one after the other.  Networks use `lif`, which computes the same thing faster.
-    Read this one, and copy it to build other neurons, such as those that learn their tau.
+    Read this one, and copy it to build other neurons.
     """
     decay = decay_of(tau)
     v = torch.zeros_like(current[:, 0])  # [B, N]
@@ -154,12 +158,12 @@ def lif_loop(current: Tensor, tau: float, *, alpha: float = 5.0) -> Tensor:
     return torch.stack(spikes, 1)  # [B, T, N]
 
 
-def leaky_integrator(current: Tensor, tau: float) -> Tensor:
+def leaky_integrator(current: Tensor, tau: float | Tensor) -> Tensor:
     """Return the potentials of the readout neurons, which leak but do not spike, [B, T, N].
 
         v[t] = (1 - 1/tau) v[t-1] + I[t] = sum_{u <= t} (1 - 1/tau)^(t-u) I[u]
 
-    current: I, [B, T, N].  tau: in steps, at least 1.
+    current: I, [B, T, N].  tau: in steps, at least 1: a number, or a tensor of one value.
     Nothing resets them, so v is the product of a [T, T] matrix with I, which is faster than a loop.
     """
     # In float64, since the relative error of a power grows with its exponent.
@@ -171,14 +175,18 @@ def leaky_integrator(current: Tensor, tau: float) -> Tensor:
     return memory.to(current.dtype) @ current
 
 
-def decay_of(tau: float) -> float:
+def decay_of(tau: float | Tensor) -> float | Tensor:
     """Return the fraction of its potential that a membrane keeps from step to step, 1 - 1/tau.
 
-    Raises a ValueError if tau is below 1 step.
+    Raises a ValueError if tau, or one of its values, is below 1 step.
     """
-    if not tau >= 1:  # refuses nan too
+    least = tau.min() if isinstance(tau, Tensor) else tau
+    if not least >= 1:  # refuses nan too
         raise ValueError(f"tau is {tau}: expected a number of steps, at least 1.")
     return 1 - 1 / tau
+
+
+# -------------------------------------------------------------------------------------- the scores
 
 
 def class_scores(membrane: Tensor, steps: Tensor | None = None) -> Tensor:
@@ -209,8 +217,8 @@ class DelayedLinear(nn.Module):
         authors' choice.
     learn_delays: False rounds the random delays to whole steps and does not train them.
     connections: how many inputs each neuron has.  Which ones is drawn at random.  0 connects all.
-    delay_shape: of .delay, if synapses share delays: (1, inputs) or (outputs, 1).  A subclass can
-        set it for all layers of a network, as AxonLayer in experiments/ideas.py does.
+    delay_shape: (1, inputs) for a delay per input, (outputs, 1) for one per neuron.  In a network
+        a subclass sets it, as AxonLayer in experiments/ideas.py does.
 
     .weight, .mask: [out, in].  The mask is True where there is a connection.
     .delay: in steps, [out, in] or delay_shape.  A parameter if it is learned, otherwise a buffer.
@@ -236,18 +244,16 @@ class DelayedLinear(nn.Module):
             # Each neuron gets fan_in different inputs.
             chosen = torch.rand(outputs, inputs).argsort(1)[:, :fan_in]
             self.mask.zero_().scatter_(1, chosen, True)
-        self.weight.data.mul_(self.mask)  # so saved files have 0 for missing synapses
+        self.weight.data.mul_(self.mask)  # missing synapses are 0 in saved files too
 
     def soft_kernel(self, weight):
         """Return the training kernel, [out, in, taps].  Override this to use another.
 
         weight: [out, in], with 0 for missing synapses.
-        A parameter of your own is trained at the delays' rate if its name ends in "delay".
         Raises a ValueError if sigma has not been set.
         """
         if self.sigma is None:
-            rule = "set it in each epoch, for example layer.sigma = shrinking_sigma(...)"
-            raise ValueError(f"sigma is None: expected a width in steps; {rule}.")
+            raise ValueError("sigma is None: set it in each epoch, as by shrinking_sigma(...).")
         return gaussian_kernel(weight, self.delay, self.sigma, self.taps)
 
     def kernel(self):
@@ -274,10 +280,10 @@ class DelayedLinear(nn.Module):
 class DelaySNN(nn.Module):
     """The paper's network: [B, T, in] counts -> [B, T + tail, classes] potentials of the readout.
 
-    hidden: the sizes of the hidden layers.  Each is a delayed sum, batch norm over batch and time,
-        LIF neurons, and dropout.  The readout is a delayed sum into leaky integrators.  Batch norm
-        starts each neuron's sums at a variance of 1, against a threshold of 1, and learns a scale
-        and a shift.
+    hidden: the sizes of the hidden layers.  Each is a delayed sum, batch norm, LIF neurons, and
+        dropout.  The readout is a delayed sum into leaky integrators.  Batch norm brings each
+        neuron's sums, over all samples and steps, to mean 0 and variance 1, which suits a threshold
+        of 1; a learned scale and shift follow.  In training the steps of padding count too.
     taps: delays are 0..taps-1 steps.
     tau, tau_readout: time constants of the hidden neurons and of the readout, in steps.  If
         tau_readout is None, it is the same as tau.
@@ -338,7 +344,6 @@ class DelaySNN(nn.Module):
         *hidden, last = self.layers
         for i, layer in enumerate(hidden):
             current = layer(x.repeat(1, 1, self.count))  # [B, T + taps//2, N]
-            # Batch norm sees each neuron over all samples and steps.
             current = self.norms[i](current.flatten(0, 1)).view_as(current)
             x = self.neurons(i, current)
             self.rates.append(x.mean())
@@ -351,26 +356,22 @@ class DelaySNN(nn.Module):
 
 
 def lif(current: Tensor, tau: float, *, alpha: float = 5.0) -> Tensor:
-    """Return what lif_loop returns, with the backward pass written out.
+    """Return what lif_loop returns, by fewer operations: the backward pass is written out.
 
-    It takes a quarter of the operations, which matters most on a GPU.  tau gets no gradient, and
-    second derivatives are not supported.
+    tau is a number and gets no gradient.  Second derivatives are not supported.
     """
     return LIF.apply(current, decay_of(tau), alpha)
 
 
 class LIF(torch.autograd.Function):
-    """The loop of lif_loop, and its backward pass, which is a loop back in time.
-
-    unbind(1) turns [B, T, N] into a list of views [B, N], one for each step.
-    """
+    """The loop of lif_loop, and its backward pass, which is a loop back in time."""
 
     @staticmethod
     def forward(ctx, current, decay, alpha):
         potential = torch.empty_like(current)  # h of all steps
         spikes = torch.empty_like(current)
         v = torch.zeros_like(current[:, 0])
-        inputs, h, s = current.unbind(1), potential.unbind(1), spikes.unbind(1)
+        inputs, h, s = current.unbind(1), potential.unbind(1), spikes.unbind(1)  # views [B, N]
         for t in range(len(h)):  # out=h[t] writes into potential; alpha= is torch.add's factor
             torch.add(inputs[t], v, alpha=decay, out=h[t])  # h = I + decay v
             torch.ge(h[t], 1, out=s[t])  # s = 1.0 if h >= 1, else 0.0
@@ -408,9 +409,7 @@ def fourier_is_faster(spikes: Tensor, kernel: Tensor) -> bool:
     conv_fourier transforms the kernel, which does not pay where batches are small, and the cost of
     its transforms grows with the square of the length, which does not pay where samples are long.
     The condition is fitted to times of a forward and a backward pass on one thread of an AMD EPYC:
-    batches of 1 to 256 samples, 50 to 3,000 steps, 8 to 700 inputs, 5 to 33 taps.  There the choice
-    takes at most 2 times as long as the other method, and from a batch of 16 at most 1.3 times,
-    with one exception (1.5, at 3,000 steps).
+    batches of 1 to 256 samples, 50 to 3,000 steps, 8 to 700 inputs, 5 to 33 taps.
     """
     batch, length, inputs = spikes.shape
     outputs, _, taps = kernel.shape
@@ -435,7 +434,7 @@ def conv_fourier(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
     # The signals are real, so Y[period - f] is the conjugate of Y[f].  Y[period - f] is left out,
     # and Y[f] counted twice.  Only the frequencies 0 and period / 2 have no such twin.
     twice = (f > 0) & (2 * f < period)
-    scale = (1 + twice.int()).to(spikes) / period  # [F], goes into the basis of K, which is small
+    scale = (1 + twice.int()).to(spikes) / period  # [F], for K, which is smaller than X
 
     x = (basis[:, :length] @ spikes).transpose(0, 1)  # [B, 2 F, in], then [2 F, B, in]
     weighted = basis[:, :taps] * scale.repeat(2)[:, None]  # cosines and sines, [2 F, taps]

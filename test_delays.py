@@ -5,7 +5,6 @@ import hashlib
 import json
 import math
 from types import SimpleNamespace
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ import torch
 import data
 import delays
 import train
-from delays import DelayedLinear, DelaySNN, class_scores, delay_conv, integer_kernel, lif
+from delays import DelayedLinear, DelaySNN, delay_conv, integer_kernel, lif
 
 torch.set_num_threads(1)  # several threads fight over the cores of a busy machine
 
@@ -103,7 +102,7 @@ def plain_norm(net, i, current, training):
 
 
 def plain_network(net, x, taps, tau, tau_readout, sigma=None, masks=None):
-    """Return the class scores, and the rates of two hidden layers.
+    """Return the class scores, and the spikes of two hidden layers.
 
     net: the tensors of the network, under the names that they have in the program.
     masks: of dropout, if this is training.  Then each layer adds taps // 2 steps.  In evaluation
@@ -111,7 +110,7 @@ def plain_network(net, x, taps, tau, tau_readout, sigma=None, masks=None):
     """
     training = masks is not None
     end = len(x) + 3 * (taps // 2)
-    rates = []
+    hidden = []
     for i in (0, 1, 2):
         weight = net[f"layers.{i}.weight"] * net[f"layers.{i}.mask"]
         kernel = plain_kernel(weight, net[f"layers.{i}.delay"], taps, sigma)
@@ -120,9 +119,9 @@ def plain_network(net, x, taps, tau, tau_readout, sigma=None, masks=None):
             torch.cat([x] * synapses, -1), kernel, taps // 2 if training else end - len(x)
         )
         if i == 2:
-            return plain_scores(plain_readout(current, tau_readout)), rates
+            return plain_scores(plain_readout(current, tau_readout)), hidden
         x = plain_lif(plain_norm(net, i, current, training), tau)
-        rates.append(x.mean().item())
+        hidden.append(x)
         if training:
             x = x * masks[i]
 
@@ -188,14 +187,10 @@ def test_kernels_are_their_equations_and_so_are_their_gradients(weights, shape, 
     assert torch.autograd.grad(kernel.sum(), delay, allow_unused=True) == (None,)
 
 
-def test_half_steps_are_rounded_to_the_even_step_and_delays_out_of_range_are_refused():
-    delay = torch.tensor([[0.5, 1.5, 2.5, 3.5, 3.4999, 3.5001]])
-    kernel = integer_kernel(torch.ones(1, 6), delay, 6)
-    assert kernel[0].argmax(1).tolist() == [0, 2, 2, 4, 3, 4] and kernel.sum() == 6
-    for outside in (-0.6, 5.6):
-        delay[0, 0] = outside
-        with pytest.raises(RuntimeError, match="out of bounds"):
-            integer_kernel(torch.ones(1, 6), delay, 6)
+@pytest.mark.parametrize("outside", [-0.6, 5.6])
+def test_a_delay_out_of_range_is_refused(outside):
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        integer_kernel(torch.ones(1, 2), torch.tensor([[3.0, outside]]), 6)
 
 
 # ---------------------------------------------------------------------------------- the delayed sum
@@ -227,13 +222,12 @@ def test_methods_agree_in_single_and_double_precision_at_working_size():
 SHD = [(140, 256), (256, 256), (256, 20)]  # inputs and outputs of each layer
 TOY = [(8, 40), (40, 10)]
 CHOICES = [  # batch, steps of the longest sample, layers, taps
-    *[("fourier", batch, steps, SHD, 25) for batch in (256, 220, 216) for steps in (60, 130, 166)],
-    *[("fourier", 50, steps, TOY, 33) for steps in (80, 112)],  # 112: the tail's zeros follow
+    ("fourier", 256, 166, SHD, 25),
+    ("fourier", 50, 112, TOY, 33),  # 80 steps, and the zeros for the tail
     ("fourier", 16, 130, SHD, 25),
     ("fourier", 256, 130, SHD, 8),
     ("direct", 1, 130, SHD, 25),
     ("direct", 256, 3000, SHD[:1], 25),
-    ("direct", 256, 130, SHD, 4),
     ("linear", 256, 130, SHD, 1),
 ]
 
@@ -255,6 +249,13 @@ def test_a_method_of_the_convolution_is_chosen_by_batch_taps_and_length(
 # -------------------------------------------------------------------------------------- the neurons
 
 
+def test_each_neuron_may_learn_a_tau_of_its_own():
+    current = random(2, 12, 3).requires_grad_()
+    tau = torch.tensor([1.0, 2.5, 6.0]).double().requires_grad_()
+    want = turned(plain_lif(turned(current), tau))
+    assert_same(delays.lif_loop(current, tau), want, (current, tau))
+
+
 @pytest.mark.parametrize("tau, named", [(1.0, {}), (1.005, dict(alpha=2)), (3.0, {}), (2.0, {})])
 @pytest.mark.parametrize("neurons", [lif, delays.lif_loop])
 def test_neurons_are_their_equations_and_so_are_their_gradients(neurons, tau, named):
@@ -270,7 +271,7 @@ def test_neurons_are_their_equations_and_so_are_their_gradients(neurons, tau, na
     assert_same(spikes, want, (current,))
 
 
-@pytest.mark.parametrize("tau", [0.9, math.nan])
+@pytest.mark.parametrize("tau", [0.9, math.nan, torch.tensor([2.0, 0.9])])
 @pytest.mark.parametrize("neurons", [lif, delays.lif_loop, delays.leaky_integrator])
 def test_a_time_constant_of_less_than_a_step_is_refused(neurons, tau):
     with pytest.raises(ValueError, match="tau is .*: expected a number of steps, at least 1"):
@@ -280,8 +281,13 @@ def test_a_time_constant_of_less_than_a_step_is_refused(neurons, tau):
 @pytest.mark.parametrize("tau", [3.0, 1.005, 1.0])
 def test_readout_is_its_equation_and_so_are_its_gradients(tau):
     current = random(2, 150, 3).requires_grad_()
+    tau = torch.tensor(tau).double().requires_grad_()  # it may be learned
     want = turned(plain_readout(turned(current), tau))
-    assert_same(delays.leaky_integrator(current, tau), want, (current,))
+    got = delays.leaky_integrator(current, tau)
+    assert_same(got, want, (current, tau))
+    assert torch.equal(delays.leaky_integrator(current, tau.item()), got)
+    coarse = delays.leaky_integrator(current.bfloat16(), 30.0)  # its powers are float64
+    close(coarse.double(), turned(plain_readout(turned(current), 30.0)), rtol=0, atol=0.1)
 
 
 # ------------------------------------------------------------ the layer, the network, the schedules
@@ -347,46 +353,13 @@ def test_networks_have_the_published_number_of_parameters(words, weights, parame
         assert options.taps - 2 < layer.delay.max() <= options.taps - 1
 
 
-def test_a_layer_trains_with_soft_kernels_and_evaluates_with_one_tap_and_changes_no_bit():
-    torch.manual_seed(0)
-    layer = DelayedLinear(30, 40, 5)
-    fixed = DelayedLinear(30, 40, 5, learn_delays=False)
-    assert [name for name, _ in fixed.named_parameters()] == ["weight"]
-    assert np.unique(fixed.delay).tolist() == [0, 1, 2, 3, 4]
-    assert layer.sigma is fixed.sigma is None
+def test_fixed_delays_are_whole_and_need_no_sigma():
+    layer = DelayedLinear(30, 40, 5, learn_delays=False)
+    assert [name for name, _ in layer.named_parameters()] == ["weight"]
+    assert np.unique(layer.delay).tolist() == [0, 1, 2, 3, 4]
+    assert torch.equal(layer.kernel(), integer_kernel(layer.weight, layer.delay, 5))
     with pytest.raises(ValueError, match="sigma is None: .* shrinking_sigma"):
-        layer.kernel()
-    before = state_of(layer)
-    want = integer_kernel(fixed.weight, fixed.delay, 5)  # without a sigma
-    assert torch.equal(fixed.kernel(), want) and torch.equal(fixed.eval().kernel(), want)
-    assert torch.equal(layer.eval().kernel(), integer_kernel(layer.weight, layer.delay, 5))
-    layer.sigma = 1.5
-    want = delays.gaussian_kernel(layer.weight, layer.delay, 1.5, 5)
-    assert torch.equal(layer.train().kernel(), want)
-    assert same_bits(state_of(layer), before)
-
-
-def test_a_soft_kernel_of_ones_own_gets_masked_weights_and_leaves_fixed_delays_alone():
-    torch.manual_seed(0)
-    layer = DelayedLinear(6, 5, 4, connections=2)
-    layer.soft_kernel = Mock(side_effect=lambda weight: weight[:, :, None].expand(-1, -1, 4))
-    layer.weight.data += 1  # no zeros where synapses are missing
-    masked = layer.weight.detach() * layer.mask
-    kernel = layer.kernel()
-    kernel.sum().backward()
-    assert torch.equal(layer.soft_kernel.call_args.args[0], masked)
-    assert torch.equal(kernel, masked[:, :, None].expand(-1, -1, 4))
-    assert not layer.weight.grad[~layer.mask].any() and layer.weight.grad.any()
-    one_tap = integer_kernel(masked, layer.delay, 4)
-    assert torch.equal(layer.eval().kernel(), one_tap)
-    layer.learn_delays = False
-    assert torch.equal(layer.train().kernel(), one_tap)
-
-
-@pytest.mark.parametrize("shape", [(1, 6), (5, 1)])
-def test_synapses_may_share_delays(shape):
-    layer = DelayedLinear(6, 5, 4, delay_shape=shape)
-    assert layer.delay.shape == shape and layer.eval().kernel().shape == (5, 6, 4)
+        DelayedLinear(30, 40, 5).kernel()
 
 
 def test_sparse_neurons_have_as_many_inputs_each_drawn_for_itself():
@@ -394,6 +367,10 @@ def test_sparse_neurons_have_as_many_inputs_each_drawn_for_itself():
     assert (layer.mask.sum(1) == 2).all() and len(layer.mask.unique(dim=0)) > 1
     assert not layer.weight[~layer.mask].any() and (layer.weight[layer.mask] != 0).all()
     assert DelayedLinear(6, 5, 3, connections=9).mask.all()
+    layer.weight.data += 1  # no zeros where synapses are missing
+    layer.sigma = 0.5
+    for mode in (True, False):
+        assert torch.equal(layer.train(mode).kernel().any(2), layer.mask)
 
 
 @pytest.mark.parametrize("rounded", [True, False])
@@ -416,24 +393,6 @@ def test_predict_keeps_the_order_of_the_samples_and_the_mode_of_the_network(mode
     assert (scores - train.predict(net, spikes, 3, not rounded)).abs().max() > 1e-3
     labelled = spikes._replace(labels=scores.argmax(1))
     assert train.evaluate(net, labelled, 3, rounded) == 1
-
-
-@pytest.mark.parametrize("variant", ["learned", "constant-sigma", "fixed", "none"])
-def test_no_tensor_is_left_on_the_cpu(variant):
-    """Device "meta" has no memory, and refuses most operations with tensors of other devices.
-
-    predict, data.batches, indices on the CPU and matrix products with a tensor on the CPU escape.
-    """
-    net = train.build(parsed("--dataset", "toy", "--delays", variant)).to("meta")
-    for layer in net.layers:
-        layer.sigma = 0.5
-    counts = torch.zeros(2, 80, 8, dtype=torch.uint8, device="meta")
-    labels = torch.zeros(2, dtype=torch.int64, device="meta")
-    loss = train.cross_entropy(net, counts, net(counts), labels)
-    loss.backward()
-    scores = class_scores(net.eval()(counts), labels)
-    gradients = [parameter.grad for parameter in net.parameters()]
-    assert {found.device.type for found in (loss, scores, *gradients)} == {"meta"}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
@@ -470,23 +429,6 @@ def dense_toy(split, **options):
     samples = len(toy.labels)
     assert toy.steps.tolist() == [80] * samples
     return torch.stack(toy.counts).numpy(), toy.labels.numpy()
-
-
-def test_toy_classes_are_ten_orders_of_the_inputs_the_same_in_both_splits():
-    orders = {label: set() for label in range(10)}
-    for split, size in (("train", 2000), ("test", 1000)):
-        counts, labels = dense_toy(split, noise=0)
-        assert (np.bincount(labels) == size // 10).all() and len(labels) == size
-        start = (counts > 0).argmax(1)  # the step at which each input begins to spike
-        first, order = start.min(1), start.argsort(1)
-        want = np.zeros_like(counts)
-        for s, place in np.ndindex(size, 8):  # one burst of four steps after the other
-            want[s, first[s] + 4 * place : first[s] + 4 * place + 4, order[s, place]] = 1
-            orders[labels[s]].add(tuple(order[s]))
-        assert (counts == want).all()
-        assert set(first) == set(range(49))  # from the beginning to the end of the sample
-    assert all(len(found) == 1 for found in orders.values())
-    assert len(set.union(*orders.values())) == 10
 
 
 def test_toy_samples_are_those_of_the_published_accuracies_and_noise_only_adds_spikes():
@@ -622,6 +564,16 @@ def plain_evaluation(net, samples, options, sigma=None):
     return plain_accuracy(torch.cat(scores), labels)
 
 
+def plain_spikes(net, samples, options):
+    """Return the hidden spikes per sample, by layer, within its own steps and the tails so far."""
+    tail = plain_sizes(options)[0] // 2
+    counted = np.zeros(2)
+    for counts, _, _ in samples:
+        _, hidden = plain_network(net, torch.from_numpy(counts).double(), *plain_sizes(options))
+        counted += [x[: len(counts) + i * tail].sum().item() for i, x in enumerate(hidden, 1)]
+    return pytest.approx(counted / len(samples), rel=1e-9)
+
+
 def plain_epoch(net, optimizers, samples, batches, masks, options, sigma):
     """Train on all samples once.  Return the means of loss, accuracy and the two rates."""
     taps, _, _ = plain_sizes(options)
@@ -631,7 +583,7 @@ def plain_epoch(net, optimizers, samples, batches, masks, options, sigma):
         x = torch.nn.utils.rnn.pad_sequence(x)  # [T, B, N], zeros after the shorter ones
         labels = [samples[index][1] for index in indices]
         of_layers = [next(masks), next(masks)]  # [B, N], the same for all steps
-        scores, batch_rates = plain_network(net, x, *plain_sizes(options), sigma, of_layers)
+        scores, hidden = plain_network(net, x, *plain_sizes(options), sigma, of_layers)
         loss = scores.exp().sum(1).log() - scores[range(len(labels)), labels]  # cross-entropy
         for optimizer in optimizers:
             optimizer.zero_grad()
@@ -643,7 +595,7 @@ def plain_epoch(net, optimizers, samples, batches, masks, options, sigma):
         losses += loss.tolist()
         all_scores.append(scores.detach())
         all_labels += labels
-        rates += [batch_rates] * len(labels)
+        rates += [[spikes.mean().item() for spikes in hidden]] * len(labels)
     return np.mean(losses), plain_accuracy(torch.cat(all_scores), all_labels), *np.mean(rates, 0)
 
 
@@ -694,6 +646,7 @@ RECIPES = [
     "learned --kernel-count 2 --valid-speakers 1,2",
     "constant-sigma --connections 3 --tau-readout 23",
     "fixed --connections 3 --valid-speakers 0",
+    "none --kernel-count 2 --tau-readout 23",
 ]
 
 
@@ -751,10 +704,10 @@ def test_the_whole_training_is_that_of_a_slow_trainer(recipe, little, tmp_path, 
         at = accuracies.index(max(accuracies))
     sigma = plain_sigma(at, options)
     assert result["test_accuracy"] == plain_evaluation(want[at], sets["test"], options)
-    assert 0.4 < result["test_accuracy"] < 0.95  # or little could be seen
+    assert 0.35 < result["test_accuracy"] < 0.95  # or little could be seen
     assert result["unrounded_accuracy"] == plain_evaluation(want[at], sets["test"], options, sigma)
     assert result["valid_accuracy"] == seen[at][1]["valid_accuracy"]
-    assert result["rates"] == [seen[at][1]["rate_1"], seen[at][1]["rate_2"]]
+    assert result["spikes"] == plain_spikes(want[at], sets["test"], options)
     if not options.valid_speakers:
         assert result["best_on_test"] == max(row["test_accuracy"] for _, row in seen)
     if sigma is not None:  # the delays came to both ends of their range
@@ -772,46 +725,6 @@ def test_layers_whose_taps_differ_have_a_sigma_each_and_add_up_their_tails(littl
     assert net.tail == 3 + 5 + 3 and net(torch.ones(2, 10, 5)).shape == (2, 10 + 11, 3)
 
 
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("delays", ["learned", "none"])
-def test_scores_are_those_of_the_slow_network(delays, training, little):
-    """Scores, not the loss: cross-entropy hides a step more or less."""
-    words = "--dataset little --tau-readout 30 --dropout 0 --kernel-count 2 --delays"
-    options = parsed(*words.split(), delays)
-    net = train.build(options).double()
-    for layer in net.layers:
-        layer.sigma = 0.8
-    spikes = data.load("little", "train", "").select(np.arange(44) < 9)
-    counts = torch.nn.utils.rnn.pad_sequence(spikes.counts, batch_first=True)
-    for _ in range(20):
-        net(counts.double())
-    for norm in net.norms:
-        norm.bias.data[::2] += 1  # these neurons spike in silence, so zeros matter
-    state, sizes = state_of(net), plain_sizes(options)
-    if not training:
-        got = train.predict(net, spikes, 4)
-        each = [plain_network(state, x.double(), *sizes)[0] for x in spikes.counts]
-        want = torch.stack(each)
-    else:
-        got = class_scores(net(counts))
-        sigma, masks = None if delays == "none" else 0.8, torch.ones(2, 9, 7)
-        want, rates = plain_network(state, turned(counts.double()), *sizes, sigma, masks)
-        close([rate.item() for rate in net.rates], rates, rtol=1e-12, atol=0)
-        assert min(rates) > 0.01
-    close(got, want, rtol=0, atol=1e-11)
-
-
-def test_without_shuffle_samples_come_in_order_of_length_with_zeros_behind_them():
-    spikes = from_lengths([5, 3, 9, 3, 1])
-    got = list(data.batches(spikes, 2, shuffle=False))
-    assert [indices.tolist() for indices, _ in got] == [[4, 1], [3, 0], [2]]
-    assert [tuple(counts.shape) for _, counts in got] == [(2, 3, 6), (2, 5, 6), (1, 9, 6)]
-    for indices, counts in got:
-        for i, sample in zip(indices, counts, strict=True):
-            own = spikes.counts[i]
-            assert torch.equal(sample[: len(own)], own) and not sample[len(own) :].any()
-
-
 def test_the_seed_decides_everything(little, tmp_path, monkeypatch):
     epochs, states = record_batches(monkeypatch), []
     for number, seed in enumerate((3, 3, 4)):
@@ -825,6 +738,7 @@ def test_the_seed_decides_everything(little, tmp_path, monkeypatch):
     one, again, other = (epochs[n : n + 3] for n in (0, 3, 6))
     assert one == again and not any(batches in other for batches in one)
     assert one[0] != one[1] != one[2] != one[0]  # each epoch has a shuffle of its own
+    assert one[0][0] == [30, 29, 10, 0, 43, 2, 5, 22]
     for a, b, c in zip(*states, strict=True):
         assert same_bits(a, b)
         for name in ("layers.0.weight", "layers.1.weight", "layers.0.delay"):
@@ -854,7 +768,7 @@ def test_a_random_share_is_held_out_the_same_for_all_variants_and_after_resume(l
 
 
 def test_a_loss_and_augmentation_of_ones_own_get_the_batch(little, tmp_path, monkeypatch):
-    lengths, losses = {True: [], False: []}, []
+    lengths, losses, texts = {True: [], False: []}, [], []
 
     def stretched(counts, labels):
         assert (counts.sum(1).argmax(1) == labels).float().mean() > 0.5  # the class spikes most
@@ -874,15 +788,28 @@ def test_a_loss_and_augmentation_of_ones_own_get_the_batch(little, tmp_path, mon
     net.register_forward_pre_hook(lambda net, x: lengths[net.training].append(x[0].shape[1]))
     clock = SimpleNamespace(time=lambda: len(lengths[True]) + len(lengths[False]))
     monkeypatch.setattr(train, "time", clock)
+    monkeypatch.setattr(data, "progress", texts.append)
     train.train(options, net, quiet, stretched)
+    assert texts[-1] == "epoch 3, batch 6 of 6, 0 min left"
     # Training and evaluation take 6 and 8 batches, and each is a second.
     assert [row["seconds"] for row in log_of(tmp_path / "own")] == ["14", "14", "14"]
     assert len(losses) == len(lengths[True]) == 3 * 6  # batches of the 44 training samples
     assert max(lengths[True]) == 2 * 14 and max(lengths[False]) == 14 + 9  # not in evaluation
     plain, own = log_of(tmp_path / "plain"), log_of(tmp_path / "own")
-    mean = sum(size * loss for size, loss in losses[:6]) / 44
-    assert float(own[0]["loss"]) == pytest.approx(mean, rel=1e-5, abs=0)
+    mean = sum(size * loss for size, loss in losses[:6]) / 44  # in double precision
+    assert float(own[0]["loss"]) == pytest.approx(mean, rel=1e-12, abs=0)
+    right = 44 * float(own[0]["train_accuracy"])
+    assert right == pytest.approx(round(right), rel=1e-12, abs=0)
     assert float(own[-1]["rate_1"]) < 0.5 * float(plain[-1]["rate_1"])
+
+
+@pytest.mark.parametrize("name", ["layers.0.weight", "norms.0.running_mean"])
+def test_a_nan_ends_a_run_although_silent_neurons_have_a_finite_loss(name, little, tmp_path):
+    def spoil(net, optimizer, epoch, options):
+        net.state_dict()[name].flatten()[0] = math.nan
+
+    with pytest.raises(data.UserError, match=f"^{name} is nan after epoch 1: try a lower --lr"):
+        train.train(options_of(tmp_path / "run", "--dataset", "little"), before_epoch=spoil)
 
 
 # -------------------------------------------------------------------- the rule behind each headline
@@ -949,7 +876,11 @@ def test_headline_is_of_the_epoch_that_counts(words, samples, want, tmp_path, as
         assert logged == ([str(value) for value in MADE_UP[split]] if split == judge else [""] * 8)
     sizes = json.loads((run / "config.json").read_text())["samples"]
     assert sizes.get("valid", 0) == samples and ("test" in sizes) == (reported == "test")
-    printed = capsys.readouterr().out
+    printed, errors = capsys.readouterr()
+    assert errors == ""  # progress is for terminals alone
+    assert [name.replace("accuracy", "acc") for name in rows[0]] in map(
+        str.split, printed.split("\n")
+    )
     accuracy = f"{reported} accuracy {want[f'{reported}_accuracy']:.2%}"
     assert printed.endswith(f"\n{accuracy} ({want['rule']})\n")
     assert f"\nunrounded accuracy {want['unrounded_accuracy']:.2%}\n" in printed

@@ -6,10 +6,12 @@ evaluation, a whole run.  Options and files come last and may be skipped.
 
 import argparse
 import ctypes
+import functools
 import json
 import math
 import os
 import platform
+import re
 import sys
 import time
 
@@ -40,11 +42,10 @@ def build(options: argparse.Namespace, net_class: type[DelaySNN] = DelaySNN) -> 
     dataset = data.DATASETS[options.dataset]
     tau_readout = options.tau if options.tau_readout is None else options.tau_readout
     if not (options.tau >= dataset.step_ms and tau_readout >= dataset.step_ms):  # refuses nan too
-        rule = f"expected at least {dataset.step_ms} ms, one step"
-        raise UserError(f"--tau {options.tau}, --tau-readout {tau_readout}: {rule}")
+        found = f"--tau {options.tau}, --tau-readout {tau_readout}"
+        raise UserError(f"{found}: expected at least {dataset.step_ms} ms, one step")
     if options.kernel_count > 1 and options.connections:
-        rule = "leave out one of the two, since random connections could draw an input twice"
-        raise UserError(f"--kernel-count above 1 with --connections: {rule}")
+        raise UserError("--kernel-count and --connections could draw an input twice: use only one")
     torch.manual_seed(options.seed)
     return net_class(
         dataset.inputs,
@@ -133,14 +134,11 @@ def cross_entropy(net, counts: Tensor, membrane: Tensor, labels: Tensor) -> Tens
 def train_epoch(
     net, optimizer, spikes, epoch, options, loss=cross_entropy, augment=None
 ) -> list[float]:
-    """Train on all samples once.  Returns the means of loss, accuracy and each firing rate.
-
-    spikes: the training samples, data.Spikes.  epoch: counted from 0.
-    """
+    """Train on all samples once.  Returns the means of loss, accuracy and each firing rate."""
     net.train()
     batches = math.ceil(len(spikes.labels) / options.batch_size)
     begun = time.time()
-    sums = 0  # accumulates on the device, so that no batch waits for a GPU to return numbers
+    sums = 0  # accumulates on the device; the tolist() below is the only wait for a GPU
     for number, (indices, counts) in enumerate(data.batches(spikes, options.batch_size), 1):
         labels = spikes.labels[indices]  # [B]
         if augment is not None:
@@ -155,7 +153,7 @@ def train_epoch(
             layer.clamp_delays()
 
         guess = class_scores(membrane.detach()).argmax(1)
-        accuracy = (guess == labels).to(membrane.dtype).mean()
+        accuracy = (guess == labels).double().mean()
         sums = sums + torch.stack([batch_loss, accuracy, *net.rates]).detach() * len(labels)
         to_come = batches * (options.epochs - epoch) - number
         minutes = (time.time() - begun) / number * to_come / 60
@@ -174,17 +172,40 @@ def predict(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=T
     was_training = net.training
     net.eval()
     for layer in delayed_layers(net):
-        layer.train(not rounded)  # the layer's mode decides which kernel it uses
+        layer.train(not rounded)  # a layer in training mode has its training kernel
     steps = spikes.steps.to(spikes.labels.device)
     order, scores = [], []
     for indices, counts in data.batches(spikes, batch_size, shuffle=False):
-        # Batch norm adds a constant, so neurons may spike in silence.  To treat all samples alike,
-        # the longest is followed by zeros too, as many as the scores of a sample reach beyond it.
+        # Batch norm adds a constant, so neurons may spike in silence, after the end of a sample.
+        # To treat all samples alike, zeros follow the longest one too, up to the end of the tail.
         counts = F.pad(counts, (0, 0, 0, net.tail))
         scores.append(class_scores(net(counts), steps[indices] + net.tail))
         order.append(indices)
     net.train(was_training)
     return torch.cat(scores)[torch.cat(order).argsort()]  # back from the order of the batches
+
+
+def hidden_spikes(net, spikes: data.Spikes, batch_size: int = 256) -> list[float] | None:
+    """Return the spikes per sample of each hidden layer, of the network with rounded delays.
+
+    They count where they reach the next layer, within a sample's own steps and the tails so far.
+    Returns None for a network without .layers.
+    """
+    if not isinstance(getattr(net, "layers", None), nn.ModuleList):
+        return None
+    copies = net.count if isinstance(net, DelaySNN) else 1  # of its inputs, which a layer sees
+    counted = dict.fromkeys(net.layers[1:], 0.0)
+
+    def count(layer, inputs):
+        end = inputs[0].shape[1] - net.tail  # predict appends as many zeros to the sample
+        counted[layer] += inputs[0][:, :end].double().sum().item()
+
+    hooks = [layer.register_forward_pre_hook(count) for layer in counted]
+    for steps in spikes.steps.unique():  # samples of one length, so there is no padding
+        predict(net, spikes.select((spikes.steps == steps).numpy()), batch_size)
+    for hook in hooks:
+        hook.remove()
+    return [total / copies / len(spikes.labels) for total in counted.values()]
 
 
 def evaluate(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=True) -> float:
@@ -200,36 +221,37 @@ def train(options, net=None, loss=None, augment=None, before_epoch=None, after_e
     """Train a network, or resume the run in options.resume, and write all files of its folder.
 
     options: from parse.
-    net: a network to train instead of build(options), with the .layers, .rates and .tail of
-        DelaySNN.  All of its parameters are trained.
+    net: a network to train instead of build(options), with the .rates and .tail of DelaySNN.  All
+        of its parameters are trained.  Build it from the same seed to resume its run.
     loss: a function to use instead of cross_entropy, with the same arguments.
     augment: a function of (counts [B, T, inputs], labels [B]) that returns the counts to train on.
         It may change T.
     before_epoch: a function of (net, optimizer, epoch from 0, options), called in each epoch after
         its learning rates and sigma are set.  It may change them, and the network.
     after_epoch: a function of (net, row of the log), called after the epoch is saved.
+    These functions have to draw from torch's generator: NumPy's is not seeded.
     Returns the content of result.json, and leaves the network in evaluation mode.
     Raises a UserError for mistakes that the user can fix.
     """
     set_backend()
-    sets = load_sets(options)
+    datasets = load_sets(options)
     net = (build(options) if net is None else net).to(options.device)
     loss = loss or cross_entropy
     optimizer = make_optimizer(net, options)
     # Copy the initial delays now: resuming overwrites them.
     first_delays = [layer.delay.detach().clone() for layer in delayed_layers(net)]
-    names = {"network": type(net).__name__, "loss": name_of(loss), "augment": name_of(augment)}
-    names["before_epoch"] = name_of(before_epoch)
+    parts = {"loss": loss, "augment": augment, "before_epoch": before_epoch}
+    names = {"network": type(net).__name__} | {part: name_of(own) for part, own in parts.items()}
 
     rows = []  # of the log
     if not options.resume:
-        start(net, sets, options)
+        start(net, datasets, names, options)
     elif os.path.exists(os.path.join(options.out, "last.pt")):  # else no epoch has ended yet
         saved = load_checkpoint(options.out, "last.pt", net, names)
         optimizer.load_state_dict(saved["adam"])
         rows = saved["rows"]
     # With a validation set, the test set is not evaluated until the last epoch has ended.
-    monitored = "valid" if "valid" in sets else "test"
+    monitored = "valid" if "valid" in datasets else "test"
 
     for epoch in range(len(rows), options.epochs):
         begun = time.time()
@@ -239,18 +261,23 @@ def train(options, net=None, loss=None, augment=None, before_epoch=None, after_e
         set_schedules(net, optimizer, epoch, options)
         if before_epoch is not None:
             before_epoch(net, optimizer, epoch, options)
-        means = train_epoch(net, optimizer, sets["train"], epoch, options, loss, augment)
+        means = train_epoch(net, optimizer, datasets["train"], epoch, options, loss, augment)
         if not math.isfinite(means[0]):
             raise UserError(f"the loss of epoch {epoch + 1} is {means[0]}: try a lower --lr")
+        # A nan silences its neuron (nan >= 1 is False), so the loss may stay finite.
+        for name, value in [*net.named_parameters(), *net.named_buffers()]:
+            if value.isnan().any():
+                raise UserError(f"{name} is nan after epoch {epoch + 1}: try a lower --lr")
 
-        accuracy = evaluate(net, sets[monitored], options.batch_size)
+        accuracy = evaluate(net, datasets[monitored], options.batch_size)
+        first_layer = delayed_layers(net)[0]
         row = {
             "epoch": epoch + 1,
             "loss": means[0],
             "train_accuracy": means[1],
             "valid_accuracy": accuracy if monitored == "valid" else None,
             "test_accuracy": accuracy if monitored == "test" else None,
-            "sigma": net.layers[0].sigma if net.layers[0].learn_delays else None,
+            "sigma": first_layer.sigma if first_layer.learn_delays else None,
             "lr": optimizer.param_groups[0]["lr"],
             "moved_ms": moved_ms(net, first_delays, options),
             **{f"rate_{i}": rate for i, rate in enumerate(means[2:], 1)},
@@ -262,7 +289,7 @@ def train(options, net=None, loss=None, augment=None, before_epoch=None, after_e
         if after_epoch is not None:
             after_epoch(net, row)
 
-    return finish(net, sets, rows, options)
+    return finish(net, datasets, rows, options)
 
 
 def reported_epoch(rows: list[dict]) -> int:
@@ -271,17 +298,14 @@ def reported_epoch(rows: list[dict]) -> int:
     return len(rows) if None in accuracy else accuracy.index(max(accuracy)) + 1
 
 
-def finish(net: DelaySNN, sets: dict[str, data.Spikes], rows: list[dict], options) -> dict:
-    """Evaluate the network of the reported epoch, print its accuracy and write result.json.
-
-    Its rates are means over training in this epoch, padding included, one per hidden layer.
-    """
+def finish(net: DelaySNN, datasets: dict[str, data.Spikes], rows: list[dict], options) -> dict:
+    """Evaluate the network of the reported epoch, print its accuracy and write result.json."""
     load_checkpoint(options.out, "net.pt", net)  # the network of the reported epoch
     net.eval()
     epoch = reported_epoch(rows)
-    validated = "valid" in sets
-    split = "test" if "test" in sets else "valid"
-    accuracy = evaluate(net, sets[split], options.batch_size)
+    validated = "valid" in datasets
+    split = "test" if "test" in datasets else "valid"
+    accuracy = evaluate(net, datasets[split], options.batch_size)
     result = {key: vars(options)[key] for key in ("dataset", "delays", "seed", "epochs")}
     result |= {
         "parameters": count_parameters(net),
@@ -289,8 +313,8 @@ def finish(net: DelaySNN, sets: dict[str, data.Spikes], rows: list[dict], option
         "rule": f"best on validation, epoch {epoch}" if validated else "last epoch",
         "valid_accuracy": rows[epoch - 1]["valid_accuracy"],
         "best_on_test": None if validated else max(row["test_accuracy"] for row in rows),
-        "unrounded_accuracy": evaluate(net, sets[split], options.batch_size, rounded=False),
-        "rates": [value for name, value in rows[epoch - 1].items() if name.startswith("rate_")],
+        "unrounded_accuracy": evaluate(net, datasets[split], options.batch_size, rounded=False),
+        "spikes": hidden_spikes(net, datasets[split], options.batch_size),
         "seconds": sum(row["seconds"] for row in rows),
     }
     write(options.out, "result.json", json.dumps(result, indent=1))
@@ -303,31 +327,41 @@ def finish(net: DelaySNN, sets: dict[str, data.Spikes], rows: list[dict], option
 
 
 def load_sets(options: argparse.Namespace) -> dict[str, data.Spikes]:
-    """Return the splits that a run needs, on its device: train, and valid, test or both."""
-    splits = data.DATASETS[options.dataset].splits
-    if options.no_test:
-        splits = [split for split in splits if split != "test"]
-    sets = {split: data.load(options.dataset, split, options.data_dir) for split in splits}
+    """Return the splits that a run needs, on its device: train, and valid, test or both.
 
-    everyone = sets["train"]
-    held_out = None
+    With --eval, train is left out unless samples are held out from it.
+    """
+    holds_out = options.valid_speakers or options.valid_share is not None
+    unread = {"test"} if options.no_test else set()
+    if options.eval and not holds_out:
+        unread.add("train")
+    splits = [split for split in data.DATASETS[options.dataset].splits if split not in unread]
+    datasets = {split: data.load(options.dataset, split, options.data_dir) for split in splits}
+    if holds_out:  # replaces the data set's own validation set
+        everyone = datasets["train"]
+        which = held_out(everyone, options)
+        datasets["train"], datasets["valid"] = everyone.select(~which), everyone.select(which)
+    if datasets.keys() == {"train"}:
+        raise UserError("no test and no validation set: hold out samples, as by --valid-share 0.2")
+    return {split: spikes.to(options.device) for split, spikes in datasets.items()}
+
+
+def held_out(spikes: data.Spikes, options: argparse.Namespace) -> np.ndarray:
+    """Return which training samples the options hold out for validation, bool [samples]."""
     if options.valid_speakers:
-        names = everyone.speakers.astype(str).tolist()
+        speakers = spikes.speakers.astype(str)
+        found = sorted(set(speakers.tolist()))
         wanted = options.valid_speakers.split(",")
-        if not set(wanted) < set(names):  # a proper subset
-            rule = f"expected some, not all, of {sorted(set(names))[:20]}"
-            raise UserError(f"--valid-speakers {options.valid_speakers}: {rule}")
-        held_out = np.isin(names, wanted)
-    if options.valid_share:
-        # A generator of its own: a seed holds out the same samples for every variant.  Not
-        # [1, seed], since [1, 0] is the same seed as 1, with which the file may be shuffled.
-        rank = np.random.default_rng([options.seed, 1]).permutation(len(everyone.labels))
-        held_out = rank < options.valid_share * len(rank)
-    if held_out is not None:  # replaces the data set's own validation set
-        sets["train"], sets["valid"] = everyone.select(~held_out), everyone.select(held_out)
-    if len(sets) == 1:
-        raise UserError("there is no test and no validation set: hold out some --valid-speakers")
-    return {split: spikes.to(options.device) for split, spikes in sets.items()}
+        if not set(wanted) < set(found):  # a proper subset
+            raise UserError(f"--valid-speakers {wanted}: expected some, not all, of {found[:20]}")
+        return np.isin(speakers, wanted)
+    # A generator of its own, so a seed holds out the same samples for every variant.  NumPy takes
+    # [1, 0] for 1, the seed by which experiments/regenerate.py shuffles: hence not [1, seed].
+    rank = np.random.default_rng([options.seed, 1]).permutation(len(spikes.labels))
+    which = rank < options.valid_share * len(rank)
+    if which.all() or not which.any():
+        raise UserError(f"--valid-share {options.valid_share} leaves no sample on one of the sides")
+    return which
 
 
 def moved_ms(net: nn.Module, first_delays: list[Tensor], options: argparse.Namespace) -> float:
@@ -363,18 +397,19 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     first, _ = parser.parse_known_args([word for word in argv if word not in ("-h", "--help")])
     run = first.resume or first.eval
     saved = read_options(run) if run else {}
-    defaults = saved or (DEFAULTS["shd"] | DEFAULTS[first.dataset])
+    defaults = saved or (DEFAULTS["shd"] | DEFAULTS.get(first.dataset, {}))
     unknown = sorted(defaults.keys() - vars(first).keys())
     if unknown:
-        origin = run or f"train.DEFAULTS[{first.dataset!r}]"
-        raise UserError(f"{origin} has unknown options {unknown}")
+        raise UserError(f"unknown options {unknown} in {run or 'train.DEFAULTS'}")
     parser.set_defaults(**defaults)
     options = parser.parse_args(argv)
 
     for name in saved.keys() - {"resume", "eval", "out", "device", "data_dir"}:
         if vars(options)[name] != saved[name]:
-            rule = "leave the option out, or start a new run"
-            raise UserError(f"{run} used --{name.replace('_', '-')} {saved[name]}: {rule}")
+            raise UserError(f"{run} used {name} {saved[name]}: leave it out, or start a new run")
+    files = os.listdir(options.resume) if options.resume else []
+    if "result.json" in files and "last.pt" not in files:
+        raise UserError(f"{options.resume} has ended and has no last.pt: it cannot be continued")
     options.out = options.resume or options.out
     if options.device == "auto":
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -391,9 +426,9 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    sets, variants = list(data.DATASETS), ["learned", "constant-sigma", "fixed", "none"]
+    variants = ["learned", "constant-sigma", "fixed", "none"]
 
-    add("--dataset", choices=sets, default="shd", help="data set; -h shows its defaults")
+    add("--dataset", choices=list(data.DATASETS), default="shd", help="-h shows its defaults")
     add("--data-dir", default="data", help="folder of the files; missing ones are fetched")
     at_most_one = parser.add_mutually_exclusive_group().add_argument
     at_most_one("--valid-speakers", default="", help="speakers to hold out for validation: 3,6")
@@ -419,9 +454,10 @@ def make_parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="seed of all random numbers")
 
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: a GPU if found")
-    add("--out", help="new folder for the results; None: runs/DATASET-DELAYS-SEED, if free")
-    add("--resume", metavar="RUN", help="continue the run in this folder")
-    add("--eval", metavar="RUN", help="only print the accuracy of the run in this folder")
+    one_folder = parser.add_mutually_exclusive_group().add_argument
+    one_folder("--out", help="new folder for the results; None: runs/DATASET-DELAYS-SEED, if free")
+    one_folder("--resume", metavar="RUN", help="continue the run in this folder")
+    one_folder("--eval", metavar="RUN", help="only print the accuracy of the run in this folder")
     return parser
 
 
@@ -460,15 +496,13 @@ def set_backend() -> None:
 RUNS = "runs/{dataset}-{delays}-{seed}"
 
 
-def start(net: nn.Module, sets: dict[str, data.Spikes], options: argparse.Namespace) -> None:
+def start(net: nn.Module, datasets: dict[str, data.Spikes], names: dict, options) -> None:
     """Make the folder of a new run, set options.out to it, and write its config.json."""
-    paths = [data.find(options.dataset, split, options.data_dir) for split in sets]
+    if options.out and os.path.exists(options.out):
+        raise UserError(f"{options.out} exists: continue it by --resume, or choose another --out")
     usual = options.out or RUNS.format(**vars(options))
     folder, number = usual, 1
     while os.path.exists(folder):
-        if options.out:
-            rule = f"continue that run with --resume {folder}, or choose another --out"
-            raise UserError(f"{folder} exists already: {rule}")
         number += 1
         folder = f"{usual}-{number}"
     if number > 1:
@@ -476,9 +510,10 @@ def start(net: nn.Module, sets: dict[str, data.Spikes], options: argparse.Namesp
     os.makedirs(folder)
 
     options.out = folder
-    config = {
+    paths = [data.find(options.dataset, split, options.data_dir) for split in datasets]
+    config = names | {
         "options": vars(options),
-        "samples": {split: len(spikes.labels) for split, spikes in sets.items()},
+        "samples": {split: len(spikes.labels) for split, spikes in datasets.items()},
         "md5": {os.path.basename(path): data.md5(path) for path in paths if path},
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if options.device == "cuda" else platform.machine(),
@@ -502,27 +537,29 @@ def save(net: nn.Module, optimizer, names: dict, rows: list[dict], options) -> N
 
 
 def name_of(function) -> str:
-    """Return the name of a loss, augmentation or hook, which checkpoints hold."""
+    """Return the name of a loss, augmentation or hook, which config.json and checkpoints hold."""
+    if isinstance(function, functools.partial):  # with its arguments, but without addresses
+        return re.sub(r" at 0x[0-9a-f]+", "", repr(function))
     return getattr(function, "__name__", type(function).__name__)
 
 
 def load_checkpoint(folder: str, name: str, net: nn.Module, names: dict | None = None) -> dict:
     """Load the weights and sigma of a checkpoint into a network.  Returns all that it holds.
 
-    names: of the network's class, loss, augmentation and hook, which have to match those of the
-        checkpoint.  Changed code of the same name is not noticed.  None compares only the class.
+    names: of the network's class, loss, augmentation and hook, which have to be those of the
+        checkpoint.  None compares only the class.
     Raises a UserError if the file cannot be read or does not fit.
     """
     path = os.path.join(folder, name)
+    names = names or {"network": type(net).__name__}
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
+        for part, wanted in names.items():
+            if saved.get(part, wanted) != wanted:  # runs of earlier versions lack some names
+                raise UserError(f"{part} is {saved[part]}, not {wanted}: use the script of the run")
         net.load_state_dict(saved["net"])
     except Exception as problem:  # torch raises many kinds, some of several lines
         raise UserError(f"{path} cannot be loaded: {' '.join(str(problem).split())}") from problem
-    for part, wanted in (names or {"network": type(net).__name__}).items():
-        if saved.get(part, wanted) != wanted:  # runs of earlier versions lack some names
-            rule = "use the program that trained it"
-            raise UserError(f"{path} has the {part} {saved[part]}, not {wanted}: {rule}")
     for layer, sigma in zip(delayed_layers(net), saved["sigma"], strict=True):
         layer.sigma = sigma
     return saved
@@ -533,8 +570,8 @@ def read_options(folder: str) -> dict:
     with open(os.path.join(folder, "config.json")) as file:
         options = json.load(file)["options"]
     if options["dataset"] not in data.DATASETS:
-        rule = "use the script that adds its row to data.DATASETS"
-        raise UserError(f"{folder} was trained on {options['dataset']}: {rule}")
+        name = options["dataset"]
+        raise UserError(f"{folder} was trained on {name}: use the script that adds it to DATASETS")
     return vars(make_parser().parse_args([])) | options
 
 
@@ -574,9 +611,9 @@ def print_evaluation(options: argparse.Namespace, net: DelaySNN) -> None:
     """Print the accuracy of the run of --eval: on test, or on valid if the run has no test."""
     set_backend()
     net, _ = load_run(options.eval, net)
-    sets = load_sets(options)
-    split = "test" if "test" in sets else "valid"
-    accuracy = evaluate(net.to(options.device), sets[split], options.batch_size)
+    datasets = load_sets(options)
+    split = "test" if "test" in datasets else "valid"
+    accuracy = evaluate(net.to(options.device), datasets[split], options.batch_size)
     print(f"{split} accuracy {accuracy:.2%} ({options.eval})")
 
 

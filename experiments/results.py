@@ -1,14 +1,12 @@
-"""Train variants and seeds, keep a row per run in runs.csv, and print what follows from them.
+"""Keep a row per run in runs.csv, print what follows from the rows, and compare runs of your own.
 
-    python -m experiments.results train --dataset toy --variants learned,fixed --seeds 0,1,2
-    python -m experiments.results add runs/toy-20-learned-0
-    python -m experiments.results tables claims
-    python -m experiments.results speakers RUN ... --data-dir DIR
+    python -m experiments.results tables tested
+    python -m experiments.results add runs/shd-learned-0 --data-dir DIR
+    python -m experiments.results compare runs/mine-0 runs/mine-1 runs/mine-2 -- runs/theirs-*
 
-train     skips finished runs, resumes stopped ones, and passes other options on to train.py
-add       appends finished runs to runs.csv: call it on the machine that trained them
-tables    prints the named tables, or all of them, with accuracies and differences in %
-speakers  prints accuracy by speaker of SHD and the words confused most, over all RUNs
+tables   prints the named tables, or all of them, with accuracies in % and differences in points
+add      appends finished runs to runs.csv: call it on the machine that trained them
+compare  prints how far the first runs are above the others, which need no row in runs.csv
 """
 
 import argparse
@@ -16,10 +14,8 @@ import json
 import math
 import platform
 import re
-import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas
 import torch
@@ -30,144 +26,106 @@ import train
 from data import UserError
 from delays import DelaySNN
 from experiments import ideas
-from experiments.export import class_names
 
+FOLDER = Path(__file__).resolve().parent
 SHD, SPEECH = "SHD (regenerated)", "Speech Commands (subset)"
-TASKS = {"toy": 20, SHD: 30}  # with the epochs of most runs
 PAIRS = ["1,8", "2,10", "3,6", "0,9", "7,11"]  # speakers of SHD that are held out together
-TEN, LONG = " --connections 10", " --tau 400.0 --tau-readout 10.05"
-SLOW = "none" + LONG  # the best of three on held-out speakers
-STILL = "learned --delay-lr 0.0"
-HALF, SMALL = "learned --hidden 165", "learned --hidden 21"  # as many parameters as "fixed"
-
-# Lists of claims, each with the arguments of `versus`.  The column `list` of runs.csv says which
-# list a run was made for.  The first two lists are closed: they take no more runs.
-FIRST_CLAIMS = {
-    "1. learned against fixed": (SHD, 150, "learned", "fixed"),
-    "2. learned against fixed, equal parameters": (SHD, 150, HALF, "fixed"),
-    "3. fixed against none, tau 400 ms": (SHD, 30, "fixed", SLOW),
-    "4. none, tau 400 against 10.05 ms": (SHD, 30, SLOW, "none"),
-    "5. ours against the authors' libraries": (SHD, 30, "learned", "authors"),
-    "6. shrinking against constant sigma": (SHD, 30, "learned", "constant-sigma"),
-    # 7 and 8 had not run when the list was closed.  Holm's correction counts them.
-    "7. ten inputs: learned against fixed": (SHD, 60, "learned" + TEN, "fixed" + TEN),
-    "8. ten inputs: constant against shrinking": (SHD, 60, "constant-sigma" + TEN, "learned" + TEN),
-    "9. learned against none, tau 100 ms": ("toy", 20, "learned", "none --tau 100.0"),
-    "10. learned against fixed, equal parameters": ("toy", 20, SMALL, "fixed"),
-}
-# Committed before its first run began (866d94d), with its seeds and with PAIRS.
-SECOND_CLAIMS = {
-    "a. learned against the control": (SHD, 30, "learned", "control", range(5, 10)),
-    "b. ten inputs: learned against fixed": (SHD, 60, "learned" + TEN, "fixed" + TEN, range(5)),
-    "c. learned against fixed, equal parameters": ("toy", 20, SMALL, "fixed", range(10, 30)),
-    "d. learned against fixed, held-out speakers": (SHD, 30, "learned", "fixed", [0], PAIRS),
-    "e. shrinking against constant sigma": (SHD, 30, "learned", "constant-sigma", range(5, 10)),
-}
-# Committed, with the rule in `recipe`, before the first of its new runs began.  The runs of learned
-# delays were known, they are those of claim 1, and processors differ.  The test is Welch's and
-# two-sided, once all runs have ended, on the accuracies of the last epoch (rounded, all of test).
-THIRD_CLAIMS = {"f. shift against learned": (SHD, 150, "shift", "learned", range(5))}
 
 
-class Difference(NamedTuple):
-    """By how many points one side is above the other, with the 95 % interval and a p."""
-
-    points: float = math.nan  # there are too few runs
-    low: float = math.nan
-    high: float = math.nan
-    p: float = math.nan
-    n: str = ""  # of either side
-
-    def __str__(self):
-        if math.isnan(self.p):
-            return "-"
-        return f"{self.points:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
+def all_rows() -> pandas.DataFrame:
+    """Return the rows of runs.csv, with the side of a comparison that each run can be on."""
+    texts = {"options": "", "speakers": ""}
+    rows = pandas.read_csv(Path(FOLDER, "runs.csv"), dtype=dict.fromkeys(texts, str)).fillna(texts)
+    rows["side"] = (rows["variant"] + " " + rows["options"]).str.strip()
+    return rows
 
 
-def runs_of(rows, name, epochs, side, seeds=range(100), speakers=("",)) -> pandas.DataFrame:
-    """Return the runs of a variant and its options, by held-out speakers and seed."""
+# ------------------------------------------------------------------------------------- differences
+
+
+def difference(one: pandas.Series, other: pandas.Series, paired: bool) -> list:
+    """Return by how many points one side is above the other, the 95 % interval, p, and a text.
+
+    Returns nan and "-" if a side has fewer than three runs.
+    one, other: accuracies as fractions.
+    paired: over the labels of the index, which are equal.  Otherwise the test is Welch's.
+    """
+    if min(len(one), len(other)) < 3:
+        return [math.nan] * 4 + ["-"]
+    one, other = 100 * one, 100 * other
+    test = stats.ttest_rel(one, other) if paired else stats.ttest_ind(one, other, equal_var=False)
+    points = one.mean() - other.mean()
+    low, high = test.confidence_interval(0.95)
+    return [points, low, high, test.pvalue, f"{points:+.2f} [{low:+.2f}, {high:+.2f}]"]
+
+
+def runs_of(rows, name, epochs, side, seeds="0-99", paired="", processor="") -> pandas.DataFrame:
+    """Return the runs of a variant and its options, by held-out speakers and seed.
+
+    seeds: the first and the last of them, as in 0-4, or a single one.
+    paired: "speakers" returns the runs that held out one of PAIRS.
+    processor: of the runs; "" returns those of all.
+    """
+    first, _, last = seeds.partition("-")
     found = rows.query("data == @name and epochs == @epochs and side == @side")
-    found = found.query("seed in @seeds and speakers in @speakers")
+    found = found[found["seed"].between(int(first), int(last or first))]
+    found = found[found["speakers"].isin(PAIRS if paired == "speakers" else [""])]
+    found = found[found["processor"].eq(processor) | (processor == "")]
     return found.set_index(["speakers", "seed"])
 
 
-def compare(one: pandas.Series, other: pandas.Series, paired=False) -> Difference:
-    """Return how far one side is above the other, both accuracies as fractions.
-
-    paired: over the labels of the index that both have.  Otherwise the test is Welch's.
-    """
-    if paired:
-        one, other = one.align(other, join="inner")
-    n = f"{len(one)} and {len(other)}"
-    if min(len(one), len(other)) < 3:
-        return Difference(n=n)
-    one, other = 100 * one, 100 * other
-    test = stats.ttest_rel(one, other) if paired else stats.ttest_ind(one, other, equal_var=False)
-    interval = test.confidence_interval(0.95)
-    return Difference(one.mean() - other.mean(), *interval, test.pvalue, n)
-
-
-def versus(
-    rows, name, epochs, one, other, seeds=range(100), speakers=("",), column="accuracy"
-) -> Difference:
-    """Compare two sides, each a variant and its options, over PAIRS if those were held out."""
-    runs = [runs_of(rows, name, epochs, side, seeds, speakers)[column] for side in (one, other)]
-    return compare(*runs, paired=speakers is PAIRS)
+def sides_of(rows: pandas.DataFrame, line: pandas.Series) -> list[pandas.Series]:
+    """Return the accuracies of both sides of a line of comparisons.csv."""
+    found = []
+    for side in "one", "other":
+        what = ["data", f"{side}_epochs", side, f"{side}_seeds", "paired", "processor"]
+        found.append(runs_of(rows, *line[what])[line[f"{side}_value"]])
+    return found[0].align(found[1], join="inner") if line["paired"] else found
 
 
 def holm(p: pandas.Series) -> pandas.Series:
-    """Return for each p whether it holds at 0.05 after Holm's correction.
-
-    nan stands for a claim that was not run.  It counts in the length of the list.
-    """
-    ordered = p.sort_values()  # nan comes last
+    """Return for each p whether it holds at 0.05 after Holm's correction for all of them."""
+    ordered = p.sort_values()
     corrected = ordered * list(range(len(p), 0, -1))
     holds = (corrected <= 0.05).cummin()  # up to the first that does not
-    return holds.map({True: "holds", False: "not shown"}).where(p.notna(), "not run")
+    return holds.map({True: "holds", False: "not shown"})
 
 
-def claims_table(rows: pandas.DataFrame, claims: dict[str, tuple]) -> pandas.DataFrame:
-    """Return the differences and verdicts of a list of claims."""
-    found = pandas.DataFrame({"claim": list(claims)})
-    found["data"] = [f"{name}, {epochs} epochs" for name, epochs, *_ in claims.values()]
-    found["difference"] = [versus(rows, *claim) for claim in claims.values()]
-    found["p"] = [difference.p for difference in found["difference"]]
-    found["n"] = [difference.n for difference in found["difference"]]
-    if claims is THIRD_CLAIMS:  # claim f is open until all of its runs have ended
-        found.loc[found["n"] != "5 and 5", ["difference", "p"]] = math.nan
-    found["verdict"] = holm(found["p"])
-    found["p"] = found["p"].map("{:.2g}".format, na_action="ignore")
+def differences(rows: pandas.DataFrame) -> pandas.DataFrame:
+    """Return the lines of comparisons.csv with what follows from them, and verdicts if tested."""
+    found = pandas.read_csv(Path(FOLDER, "comparisons.csv"), dtype=str, keep_default_na=False)
+    found = found.astype({"one_epochs": int, "other_epochs": int})
+    for i, line in found.iterrows():
+        one, other = sides_of(rows, line)
+        columns = ["points", "low", "high", "p", "difference"]
+        found.loc[i, columns] = difference(one, other, paired=line["paired"] != "")
+        found.loc[i, "n"] = f"{len(one)} and {len(other)}"
+    verdicts = holm(found["p"][found["written_before"] != ""])
+    found["verdict"] = verdicts.reindex(found.index, fill_value="")
     return found
 
 
 # ------------------------------------------------------------------------------------------ tables
 
-COMMON = ["data", "epochs", "variant", "options"]  # to the runs of a line
-SHARES = {"last epoch": "accuracy", "unrounded": "unrounded", "best on test": "best_on_test"}
-PARTS = {
-    "no-tail": "no tail",
-    "one-softmax": "no second softmax",
-    "drop-steps": "dropout anew in each step",
-    "alpha-2": "surrogate gradient of alpha 2, not 5",
-    "alpha-20": "surrogate gradient of alpha 20, not 5",
-    "triangle": "triangle instead of Gaussian",
-    "from-zero": "delays that start at 0",
-    "no-norm": "no batch norm",
+SAME = ["data", "epochs", "variant", "options"]  # for all runs of a line
+MEASURED = ["accuracy", "unrounded", "best_on_test", "new_speakers", "known_speakers"]
+HEADS = ["variant", "parameters", "epochs", "accuracy", "unrounded", "best_on_test", "n"]
+TOY_HEADS = ["variant", "parameters", "processor", "accuracy", "unrounded", "n"]
+LAST = "speakers == '' and rule == 'last epoch' and"
+VALID = "speakers == '' and rule != 'last epoch' and"
+SPARSE = "options.str.contains('--connections')"
+# Of each table, its runs and its columns.  Lines have one processor if that is a column.
+TABLES = {
+    "shd": (f"{LAST} data == @SHD and not {SPARSE}", HEADS),
+    "ten inputs": (f"{LAST} data == @SHD and {SPARSE}", HEADS),
+    "toy": (f"{LAST} data == 'toy'", TOY_HEADS),
+    "validation": (f"{VALID} data == @SHD", HEADS),
+    "speech": (f"{VALID} data == @SPEECH", HEADS),
+    "speakers": ("new_speakers >= 0", ["variant", "epochs", "new_speakers", "known_speakers", "n"]),
+    "held-out": ("speakers in @PAIRS and epochs == 30", ["variant", *PAIRS, "mean", "n"]),
+    "recipe": ("speakers in @PAIRS and epochs == 40", ["variant", *PAIRS, "mean", "n"]),
+    "other data": ("data not in ['toy', @SHD, @SPEECH]", ["data", *HEADS]),
 }
-
-
-def all_rows() -> pandas.DataFrame:
-    """Return the rows of runs.csv of the program as it is, with what the tables need besides."""
-    texts = {"options": "", "machine": ""}
-    rows = pandas.read_csv(Path(FOLDER, "runs.csv"), dtype=dict.fromkeys(texts, str))
-    rows = rows[(rows["padding"] == "yes") & rows["change"].isna()].fillna(texts)
-    held_out = r" ?--valid-speakers (\S+) --no-test"
-    rows["speakers"] = rows["options"].str.extract(held_out, expand=False).fillna("")
-    rows["options"] = rows["options"].str.replace(held_out, "", regex=True).str.strip()
-    rows["side"] = (rows["variant"] + " " + rows["options"]).str.strip()
-    rows["accuracy"] = rows["result_test"].fillna(rows["valid_accuracy"])
-    rows["soft"] = rows["unrounded"].fillna(rows["accuracy"])  # fixed delays have whole steps
-    return rows
 
 
 def spread(shares: pandas.Series) -> str:
@@ -182,193 +140,146 @@ def table(rows: pandas.DataFrame, columns: list[str]) -> pandas.DataFrame:
     """Return these columns, with a line for all runs that differ only in seed or speakers."""
     lines = []
     rows = rows.sort_values("epochs", ascending=False, kind="stable")
-    for _, runs in rows.groupby([*COMMON, "machine"], sort=False):
+    for _, runs in rows.groupby([*SAME, *{"processor"}.intersection(columns)], sort=False):
         line = runs.iloc[0].to_dict()
-        files = "" if line["data"] in TASKS else line["data"]
-        names = [line["variant"], line["options"], line["machine"], files]
-        line["variant"] = ", ".join(name for name in names if name)
+        line["variant"] = ", ".join(filter(None, [line["variant"], line["options"]]))
         line["parameters"] = f"{line['parameters']:,.0f}".replace("nan", "-")
-        line |= {head: spread(runs[column]) for head, column in SHARES.items()}
+        line |= {column: spread(runs[column]) for column in MEASURED}
         line |= {pair: spread(own["accuracy"]) for pair, own in runs.groupby("speakers")}
         line |= {"mean": f"{100 * runs['accuracy'].mean():.2f}", "n": len(runs)}
         lines.append(line)
     return pandas.DataFrame(lines, columns=columns)
 
 
-def recipe(rows: pandas.DataFrame) -> pandas.DataFrame:
-    """Return the accuracies on held-out speakers that decide whether `shift` is the recipe.
-
-    It is if, at the last epoch of 40 (seed 0), the unweighted mean of the paired differences over
-    PAIRS is a point or more, and if it wins at least four pairs.  A tie is a loss.
-    """
-    sides = {}
-    for side in ("learned", "shift"):
-        runs = runs_of(rows, SHD, 40, side, [0], PAIRS).droplevel("seed")
-        sides[side] = 100 * runs["valid_accuracy"].reindex(PAIRS)
-    gains = sides["shift"] - sides["learned"]
-    adopted = gains.mean() >= 1 and (gains > 0).sum() >= 4
-    verdict = "adopted" if adopted else "not adopted"
-    found = pandas.DataFrame(sides | {"shift - learned": gains}).T
-    found["mean"] = found.mean(axis=1, skipna=False)
-    found = found.map("{:.2f}".format).replace("nan", "-").rename_axis("40 epochs").reset_index()
-    return found.assign(verdict=["", "", "not run" if gains.isna().any() else verdict])
-
-
-def parts(rows: pandas.DataFrame) -> pandas.DataFrame:
-    """Return how accuracy changes with each idea of PARTS."""
-    found = pandas.DataFrame({"part": list(PARTS.values()), "idea": list(PARTS)})
-    for task, epochs in TASKS.items():
-        found[task] = [versus(rows, task, epochs, idea, "learned") for idea in PARTS]
-        found[f"n, {task}"] = [difference.n for difference in found[task]]
-    return found
-
-
-def answers(rows: pandas.DataFrame) -> pandas.DataFrame:
-    """Return the differences in sentences of the pages that no other table has."""
-    first, second = rows[rows["list"] == 1], rows[rows["list"] == 2]
-    later = rows.query("list in (2, 3)")
-    found = {}
-    for side in ("learned", HALF, "fixed", SLOW):
-        long, short = [runs_of(first, SHD, epochs, side)["accuracy"] for epochs in (150, 30)]
-        found[f"150 epochs over 30: {side}"] = compare(long, short)
-    for name, runs in (
-        ("SHD", runs_of(first, SHD, 150, "learned")),
-        ("toy", runs_of(first, "toy", 20, "learned")),
-        ("ten inputs", runs_of(second, SHD, 60, "learned" + TEN)),
-    ):
-        found[f"rounding, {name}"] = compare(runs["accuracy"], runs["unrounded"], paired=True)
-    none = "none" + TEN + LONG
-    found["fixed over none, ten inputs"] = versus(second, SHD, 60, "fixed" + TEN, none)
-    for other in ("fixed", "fixed --hidden 76", "constant-sigma"):
-        found[f"learned over {other}, toy"] = versus(first, "toy", 20, "learned", other)
-    for what in ("new_speakers", "known_speakers"):
-        difference = versus(second, SHD, 30, "learned", "control", column=what)
-        found[f"learned over control, {what}"] = difference
-    found["control over fixed, all runs"] = versus(rows, SHD, 30, "control", "fixed")
-    for task, epochs in TASKS.items():
-        for idea in ("axonal", "dendritic", "whole-steps", "between-taps"):
-            found[f"{idea} over learned, {task}"] = versus(later, task, epochs, idea, "learned")
-        for one, other in ("learned", "control"), ("learned", STILL), ("fixed", "control"):
-            name = f"{one} over {other}, {task}"
-            found[name] = versus(second, task, epochs, one, other)
-            soft = versus(second, task, epochs, one, other, column="soft")
-            found[f"{name}, training kernels"] = soft
-    difference = versus(later, SHD, 30, "between-taps", "constant-sigma")  # both have no wide start
-    found[f"between-taps over constant-sigma, {SHD}"] = difference
-    lines = [[name, difference, difference.n] for name, difference in found.items()]
-    return pandas.DataFrame(lines, columns=["answer", "difference", "n"])
-
-
 def all_tables() -> dict[str, str]:
     """Return every table by its name, in Markdown."""
     rows = all_rows()
-    first, second = rows[rows["list"] == 1], rows[rows["list"] == 2]
-    on_test = rows.query("speakers == '' and variant not in @PARTS.keys()")
-    on_shd = on_test[on_test["data"].str.lower().str.startswith("shd")]
-    sparse = on_shd["options"].str.contains("--connections")
-    chosen = on_shd["options"].str.contains("--valid-share")
-    toy = on_test.query("data == 'toy' and (list != 2 or seed < 10)")  # the others are of claim c
-    held_out = rows.query("speakers != '' and epochs == 30")
-    heads = ["variant", "parameters", "epochs", *SHARES, "n"]
-    reported = {"last epoch": "epoch that is best on validation"}
-    tables = {
-        # Claims 5 and 8 have a sentence each instead.
-        "claims": claims_table(first, FIRST_CLAIMS).drop([4, 7]),
-        "second": claims_table(second, SECOND_CLAIMS),
-        "third": claims_table(rows.query("list in (1, 3)"), THIRD_CLAIMS),
-        "baseline": recipe(rows.query("list == 3")),
-        "answers": answers(rows),
-        "shd": table(on_shd[~sparse & ~chosen], heads),
-        "ten inputs": table(on_shd[sparse], heads),
-        "validation": table(on_shd[chosen], heads).rename(columns=reported),
-        "toy": table(toy, ["variant", "parameters", "last epoch", "unrounded", "n"]),
-        "parts": parts(second),
-        "held-out": table(held_out, ["variant", *PAIRS, "mean", "n"]),
-    }
-    for name, frame in tables.items():
-        cells = frame.astype(object).fillna("-").to_numpy()
-        lines = [frame.columns, ["---"] * len(frame.columns), *cells]
-        tables[name] = "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
-    return tables
+    found = differences(rows)
+    found["data, epochs"] = found["data"] + ", " + found["one_epochs"].astype(str)
+    found["p"] = found["p"].map("{:.2g}".format)
+    tables = {name: table(rows.query(query), heads) for name, (query, heads) in TABLES.items()}
+    for name, epochs in ("held-out", 30), ("recipe", 40):
+        paired = (found["paired"] == "speakers") & (found["one_epochs"] == epochs)
+        for _, line in found[paired].iterrows():  # pair by pair
+            one, other = sides_of(rows, line)
+            points = 100 * (one - other).droplevel("seed").reindex(PAIRS)
+            texts = [f"{value:+.2f}".replace("+nan", "-") for value in [*points, points.mean()]]
+            tables[name].loc[len(tables[name])] = [line["name"], *texts, len(one)]
+    heads = ["name", "data, epochs", "difference", "n"]
+    tables["differences"] = found[heads]
+    tested = found[found["written_before"] != ""]
+    tables["tested"] = tested[[*heads, "p", "written_before", "verdict"]]
+    return {name: markdown(frame) for name, frame in tables.items()}
 
 
-# ------------------------------------------------------------------------------ speakers and words
+def markdown(frame: pandas.DataFrame) -> str:
+    heads = [head.replace("_", " ") for head in frame.columns]
+    lines = [heads, ["---"] * len(heads), *frame.astype(object).fillna("-").to_numpy()]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+# --------------------------------------------------------------------------------- runs of your own
+
+# By the first digits of the training file's md5, packed or not: the published files, and ours.
+DATA_NAMES = {"8e9877c8": "SHD", "d47c9825": "SHD", "d102be95": "SSC"}
+DATA_NAMES |= {"db7189fb": SHD, "210a81f5": SHD, "63f094f4": SPEECH}
+SEAMS = ["network", "loss", "augment", "before_epoch"]  # what checkpoints hold by name
+FREE = ["seed", "data_dir", "device", "out", "resume", "eval"]  # options of no variant
+
+
+def read_run(folder: str) -> tuple[dict, dict, str]:
+    """Return the config and the result of a finished run, and the name of its data."""
+    try:
+        config = json.loads(Path(folder, "config.json").read_text())
+        result = json.loads(Path(folder, "result.json").read_text())
+    except OSError as problem:
+        raise UserError(f"{folder} is not the folder of a finished run: {problem}") from problem
+    name = result["dataset"]
+    md5 = [digest[:8] for digest in config["md5"].values()]
+    if md5:  # of the files of SHD or SSC
+        name = DATA_NAMES.get(md5[0], f"{name} (files {' '.join(md5)})")
+    return config, result, name
+
+
+def side_of(folders: list[str]) -> pandas.DataFrame:
+    """Return what a comparison needs of runs of train.py or a fork, by speakers and seed."""
+    lines = []
+    for folder in folders:
+        config, result, name = read_run(folder)
+        split = "valid" if result["test_accuracy"] is None else "test"
+        # An option newer than the run has its default.
+        options = vars(train.make_parser().parse_args([])) | config["options"]
+        line = {"run": folder, "place": Path(folder).resolve(), "seed": result["seed"]}
+        line |= {"speakers": options["valid_speakers"], "accuracy": result[f"{split}_accuracy"]}
+        line["of"] = f"{name}, {split} accuracy, {result['rule'].partition(', epoch')[0]}"
+        options |= {part: config[part] for part in SEAMS if part in config}
+        line["options"] = {f"{key} {options[key]}" for key in options.keys() - set(FREE)}
+        lines.append(line)
+    return pandas.DataFrame(lines).set_index(["speakers", "seed"]).sort_index()
+
+
+def check(one: pandas.DataFrame, other: pandas.DataFrame, paired: bool) -> None:
+    """Raise a UserError if two sides cannot be compared."""
+    runs = pandas.concat([one, other])
+    first = runs.iloc[0]
+    for run in runs[runs["of"] != first["of"]].itertuples():
+        rule = "both sides need the same data, files and rule"
+        raise UserError(f"{first['run']} has {first['of']}; {run.run} has {run.of}: {rule}")
+    for run in runs["run"][runs["place"].duplicated()]:
+        raise UserError(f"{run} is given twice: leave one out")
+    for side in one, other:
+        same = side["run"][side.index.duplicated(keep=False)]
+        if len(same):
+            raise UserError(f"{', '.join(same)} are of one seed: a side counts a seed once")
+    alone = runs["run"][runs.index.isin(one.index.symmetric_difference(other.index))]
+    if paired and len(alone):
+        raise UserError(f"--paired: the other side has no run of the seed of {', '.join(alone)}")
+
+
+def compare(folders: list[str], others: list[str], paired: bool) -> None:
+    """Print how far the first runs are above the others, by Welch's test or paired by seed."""
+    if not folders or not others:
+        raise UserError("expected runs before and after a --, as in: compare RUN ... -- RUN ...")
+    one, other = side_of(folders), side_of(others)
+    check(one, other, paired)
+    print(one["of"].iloc[0])
+    for name, side, against in ("first", one, other), ("others", other, one):
+        print(f"{name:<11} {spread(side['accuracy'])} % (n = {len(side)})")
+        words = sorted(set.union(*side["options"]) - set.union(*against["options"]))
+        print(f"{'':<11} {', '.join(words) or 'no option differs'}")
+    if min(len(one), len(other)) >= 3:
+        *_, text = difference(one["accuracy"], other["accuracy"], paired)
+        print(f"difference  {text} points, 95 % interval ({'paired' if paired else 'Welch'})")
+
+
+# ---------------------------------------------------------- adding runs: skip it on a first reading
 
 
 def network_of(folder: str) -> tuple[DelaySNN, argparse.Namespace, str | None]:
     """Return the network of a run, its options, and the idea of ideas.py that it was, if any."""
     saved = torch.load(Path(folder, "net.pt"), map_location="cpu", weights_only=True)
-    saved = {"before_epoch": train.name_of(None)} | saved  # older checkpoints lack it
     usual = dict(net_class=DelaySNN, loss=train.cross_entropy, augment=None, before_epoch=None)
     for idea, seams in ideas.IDEAS.items():
         parts = usual | seams
         names = {"network": parts["net_class"].__name__}
-        names |= {part: train.name_of(parts[part]) for part in ("loss", "augment", "before_epoch")}
-        if names.items() <= saved.items():
+        names |= {part: train.name_of(parts[part]) for part in SEAMS[1:]}
+        if names.items() <= (names | saved).items():  # older checkpoints name no hook
             options = argparse.Namespace(**train.read_options(folder))
             net, _ = train.load_run(folder, train.build(options, parts["net_class"]))
             return net, options, None if idea == "base" else idea
     raise UserError(f"{folder} has a network that is not in ideas.py: add it to IDEAS there")
 
 
-@torch.no_grad()
-def hidden_spikes(net: DelaySNN, spikes: data.Spikes) -> float:
-    """Return the mean number of hidden spikes per sample, of the rounded network.
-
-    A layer's spikes count within the sample's own steps and the tails so far.
-    """
-    counted = []
-    for layer in net.layers[1:]:
-        layer.register_forward_pre_hook(lambda _, inputs: counted.append(inputs[0].sum().item()))
-    for steps in spikes.steps.unique():
-        same = spikes.select((spikes.steps == steps).numpy())  # without padding
-        net(torch.stack(same.counts))
-    return sum(counted) / net.count / len(spikes.labels)  # a layer sees its inputs `count` times
-
-
-def answers_to(test: data.Spikes, folder: str, net: DelaySNN) -> pandas.DataFrame:
-    """Return a line for each test sample of SHD: its speaker, its class, and the class it got."""
-    heard = train.predict(net, test).argmax(1).numpy()
-    found = pandas.DataFrame({"speaker": test.speakers, "said": test.labels, "heard": heard})
-    new = found["speaker"].isin([4, 5])  # who are in the test set alone
-    found["kind"] = new.map({True: "new", False: "known"})
-    return found.assign(run=folder, right=found["said"] == heard)
-
-
-def print_speakers(folders: list[str], data_dir: str) -> None:
-    """Print accuracy by speaker, and the ten largest confusions, over runs on SHD."""
-    test = data.load("shd", "test", data_dir)
-    words = class_names("shd", "test", data_dir)
-    found = pandas.concat(answers_to(test, folder, network_of(folder)[0]) for folder in folders)
-    for column in ("kind", "speaker"):
-        for key, samples in found.groupby(column):
-            accuracies = samples.groupby("run")["right"].mean()
-            print(f"speaker {key:<6} {spread(accuracies)} %")
-    errors = found[~found["right"]]
-    print(f"{len(errors) / len(folders):.1f} errors per run, of which")
-    for (said, heard), number in errors.value_counts(["said", "heard"]).head(10).items():
-        print(f"{number / len(folders):6.1f}  {words[said]} heard as {words[heard]}")
-
-
-# ------------------------------------------------------ runs and commands: skip on a first reading
-
-FOLDER = Path(__file__).resolve().parent
-# By the first digits of the training file's md5, packed or not: the published files, and ours.
-DATA_NAMES = {"8e9877c8": "SHD", "d47c9825": "SHD", "d102be95": "SSC"}
-DATA_NAMES |= {"db7189fb": SHD, "210a81f5": SHD, "63f094f4": SPEECH}
-
-
-def changed_options(options: argparse.Namespace) -> str:
-    """Return the options of a run that are not the defaults, as words.
-
-    --delays, --epochs, --seed and the places of files have columns of their own, or none.
-    """
+def changed_options(options: argparse.Namespace, idea: str | None) -> str:
+    """Return the options of a run that are not the defaults and have no column, as words."""
     usual = vars(train.parse(["--dataset", options.dataset]))
-    free = ["delays", "epochs", "seed", "data_dir", "device", "out", "resume", "eval"]
+    others = ["epochs", *FREE] if idea else ["delays", "epochs", *FREE]
+    if options.valid_speakers and options.no_test:
+        others += ["valid_speakers", "no_test"]
     words = [
         f"--{name.replace('_', '-')} {value}"
         for name, value in vars(options).items()
-        if name not in free and value != usual[name]
+        if name not in others and value != usual[name]
     ]
     return " ".join(words).replace("--no-test True", "--no-test")
 
@@ -378,37 +289,26 @@ def row_of_run(folder: str, data_dir: str | None) -> dict:
 
     data_dir: the folder of the data files; None: where the run had them.
     """
+    config, result, name = read_run(folder)
     net, options, idea = network_of(folder)
-    config_path, result_path = Path(folder, "config.json"), Path(folder, "result.json")
-    config, result = json.loads(config_path.read_text()), json.loads(result_path.read_text())
-    log = pandas.read_csv(Path(folder, "log.csv"), dtype=str, keep_default_na=False)
-    # The log's test_accuracy takes the place of the result's, which is result_test below.
-    row = config | result | log.filter(like="accuracy").iloc[-1].to_dict()
-    row |= {"run": Path(folder).resolve().name, "padding": "yes", "data": result["dataset"]}
-    row |= {"variant": idea or result["delays"], "options": changed_options(options)}
-    if idea and result["delays"] != "learned":
-        row["options"] = f"--delays {result['delays']} {row['options']}".strip()
-    row |= {f"{split}_samples": number for split, number in config["samples"].items()}
-    row |= {f"result_{split}": result[f"{split}_accuracy"] for split in ("test", "valid")}
-    if result["delays"] not in ("fixed", "none"):  # those are whole steps in any case
-        row["unrounded"] = result["unrounded_accuracy"]
-    md5 = [digest[:8] for digest in config["md5"].values()]
-    row["md5"] = " ".join(md5)
-    if md5:  # of the files of SHD and SSC
-        row["data"] = DATA_NAMES.get(md5[0], f"{result['dataset']} (other files)")
-
-    if result["test_accuracy"] is not None:
+    log = pandas.read_csv(Path(folder, "log.csv"), dtype=str).iloc[-1]
+    row = config | result | {"run": Path(folder).resolve().name, "data": name}
+    row |= {"variant": idea or result["delays"], "options": changed_options(options, idea)}
+    row |= {"train_accuracy": log["train_accuracy"], "best_on_valid": result["valid_accuracy"]}
+    if options.no_test:  # for choosing, which compares last epochs
+        row |= {"accuracy": log["valid_accuracy"], "rule": "last epoch", "spikes": None}
+        row["speakers"] = options.valid_speakers
+    else:
         test = data.load(options.dataset, "test", data_dir or options.data_dir)
-        row["spikes"] = round(hidden_spikes(net, test), 1)
+        spikes = result.get("spikes") or train.hidden_spikes(net, test)  # older runs lack them
+        row |= {"accuracy": result["test_accuracy"], "spikes": round(sum(spikes), 1)}
+        if result["delays"] not in ("fixed", "none"):  # those are whole steps in any case
+            row["unrounded"] = result["unrounded_accuracy"]
         if options.dataset == "shd":
-            right = answers_to(test, folder, net).groupby("kind")["right"].mean()
-            row |= {f"{kind}_speakers": accuracy for kind, accuracy in right.items()}
-
-    # The last commit of this checkout before the run, which writes config.json when it begins.
-    begun = f"--before=@{config_path.stat().st_mtime:.0f}"
-    command = ["git", "-C", FOLDER, "log", "-1", "--first-parent", "--format=%h", begun]
-    row["version"] = subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    ended = pandas.Timestamp(result_path.stat().st_mtime, unit="s")  # in UTC
+            right = pandas.Series(train.predict(net, test).argmax(1) == test.labels)
+            new = pandas.Series(test.speakers).isin([4, 5])  # who are in the test set alone
+            row |= {"new_speakers": right[new].mean(), "known_speakers": right[~new].mean()}
+    ended = pandas.Timestamp(Path(folder, "result.json").stat().st_mtime, unit="s")  # in UTC
     row["ended"] = ended.strftime("%Y-%m-%d %H:%M")
     row["processor"] = config["device"] if config["options"]["device"] == "cuda" else processor()
     return row
@@ -426,55 +326,40 @@ def processor() -> str:
 def add(folders: list[str], data_dir: str | None) -> None:
     """Add all of the runs, or none if one of them has a problem."""
     rows = pandas.read_csv(Path(FOLDER, "runs.csv"), dtype=str, keep_default_na=False)
-    same = [*COMMON, "padding", "change", "seed"]
+    same = [*SAME, "speakers", "seed", "processor"]
     for folder in folders:
         row = pandas.Series(row_of_run(folder, data_dir))
         row = row.reindex(rows.columns).fillna("").astype(str)
-        there = rows[(rows[same] == row[same]).all(axis=1)]
-        if row["processor"] in set(there["processor"]):
+        there = rows["run"][(rows[same] == row[same]).all(axis=1)]
+        if len(there):
             rule = "delete that row first if this run replaces it"
-            raise UserError(f"runs.csv already has {folder}, as {there['run'].iloc[0]}: {rule}")
-        # If another processor ran this seed, the run has a line of its own and is of no list.
-        row["list"], row["machine"] = ("", row["processor"]) if len(there) else ("3", "")
+            raise UserError(f"runs.csv already has {folder}, as {there.iloc[0]}: {rule}")
         rows.loc[len(rows)] = row
     train.write(FOLDER, "runs.csv", rows.to_csv(index=False, lineterminator="\n"))
 
 
-def train_all(variants: list[str], seeds: list[str], others: list[str]) -> None:
-    """Train a run for each variant and seed, in folders that say what differs from the paper."""
-    for variant in variants:
-        words = [*others, "--delays", variant]
-        options = train.parse(words)
-        changed = changed_options(options).replace("--", "").split()
-        for seed in seeds:
-            names = [options.dataset, str(options.epochs), variant, seed, *changed]
-            folder = Path("runs", "-".join(names))
-            print(folder, flush=True)
-            if not Path(folder, "result.json").exists():
-                place = ["--resume" if folder.exists() else "--out", str(folder)]
-                train.train(train.parse([*words, "--seed", seed, *place]))
-
-
 def main(argv: list[str] | None = None) -> None:
-    kind = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=kind, allow_abbrev=False)
-    parser.add_argument("command", choices=["train", "add", "tables", "speakers"])
-    parser.add_argument("--variants", default="learned", help="for train, as in learned,fixed")
-    parser.add_argument("--seeds", default="0", help="for train, as in 0,1,2")
-    parser.add_argument("--data-dir", help="folder of the data files (for add: if they were moved)")
-    options, words = parser.parse_known_args(argv)
-    data_dir = options.data_dir or "data"
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form, allow_abbrev=False)
+    parser.add_argument("command", choices=["tables", "add", "compare"])
+    parser.add_argument("names", nargs="*", help="of tables, or of the folders of runs")
+    parser.add_argument("--data-dir", help="for add: folder of the data files, if they were moved")
+    parser.add_argument("--paired", action="store_true", help="for compare: by seed")
+    words = sys.argv[1:] if argv is None else argv
+    # argparse would swallow the -- between two sides.
+    options = parser.parse_intermixed_args(["|" if word == "--" else word for word in words])
+    names = options.names
     try:
-        if options.command == "train":
-            words += ["--data-dir", data_dir]
-            train_all(options.variants.split(","), options.seeds.split(","), words)
-        elif options.command == "add":
-            add(words, options.data_dir)
-        elif options.command == "speakers":
-            print_speakers(words, data_dir)
+        if options.command == "add":
+            add(names, options.data_dir)
+        elif options.command == "compare":
+            middle = [*names, "|"].index("|")
+            compare(names[:middle], names[middle + 1 :], options.paired)
         else:
             tables = all_tables()
-            for name in words or tables:
+            for name in names or tables:
+                if name not in tables:
+                    raise UserError(f"no table is called {name!r}, but {', '.join(tables)}")
                 print(f"{name}:\n\n{tables[name]}\n")
     except (UserError, OSError) as problem:
         sys.exit(f"results.py: {problem}")
