@@ -1,17 +1,15 @@
-"""Draw the pictures of the README, and any run of train.py.
-
-This needs matplotlib, and parts.png also pandas and scipy.
+"""Draw the pictures of the pages, and any run of train.py or ideas.py.
 
     python -m experiments.figures
     python -m experiments.figures --run RUN   # RUN: the folder of a run
 
-The second writes run.png and confusions.png to RUN, also while RUN is still training.
+The second writes run.png and confusions.png to RUN, also while RUN is still training.  Both need
+matplotlib, pandas and scipy.
 """
 
 import argparse
 import os
 import sys
-import tempfile
 
 import numpy as np
 import torch
@@ -23,34 +21,28 @@ from torch.nn import functional as F
 import data
 import train
 from data import UserError
-from delays import (
-    DelayedLinear,
-    class_scores,
-    gaussian_kernel,
-    integer_kernel,
-    leaky_integrator,
-    lif,
-    shrinking_sigma,
-)
+from delays import DelayedLinear, class_scores, leaky_integrator, lif, shrinking_sigma
 from experiments.export import class_names
 
-INK = "#222222"
-GREY = "#b8b8b8"
-PALE = "#dcdcdc"
-BLUE = "#2166ac"
-PALE_BLUE = "#92b9dd"
-RED = "#d6604d"
-
-# ---------------------------------------------------- learning.gif and why.png: a training by hand
+INK, GREY, PALE = "#222222", "#b8b8b8", "#dcdcdc"
+BLUE, PALE_BLUE, RED = "#2166ac", "#92b9dd", "#d6604d"
 
 
-def by_hand(sigmas: list[float]) -> tuple[Tensor, Tensor, Tensor, int]:
+def loss_by_hand(patterns: Tensor, hidden: DelayedLinear, readout: DelayedLinear) -> Tensor:
+    """Return the loss of the network of tour.ipynb, for which pattern c is of class c."""
+    fired = lif(hidden(patterns), tau=1.005)
+    scores = class_scores(leaky_integrator(readout(fired), tau=5.0))
+    return F.cross_entropy(scores, torch.arange(4))
+
+
+def by_hand(sigmas: list[float]) -> tuple[Tensor, Tensor, Tensor, tuple, int]:
     """Train the network of tour.ipynb: each of four neurons has to fire at a pattern of its own.
 
     sigmas: the width of the kernels in each step of training.
     Returns the steps in which inputs spike, [patterns, inputs]; the hidden delays at the start and
-    after each step of training, [1 + len(sigmas), neurons, inputs]; and in evaluation, what reaches
-    the neurons, [patterns, steps, neurons], and how many patterns make only their own neuron fire.
+    after each step of training, [1 + len(sigmas), neurons, inputs]; what reaches the neurons in
+    evaluation, [patterns, steps, neurons]; the arguments of loss_by_hand; and how many patterns
+    make only their own neuron fire.
     """
     torch.manual_seed(9)
     times = torch.randint(15, (4, 6))
@@ -63,18 +55,16 @@ def by_hand(sigmas: list[float]) -> tuple[Tensor, Tensor, Tensor, int]:
     delays = [hidden.delay.detach().clone()]
     for sigma in sigmas:
         hidden.sigma = readout.sigma = sigma
-        fired = lif(hidden(patterns), tau=1.005)
-        scores = class_scores(leaky_integrator(readout(fired), tau=5.0))
         optimizer.zero_grad()
-        F.cross_entropy(scores, torch.arange(4)).backward()
+        loss_by_hand(patterns, hidden, readout).backward()
         optimizer.step()
         hidden.clamp_delays()
         readout.clamp_delays()
         delays.append(hidden.delay.detach().clone())
     current = hidden.eval()(patterns).detach()
     fired = lif(current, tau=1.005).any(1)  # [patterns, neurons]
-    right = (fired == torch.eye(4)).all(1).sum()
-    return times, torch.stack(delays), current, int(right)
+    right = int((fired == torch.eye(4)).all(1).sum())
+    return times, torch.stack(delays), current, (patterns, hidden, readout), right
 
 
 def shrinking() -> list[float]:
@@ -85,29 +75,26 @@ def shrinking() -> list[float]:
 def learning_gif(path: str) -> None:
     """Write an animation of the tour's training, with sigma shrinking and with sigma always 0.5."""
     figure = Figure(figsize=(7.2, 4.2))
-    figure.subplots_adjust(left=0.1, right=0.98, top=0.75, bottom=0.13, wspace=0.08)
-    words = "Can four neurons learn delays that line up their own patterns?"
-    figure.text(0.1, 0.94, words, fontsize=13, fontweight="bold", color=INK)
-    for c in range(4):
-        figure.text(0.015, 0.66 - 0.155 * c, f"neuron {c}", fontsize=9, color=INK)
-    settings = {"sigma shrinks": shrinking(), "sigma is constant": [0.5] * 200}
+    figure.subplots_adjust(left=0.1, right=0.98, top=0.8, bottom=0.12, wspace=0.08)
+    heading(figure, "Spikes of six inputs (dots) at four neurons: four in one step make one fire")
+    counter = figure.text(0.1, 0.88, "", fontsize=10, color=INK)
+    settings = {"the blur narrows": shrinking(), "narrow from the start": [0.5] * 200}
     sides = []
     for axis, (name, sigmas) in zip(figure.subplots(1, 2), settings.items(), strict=True):
         sides.append((axis, name, sigmas, *by_hand(sigmas)))
-    # Most of the movement is at the start.
-    shown = [*range(30), *range(30, 60, 2), *range(60, 200, 10)]
+    shown = [*range(30), *range(30, 60, 2), *range(69, 200, 10)]  # most of it moves at the start
 
     writer = PillowWriter(fps=8)
     with writer.saving(figure, path, dpi=100):
         for step in shown:
-            for axis, name, sigmas, times, delays, _, _ in sides:
-                title = f"{name}: {sigmas[step]:.1f}"
+            counter.set_text(f"update {step + 1} of 200")
+            for axis, name, sigmas, times, delays, *_ in sides:
+                title = f"{name}: sigma {sigmas[step]:.1f}"
                 draw_arrivals(axis, title, times + delays[step], sigmas[step])
             writer.grab_frame()
-        for axis, name, _, times, delays, _, right in sides:
-            draw_arrivals(axis, name, times + delays[-1].round())
-            words, color = f"{right} of 4 patterns right", BLUE if right == 4 else RED
-            axis.text(0, -0.6, words, fontsize=13, fontweight="bold", color=color)
+        for axis, name, _, times, delays, *_, right in sides:
+            title = f"{name}: {right} of 4 patterns right"
+            draw_arrivals(axis, title, times + delays[-1].round())
         for _ in range(32):  # four seconds
             writer.grab_frame()
     print(path)
@@ -127,423 +114,316 @@ def draw_arrivals(axis, title: str, arrivals: Tensor, sigma: float = 0.0) -> Non
     heights = torch.arange(4)[:, None] + (torch.arange(6) - 2.5) / 8
     axis.plot(arrivals.flatten(), heights.flatten(), "o", color=BLUE, markersize=4.5)
     axis.hlines([0.5, 1.5, 2.5], 0, 28, color=PALE, linewidth=0.8)
-    style(axis, "", "step of arrival")
-    axis.set_title(title, fontsize=12, loc="left", pad=24, color=INK)
-    axis.tick_params(labelsize=9)
-    axis.xaxis.label.set_size(10)
-    axis.set(xlim=(0, 28), ylim=(3.5, -0.5), yticks=[])
-
-
-def why_figure() -> Figure:
-    """Draw what one trained neuron receives from its own pattern and from another."""
-    times, delays, current, _ = by_hand(shrinking())
-    own, other = 0, 2
-    arrivals = times + delays[-1, own].round()  # at the neuron of the pattern `own`
-
-    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
-    heading(figure, "One of four trained neurons")
-    axes = figure.subplots(3, 2, sharex=True, sharey="row")
-    titles = ["its own pattern, as sent", "another pattern, as sent"]
-    for (sent, arrived, summed), pattern, title in zip(axes.T, (own, other), titles, strict=True):
-        sent.eventplot(times[pattern][:, None], linelengths=0.8, linewidths=3, color=BLUE)
-        arrived.eventplot(arrivals[pattern][:, None], linelengths=0.8, linewidths=3, color=BLUE)
-        summed.bar(range(current.shape[1]), current[pattern, :, own].tolist(), color=INK)
-        summed.axhline(1, color=RED, linewidth=0.8, linestyle="--")
-        summed.text(current.shape[1] - 1, 1.1, "threshold", color=RED, fontsize=8, ha="right")
-        for step in lif(current, tau=1.005)[pattern, :, own].nonzero().flatten().tolist():
-            arrived.axvspan(step - 0.5, step + 0.5, color=PALE, zorder=0)
-            summed.axvspan(step - 0.5, step + 0.5, color=PALE, zorder=0)
-        style(sent, title, y="input")
-        style(arrived, "as it arrives, each spike after its delay", y="input")
-        style(summed, "the weighted sum (grey: the neuron fires)", "time (steps)")
-    words = "Seed 9 of twelve. Four spikes that arrive together make a neuron fire."
-    figure.supxlabel(words, x=0.01, ha="left", fontsize=8, color=INK)
-    return figure
-
-
-# ----------------------------------------------------------- toy.png: a neuron of a trained network
-
-
-@torch.no_grad()
-def hidden_input(net: nn.Module, counts: Tensor) -> Tensor:
-    """Return the input of the first hidden neurons, after batch norm, [B, T, neurons]."""
-    current = net.layers[0](counts)
-    return net.norms[0](current.flatten(0, 1)).view_as(current)
-
-
-def chosen_neuron(net: nn.Module) -> tuple[int, int, int, Tensor]:
-    """Return a hidden neuron, the class of the toy task for which it fires most, and fires least.
-
-    Each class's pattern is sent without noise.  The neuron is the one whose number of spikes for
-    one class is furthest above that for the second.  The last value returned has its spikes for
-    each class.
-    """
-    patterns = torch.stack(data.toy("test", noise=0.0).counts[:10])  # sample c is of class c
-    fired = net.neurons(0, hidden_input(net, patterns)).sum(1)  # [classes, neurons]
-    first, second = fired.topk(2, 0).values
-    neuron = int((first - second).argmax())
-    spikes = fired[:, neuron]
-    return neuron, int(spikes.argmax()), int(spikes.argmin()), spikes
-
-
-@torch.no_grad()
-def toy_figure(net: nn.Module) -> Figure:
-    """Draw what a hidden neuron of a trained network receives from two samples of the toy task."""
-    neuron, own, other, spikes = chosen_neuron(net.eval())
-    layer = net.layers[0]
-    delay = layer.delay[neuron].round().numpy()
-    weight = layer.weight[neuron] * net.norms[0].weight[neuron]  # batch norm can change the sign
-    heights = (0.9 * weight.abs() / weight.abs().max()).numpy()
-    colors = np.where(weight < 0, RED, BLUE)
-    later = net.layers[1].delay[own, neuron].round()  # on the way to the readout
-    noisy, clean = data.toy("test").counts, data.toy("test", noise=0.0).counts
-
-    figure = Figure(figsize=(7.2, 6.4), layout="constrained")
-    heading(figure, f"A hidden neuron that fires most for class {own} of the toy task")
-    axes = figure.subplots(4, 2, sharex=True, sharey="row", height_ratios=(5, 5, 4, 4))
-    for (sent, arrived, summed, sums), c in zip(axes.T, (own, other), strict=True):
-        for counts, alpha in ((noisy[c], 0.25), (clean[c], 1)):  # sample c is of class c
-            step, i = counts.nonzero().T.numpy()
-            left = step - 0.5
-            sent.barh(i, 1, 0.6, left, color=INK, alpha=alpha)
-            arrived.barh(i, 1, heights[i], left + delay[i], color=colors[i], alpha=alpha)
-        counts = F.pad(noisy[c], (0, 0, 0, net.tail))[None]
-        current = hidden_input(net, counts)
-        fired = net.neurons(0, current)[0, :, neuron].nonzero().flatten()  # the steps
-        summed.bar(range(current.shape[1]), current[0, :, neuron].tolist(), width=1, color=INK)
-        summed.axhline(1, color=RED, linewidth=0.8, linestyle="--")
-        score = net(counts)[0].softmax(1).cumsum(0)  # [steps, classes]
-        for step in (fired + later).tolist():
-            sums.axvspan(step - 0.5, step + 0.5, color=PALE_BLUE, alpha=0.5, linewidth=0)
-        sums.plot(score, color=GREY, linewidth=0.7)
-        sums.plot(score[:, own], color=BLUE, linewidth=1.6)
-        sums.plot(score[:, other], color=INK, linewidth=1.6)
-        style(sent, f"a sample of class {c} (grey: noise)", y="input")
-        style(arrived, "the same at the neuron, each burst after its delay", y="input")
-        style(summed, "the sum, after batch norm (dashed: threshold)")
-        style(sums, f"scores so far of class {own} (blue), {other} (black)", "time (steps)")
-    axes[0, 0].set(xlim=(0, 120), yticks=range(8))
-    axes[1, 0].set_yticks(range(8))
-    most, least = int(spikes.max()), int(spikes.min())
-    words = f"""Blue bursts excite the neuron, red ones inhibit it; the height is the weight.
-The blue bands: its spikes reach the readout of class {own}, after another delay.
-The neuron: sent patterns without noise, neuron {neuron} fires {most} times for class {own},
-and least for class {other}, {least} times.  Of all neurons, it has the largest difference
-between its first and its second class."""
-    figure.supxlabel(words, x=0.01, ha="left", fontsize=8, color=INK)
-    return figure
-
-
-# --------------------------------------------------------------------------------- other pictures
+    style(axis, title, "step of arrival")
+    axis.set_yticks(range(4), [f"neuron {c}" for c in range(4)])
+    axis.label_outer()
+    axis.set(xlim=(0, 28), ylim=(3.5, -0.5))
 
 
 def kernel_figure() -> Figure:
     """Draw the kernel of a synapse of the training by hand, in some updates and in evaluation."""
     sigmas = shrinking()
-    delays = by_hand(sigmas)[1][:, 0]  # of one neuron, [1 + steps, inputs]
-    delays = delays[:, (delays[-1] - delays[0]).abs().argmax()]  # the one that moves farthest
-    one = torch.ones(1, 1)
-    rows = []
-    for step in (0, 10, 25, 199):
-        kernel = gaussian_kernel(one, delays[step] * one, sigmas[step], 15)
-        rows.append((f"update {step + 1}: sigma {sigmas[step]:.1f}", kernel, delays[step]))
-    rows.append(("evaluation", integer_kernel(one, delays[-1] * one, 15), delays[-1].round()))
-
+    _, delays, _, (_, hidden, _), _ = by_hand(sigmas)
+    i = int((delays[-1] - delays[0])[0].abs().argmax())  # of neuron 0, what moves farthest
     figure = Figure(figsize=(7.2, 2.8), layout="constrained")
     axis = figure.subplots()
-    for level, (name, kernel, delay) in enumerate(reversed(rows)):
-        peak = kernel.max()
-        heights = 0.85 * kernel.flatten() / peak
-        axis.bar(range(15), heights.tolist(), bottom=level, color=PALE_BLUE)
-        axis.vlines(delay, level, level + 0.85, color=RED, linewidth=1.5)
-        axis.text(15, level + 0.45, name, fontsize=8)
-        axis.text(15, level + 0.1, f"delay {delay:.1f}, peak {peak:.2f}", fontsize=8)
-    title = "the kernel of a synapse of weight 1 (each row is scaled to its own peak)"
+    rows = {f"update {k + 1}: sigma {sigmas[k]:.1f}": k for k in (0, 10, 25, 199)}
+    for level, (name, k) in enumerate(reversed((rows | {"evaluation": 200}).items())):
+        hidden.delay.data, hidden.sigma = delays[k], sigmas[min(k, 199)]
+        kernel = hidden.train(k < 200).kernel()[0, i].detach() / 0.3  # divided by the weight
+        height = 0.85 / (kernel.max() if k < 199 else 1)
+        axis.bar(range(15), (height * kernel).tolist(), bottom=level, color=PALE_BLUE)
+        axis.vlines(delays[k, 0, i], level, level + 0.85, color=RED, linewidth=1.5)
+        words = f"{name}\ndelay {delays[k, 0, i]:.1f}, peak {kernel.max():.2f}"
+        axis.text(15, level + 0.4, words, fontsize=8, va="center")
+    title = "the kernel of a synapse of weight 1 (the last two rows have the same scale)"
     style(axis, title, "tap (delay in steps)")
     axis.set_yticks([])
-    axis.spines["left"].set_visible(False)
     return figure
+
+
+def delay_gradients(sigmas: list[float]) -> tuple[Tensor, Tensor]:
+    """Return the gradient of a hidden delay for each value that it can have, after the training.
+
+    All other delays are where the training put them, so five spikes of each pattern arrive together
+    at its neuron.  The loss is that of the training.  sigmas: widths of the kernels.
+    Returns the right delays, [neurons, inputs], and the gradients at delays of 0 to 14 steps,
+    [sigmas, neurons, inputs, 15].
+    """
+    *_, (patterns, hidden, readout), _ = by_hand(shrinking())
+    layers = [layer.double().train() for layer in (hidden, readout)]
+    right = hidden.delay.detach().round()
+    gradients = torch.zeros(len(sigmas), 4, 6, 15)
+    for k, n, i, d in np.ndindex(*gradients.shape):
+        hidden.sigma = readout.sigma = sigmas[k]
+        hidden.delay.data = right.clone()
+        hidden.delay.data[n, i] = d
+        (gradient,) = torch.autograd.grad(loss_by_hand(patterns, *layers), hidden.delay)
+        gradients[k, n, i, d] = gradient[n, i]
+    return right, gradients
+
+
+def gradient_figure() -> Figure:
+    """Draw where the gradient sends a delay that is wrong, while all others are right."""
+    sigmas, neuron, i = [7.0, 3.0, 1.5, 0.5], 2, 3
+    right, gradients = delay_gradients(sigmas)
+    off = torch.arange(15) - right[..., None]  # how much too long each delay is, [4, 6, 15]
+    figure = Figure(figsize=(9.2, 3), layout="constrained")
+    heading(figure, "Where the gradient sends a delay that is wrong, while all others are right")
+    one, way, size = figure.subplots(1, 3)
+    one.axvline(right[neuron, i], color=PALE, linewidth=5)
+    one.axhline(0, color=GREY, linewidth=0.8)
+    way.axhline(50, color=GREY, linewidth=0.8)
+    for sigma, gradient, color in zip(sigmas, gradients, (INK, BLUE, PALE_BLUE, RED), strict=True):
+        helps = 100 * (gradient.sign() == off.sign()).double()  # a step is against the gradient
+        apart = [off.abs() == k for k in range(1, 11)]
+        push = -gradient[neuron, i] / gradient[neuron, i].abs().max()
+        one.plot(push, ".-", color=color)
+        label = f"sigma {sigma}: {helps[off != 0].mean():.0f} % of all"
+        way.plot(range(1, 11), [helps[at].mean() for at in apart], ".-", color=color, label=label)
+        sizes = [gradient[at].abs().median() for at in apart]
+        size.semilogy(range(1, 11), sizes, ".-", color=color)
+    style(one, f"one delay ({right[neuron, i]:.0f} is right)", "delay (steps)", "push (up: longer)")
+    style(way, "how often the right way (%; grey: a coin)", "steps from the right delay")
+    way.set_ylim(0, 105)
+    style(size, "size of the gradient (median)", "steps from the right delay")
+    way.legend(fontsize=7, frameon=False)
+    return figure
+
+
+def neuron_figure(title: str, panels: dict[str, list], delay: Tensor, weight: Tensor) -> Figure:
+    """Draw the path of each spike, from where it was sent to where it arrives, and the sums.
+
+    panels: by title, pairs of counts [T, inputs] and sums [steps], with a second pair for noise.
+    delay, weight: of each input of the neuron.
+    """
+    figure = Figure(figsize=(7.2, 2.6 + 0.25 * len(delay)), layout="constrained")
+    heading(figure, title)
+    axes = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=(5, 3))
+    widths = (2 * weight.abs() / weight.abs().max()).clamp(min=0.3).tolist()
+    for (paths, summed), (name, samples) in zip(axes.T, panels.items(), strict=True):
+        before, numbers = 0, []
+        for k, (counts, sums) in enumerate(samples):
+            look, color = {"alpha": 0.3 if k else 1, "zorder": 3 - k}, GREY if k else INK
+            for step, i in counts.nonzero().tolist():
+                path = [step, step + delay[i].item()], [i, -2]
+                sign = BLUE if weight[i] > 0 else RED
+                paths.plot(*path, color=sign, linewidth=widths[i], **look)
+                paths.plot(step, i, "|", color=INK, markersize=5, **look)
+            summed.bar(range(len(sums)), (sums - before).tolist(), 1, before, color=color)
+            fired = lif(sums[None, :, None], tau=1.005)[0, :, 0].nonzero()
+            summed.plot(fired, [1] * len(fired), ".", color=RED, markersize=5, **look)
+            before = sums
+            numbers.append(str(len(fired)))
+        summed.axhline(1, color=RED, linewidth=0.8, linestyle="--")
+        style(paths, name, y="input")
+        paths.set_yticks([-2, *range(len(delay))], ["neuron", *range(len(delay))])
+        words = "the sum; spikes (dots): " + ", with noise (pale) ".join(numbers)
+        style(summed, words, "time (steps)")
+    return figure
+
+
+def why_figure() -> Figure:
+    """Draw what one trained neuron receives from its own pattern and from another."""
+    _, delays, current, (patterns, *_), _ = by_hand(shrinking())
+    own, other = [[(patterns[c], current[c, :, 0])] for c in (0, 2)]  # at neuron 0
+    title = "One of the four neurons after training (weights 0.3; dashed: threshold)"
+    panels = {"its own pattern": own, "another neuron's pattern": other}
+    return neuron_figure(title, panels, delays[-1, 0].round(), torch.ones(6))
+
+
+@torch.no_grad()
+def toy_figure(net: nn.Module) -> Figure:
+    """Draw what a hidden neuron of a trained network receives from two samples of the toy task.
+
+    It is the neuron whose spikes for its first class, without noise, are furthest above those for
+    its second.  The other sample is of the class for which it fires least.
+    """
+
+    def sums_of(x):  # of the first hidden neurons, after batch norm, [B, T, neurons]
+        current = net.layers[0](x)
+        return net.norms[0](current.flatten(0, 1)).view_as(current)
+
+    layer, norm = net.eval().layers[0], net.norms[0]
+    sets = [data.toy("test", noise=0.0), data.toy("test")]  # sample c of either is of class c
+    spikes = net.neurons(0, sums_of(torch.stack(sets[0].counts[:10]))).sum(1)  # [classes, neurons]
+    first, second = spikes.topk(2, 0).values
+    neuron = int((first - second).argmax())
+    own, other = int(spikes[:, neuron].argmax()), int(spikes[:, neuron].argmin())
+    panels = {}
+    for c in (own, other):
+        counts = [F.pad(toy.counts[c], (0, 0, 0, net.tail)) for toy in sets]
+        pairs = [(x, sums_of(x[None])[0, :, neuron]) for x in counts]
+        panels[f"a sample of class {c}"] = pairs
+    weight = layer.weight[neuron] * norm.weight[neuron]  # batch norm can change its sign
+    title = f"A neuron that fires most for class {own} (blue excites, red inhibits, pale: noise)"
+    figure = neuron_figure(title, panels, layer.delay[neuron].round(), weight)
+    figure.axes[0].set_xlim(0, 120)
+    return figure
+
+
+# The rows of part A of results.png, each with its sides on SHD and on the toy task.
+ROWS = {
+    "learned delays": ("learned", "learned"),
+    "learned delays, inputs shifted": ("shift", "shift"),
+    "fixed delays, more neurons": ("fixed --hidden 388", "fixed --hidden 76"),
+    "learned delays, half the parameters": ("learned --hidden 165", "learned --hidden 21"),
+    "fixed random delays": ("fixed", "fixed"),
+    "control: Gaussians narrow,\nbut delays stay where they are": ("control", "control"),
+    "no delays, slow membrane": ("none --tau 400.0 --tau-readout 10.05", "none --tau 100.0"),
+}
+
+
+def results_figure() -> Figure:
+    """Draw the accuracy of each run of ROWS, and the differences marked with results.png."""
+    from experiments import results
+
+    found = results.all_rows()
+    rows = found.query("speakers == '' and rule == 'last epoch' and seed < 10")
+    # Two processors ran some seeds of the toy task.
+    rows = rows.drop_duplicates(["data", "epochs", "side", "seed"])
+    figure = Figure(figsize=(9.2, 6.2), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=[3, 2])
+    heading(top, "A. Test accuracy: each dot is a run with another seed, each number a mean")
+    axes = top.subplots(1, 2, sharey=True)
+    draw_runs(axes[0], rows[rows["data"] == results.SHD], 0, {150: BLUE, 30: PALE_BLUE})
+    draw_runs(axes[1], rows[rows["data"] == "toy"], 1, {20: BLUE})
+    axes[0].set_yticks(range(len(ROWS)), ROWS)
+    axes[0].invert_yaxis()
+
+    heading(bottom, "B. How many points better, with 95 % intervals (filled: shown; open: not)")
+    lines = results.differences(found).query("where.str.contains('results.png')")
+    axis = bottom.subplots()
+    draw_differences(axis, lines)
+    epochs = [f" ({line.data[:3]}, {line.one_epochs} epochs)" for line in lines.itertuples()]
+    axis.set_yticks(range(len(lines)), lines["name"] + epochs)
+    style(axis, "", "points")
+    return figure
+
+
+def draw_runs(axis, rows, k: int, colors: dict[int, str]) -> None:
+    """Draw the accuracy of each run of the sides k of ROWS, in the color of its epochs."""
+    sides = [pair[k] for pair in ROWS.values()]
+    for (side, epochs), runs in rows.groupby(["side", "epochs"]):
+        if side in sides and epochs in colors:
+            accuracy, height = 100 * runs["accuracy"], sides.index(side)
+            height += (len(colors) - 1) * (0.2 if epochs == 30 else -0.2)
+            axis.plot(accuracy, 0 * accuracy + height, "o", color=colors[epochs], markersize=4.5)
+            words = f"   {accuracy.mean():.2f}"
+            axis.text(accuracy.max(), height, words, fontsize=8, va="center", color=INK)
+    axis.margins(x=0.12)
+    words = " epochs (dark), ".join(str(epochs) for epochs in colors)
+    style(axis, f"{rows['data'].iloc[0]}, {words} epochs", "test accuracy (%)")
+
+
+def draw_differences(axis, lines) -> None:
+    """Draw differences: filled if tested and shown, pale if 0 is in the interval."""
+    for level, line in enumerate(lines.itertuples()):
+        color = PALE_BLUE if line.low <= 0 <= line.high else BLUE
+        fill = color if line.verdict == "holds" else "white"
+        axis.hlines(level, line.low, line.high, color=color, linewidth=1.6)
+        axis.plot(line.points, level, "o", color=color, markerfacecolor=fill, markersize=5)
+        axis.text(line.high, level, f"  {line.points:+.2f}", fontsize=8, va="center", color=INK)
+    axis.axvline(0, color=GREY, linewidth=0.8, zorder=0)
+    axis.set_ylim(len(lines) - 0.5, -0.5)
 
 
 def parts_figure() -> Figure:
     """Draw how accuracy changes without each part of the method, with 95 % intervals."""
     from experiments import results
 
-    parts = results.parts(results.all_rows().query("list == 2"))
-    figure = Figure(figsize=(7.2, 2.6), layout="constrained")
+    found = results.differences(results.all_rows()).query("where.str.contains('parts.png')")
+    names = list(found["name"].unique())
+    figure = Figure(figsize=(7.2, 2.8), layout="constrained")
     axes = figure.subplots(1, 2, sharex=True, sharey=True)
-    for axis, task in zip(axes, results.TASKS, strict=True):
-        for level, difference in enumerate(parts[task]):
-            axis.hlines(level, difference.low, difference.high, color=BLUE, linewidth=1.6)
-            axis.plot(difference.points, level, "o", color=BLUE, markersize=4.5)
-        axis.axvline(0, color=GREY, linewidth=0.8)
-        axis.locator_params("x", nbins=6)
+    for axis, task in zip(axes, ("toy", results.SHD), strict=True):
+        draw_differences(axis, found[found["data"] == task].set_index("name").reindex(names))
         style(axis, task, "points, compared with the unchanged method")
-    axes[0].set_yticks(range(len(parts)), parts["part"])
-    axes[0].invert_yaxis()
+    axes[0].text(-6, names.index("dropout anew in each step"), "toy: no dropout", fontsize=8)
+    axes[0].set_yticks(range(len(names)), names)
     return figure
-
-
-# ----------------------------------------------------------------------- results.png: the findings
-
-# The rows of results.png: sides and claims of results.py, and how they are called.
-ON_SHD = {
-    "learned": "learned delays",
-    "shift": "learned delays, inputs shifted",
-    "learned --hidden 165": "learned delays, half the parameters",
-    "fixed": "fixed random delays",
-    "control": "control: Gaussians narrow,\nbut delays stay where they are",
-    "none --tau 400.0 --tau-readout 10.05": "no delays (membrane 400 ms)",
-}
-ON_TOY = {
-    "learned": "learned delays",
-    "fixed --hidden 76": "fixed delays, as many parameters",
-    "learned --hidden 21": "learned delays, half the parameters",
-    "fixed": "fixed random delays",
-    "none --tau 100.0": "no delays (membrane 100 ms)",
-}
-CLAIMS = {
-    "1. learned against fixed": "learned over fixed delays (150 epochs)",
-    "2. learned against fixed, equal parameters": "the same at equal parameters (150)",
-    "a. learned against the control": "learned over the control (30)",
-    "e. shrinking against constant sigma": "wide start over narrow start (30)",
-    "d. learned against fixed, held-out speakers": "learned over fixed, new speakers (30)",
-}
-TEN_INPUTS = {
-    "b. ten inputs: learned against fixed": "learned over fixed,\nten inputs per neuron (60)"
-}
-
-
-def results_figure() -> Figure:
-    """Draw the accuracy of each run of the main comparisons, and claims with their intervals."""
-    from experiments import results
-
-    rows = results.all_rows()
-    first, second = rows.query("list == 1"), rows.query("list == 2")
-    figure = Figure(figsize=(9.2, 6), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=[5, 4])
-    heading(top, "A. Test accuracy: each dot is a run with another seed, each number a mean")
-    on_shd, on_toy = top.subplots(1, 2)
-    draw_runs(on_shd, rows.query("speakers == ''"), results.SHD, ON_SHD, {150: BLUE, 30: PALE_BLUE})
-    draw_runs(on_toy, first, "toy", ON_TOY, {20: BLUE})
-
-    heading(bottom, "B. How many points better, on SHD (regenerated), with 95 % intervals")
-    most, last = bottom.subplots(2, 1, height_ratios=[5, 1])
-    draw_claims(most, rows, CLAIMS)
-    draw_claims(last, rows, TEN_INPUTS)
-    pairs = [
-        results.runs_of(second, results.SHD, 30, side, [0], results.PAIRS)["accuracy"]
-        for side in ("learned", "fixed")
-    ]
-    most.plot(100 * (pairs[0] - pairs[1]), [4.4] * 5, "o", color=PALE_BLUE, markersize=4.5)
-    kinds = {
-        "claim written after some of its runs": most.lines[0],
-        "claim written before its runs": most.lines[2],
-        "one pair of held-out speakers": most.lines[-1],
-    }
-    look = {"fontsize": 7, "frameon": False, "labelcolor": INK}
-    most.legend(kinds.values(), kinds.keys(), loc="upper left", **look)
-    most.set_xlim(-3.2)
-    last.set_xlabel("points", fontsize=8, color=INK)
-    return figure
-
-
-def draw_claims(axis, rows, claims: dict[str, str]) -> None:
-    """Draw the difference of each claim, filled if the claim was written before its runs."""
-    from experiments import results
-
-    for level, claim in enumerate(claims):
-        planned = claim in results.SECOND_CLAIMS
-        sides = (results.FIRST_CLAIMS | results.SECOND_CLAIMS)[claim]
-        found = results.versus(rows[rows["list"] == 1 + planned], *sides)
-        axis.hlines(level, found.low, found.high, color=BLUE, linewidth=1.6)
-        fill = BLUE if planned else "white"
-        axis.plot(found.points, level, "o", color=BLUE, markerfacecolor=fill, markersize=7)
-        axis.text(found.high, level, f"  {found.points:+.1f}", fontsize=8, va="center", color=INK)
-    axis.axvline(0, color=GREY, linewidth=0.8)
-    axis.set_yticks(range(len(claims)), claims.values())
-    axis.set_ylim(len(claims) - 0.3, -0.5)
-    style(axis, "")
-
-
-def draw_runs(axis, rows, name: str, sides: dict[str, str], colors: dict[int, str]) -> None:
-    """Draw the accuracy of each run by side, with a color for each number of epochs."""
-    for level, side in enumerate(sides):
-        runs = rows[(rows["data"] == name) & (rows["side"] == side)]
-        for k, (epochs, color) in enumerate(colors.items()):
-            accuracy = 100 * runs["accuracy"][runs["epochs"] == epochs]
-            height = level + 0.4 * k - 0.2 * (len(colors) - 1)
-            label = f"{epochs} epochs" if level == 0 else None
-            look = {"color": color, "markersize": 4.5, "label": label}
-            axis.plot(accuracy, [height] * len(accuracy), "o", **look)
-            if len(accuracy):  # some ran with one number of epochs only
-                words = f"   {accuracy.mean():.1f}"
-                axis.text(accuracy.max(), height, words, fontsize=8, va="center", color=INK)
-    axis.set_yticks(range(len(sides)), sides.values())
-    axis.invert_yaxis()
-    axis.margins(x=0.1)
-    style(axis, "toy task" if name == "toy" else name, "test accuracy (%)")
-    legend(axis, "lower right")
 
 
 # ---------------------------------------------------- run.png and confusions.png: look into a run
 
 
-def run_figures(folder: str, data_dir: str | None = None, index: int = 0) -> dict[str, Figure]:
-    """Return pictures of a run by file name: run.png, and confusions.png if there are test samples.
+def run_figures(folder: str, data_dir=None, index: int = 0, net=None) -> dict[str, Figure]:
+    """Return pictures of a run by file name: run.png and confusions.png.
 
-    run.png has the curves of training, how far the delays moved, and how a sample passes through
-    the network.
     data_dir: the folder of the data files; None: where the run had them.
-    index: the sample's, in the test set (with --no-test, in the validation set).
-    Prints a sentence if the delays or the samples cannot be shown, and leaves them out.
+    index: of the sample to show, in the test set (with --no-test, in the validation set).
+    net: a network of your own, built like the one that was trained; None: that of an idea.
     """
+    from experiments import results
+
+    net = train.load_run(folder, net)[0] if net else results.network_of(folder)[0]
     options = argparse.Namespace(**train.read_options(folder))
-    options.data_dir = data_dir or options.data_dir
-    options.device = "cpu"
+    options.data_dir, options.device = data_dir or options.data_dir, "cpu"
+    sets = train.load_sets(options)
+    split = "test" if "test" in sets else "valid"
+    names = class_names(options.dataset, split, options.data_dir)
     step_ms = data.DATASETS[options.dataset].step_ms
 
-    # The function that draws each panel, and its arguments.
-    parts = [(draw_log, [folder, step_ms, options])]
-    figures = {}
-    try:
-        net = train.build(options)
-        first = [layer.delay.detach().clone() for layer in net.layers]
-        train.load_checkpoint(folder, "net.pt", net)
-        if net.layers[0].learn_delays:
-            parts.append((draw_moves, [net, first]))
-        sets = train.load_sets(options)
-        split = "test" if "test" in sets else "valid"
-        names = class_names(options.dataset, split, options.data_dir)
-        parts.append((draw_sample, [net.eval(), sets[split], index, split, names, step_ms]))
-        guess = train.predict(net, sets[split]).argmax(1)
-        figures["confusions.png"] = confusion_figure(sets[split].labels, guess, split, names)
-    except (UserError, OSError) as problem:
-        print(f"figures.py: a part is left out: {problem}", file=sys.stderr)
-
-    figure = Figure(figsize=(9.2, 1.9 * len(parts)), layout="constrained")
-    panels = figure.subfigures(len(parts), 1, squeeze=False)[:, 0]
-    for panel, (draw, values) in zip(panels, parts, strict=True):
-        draw(panel, *values)
-    return {"run.png": figure} | figures
-
-
-def draw_log(panel, folder: str, step_ms: float, options: argparse.Namespace) -> None:
-    """Draw loss, accuracies, sigma, the mean move of the delays, and firing rates, by epoch.
-
-    step_ms: the length of a time step in ms.
-    """
-    log = np.genfromtxt(os.path.join(folder, "log.csv"), delimiter=",", names=True, ndmin=1)
-    delays = "no" if options.delays == "none" else options.delays
-    kind = f"{options.dataset}, {delays} delays, seed {options.seed}"
-    heading(panel, f"{kind}: epoch {len(log)} of {options.epochs}")
-    splits = {"train": "training", "valid": "validation", "test": "test"}
-    rates = [name for name in log.dtype.names if name.startswith("rate_")]
-    # For each column of the log, its name and its factor.
-    panels = {
-        "loss": {"loss": ("training", 1)},
-        "accuracy (%)": {f"{split}_accuracy": (name, 100) for split, name in splits.items()},
-        "delays (steps)": {"sigma": ("sigma", 1), "moved_ms": ("mean move", 1 / step_ms)},
-        "firing rate (Hz)": {rate: (f"hidden layer {rate[5:]}", 1000 / step_ms) for rate in rates},
-    }
-    for axis, (title, columns) in zip(panel.subplots(1, 4), panels.items(), strict=True):
-        axis.set_prop_cycle(color=[BLUE, RED, INK])
-        for column, (name, factor) in columns.items():
-            values = factor * log[column]
-            if not np.isnan(values).any():  # an empty column, such as sigma of fixed delays
-                label = f"{name}: {values[-1]:.3g}"
-                axis.plot(range(1, len(values) + 1), values, ".-", label=label, markersize=2)
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.set_ylim(0, 1.15 * axis.get_ylim()[1])
-        style(axis, title, "epoch")
-        legend(axis, "best")
-
-
-def draw_moves(panel, net: nn.Module, first: list[Tensor]) -> None:
-    """Draw how far the delays of each layer moved, in steps.
-
-    first: the delays of each layer before training, in steps.  Shuffled among the synapses, they
-        show how far delays would be from their start if training had kept nothing of it.
-    """
-    heading(panel, "how far training moved the delays")
-    axes = panel.subplots(1, len(first), squeeze=False, sharey=True)[0]
-    names = [*(f"hidden layer {i}" for i in range(1, len(first))), "readout"]
-    for axis, layer, before, name in zip(axes, net.layers, first, names, strict=True):
-        after = layer.delay.detach().expand_as(layer.weight)[layer.mask]
-        before = before.expand_as(layer.weight)[layer.mask]  # [synapses]
-        distance = (after - before).abs()
-        chance = (after - before[torch.randperm(len(before))]).abs()
-        share = np.full(len(before), 100 / len(before))  # of one synapse, in %
-        looks = {"bins": np.arange(layer.taps), "weights": share}
-        axis.hist(distance, color=PALE_BLUE, label="from its own start", **looks)
-        axis.hist(chance, histtype="step", color=GREY, label="from another's start", **looks)
-        axis.axvline(distance.mean(), color=RED, linewidth=1.2)
-        style(axis, f"{name}: mean {distance.mean():.2f} steps (red)", "distance (steps)", "%")
-    axes[0].set_ylim(0, 1.3 * axes[0].get_ylim()[1])
-    legend(axes[0], "upper right")
+    figure = Figure(figsize=(9.2, 3.8), layout="constrained")
+    top, bottom = figure.subfigures(2, 1)
+    heading(top, f"{options.dataset}, --delays {options.delays}, --seed {options.seed}")
+    log = results.pandas.read_csv(os.path.join(folder, "log.csv"), index_col="epoch")
+    shown = ("loss", "accuracy", "sigma", "moved_ms", "rate_")
+    for axis, name in zip(top.subplots(1, 5), shown, strict=True):
+        columns = log.filter(like=name).dropna(axis=1)
+        if columns.size:  # fixed delays have no sigma
+            columns.plot(ax=axis, color=[BLUE, RED, INK])
+            axis.legend(fontsize=7, frameon=False)
+        style(axis, f"sigma (steps of {step_ms} ms)" if name == "sigma" else "", "epoch")
+    labels, own = sets[split].labels, int(sets[split].labels[index])
+    heading(bottom, f"sample {index} of the {split} set: {names[own]}")
+    draw_sample(bottom, net, sets[split].counts[index], own, names, step_ms)
+    guess = train.predict(net, sets[split]).argmax(1)
+    return {"run.png": figure, "confusions.png": confusion_figure(labels, guess, split, names)}
 
 
 @torch.no_grad()
-def draw_sample(
-    panel, net: nn.Module, spikes: data.Spikes, index: int, split: str, names: list, step_ms: float
-) -> None:
+def draw_sample(panel, net, counts: Tensor, own: int, names: list[str], step_ms: float) -> None:
     """Draw the spikes of a sample in each layer, and the class scores as they accumulate."""
-    reached = []  # what comes into each layer, [1, T, neurons]
-    for layer in net.layers:
-        layer.register_forward_pre_hook(lambda _, inputs: reached.append(inputs[0]))
-    counts = F.pad(spikes.counts[index], (0, 0, 0, net.tail))[None]
+    reached = []  # what comes into each layer, [T, neurons]
+    for layer in train.delayed_layers(net):
+        layer.register_forward_pre_hook(lambda _, inputs: reached.append(inputs[0][0].numpy()))
+    counts = F.pad(counts, (0, 0, 0, net.tail))[None]
     steps = counts.shape[1]  # those whose scores count
     score = net(counts)[0, :steps].softmax(1).cumsum(0)  # [steps, classes]
-    own = int(spikes.labels[index])
-    guess, second = score[-1].topk(2).indices.tolist()
-    rival = second if guess == own else guess  # the best of the wrong classes
-
-    heading(panel, f"sample {index} of the {split} set: {names[own]}")
     *axes, sums = panel.subplots(1, len(reached) + 1)
-    layers = ["input", *(f"hidden layer {i}" for i in range(1, len(reached)))]
-    for axis, raster, layer_name in zip(axes, reached, layers, strict=True):
-        step, neuron = raster[0, :steps].nonzero().T
-        size = min(max(60 / raster.shape[2], 0.9), 2.2)  # of a spike, in points
-        axis.scatter(step * step_ms, neuron, size**2, INK, linewidths=0, antialiased=False)
-        axis.set(xlim=(0, steps * step_ms), ylim=(-0.5, raster.shape[2] - 0.5))
-        title = f"{layer_name}: {int(raster[0, :steps].sum()):,} spikes"
-        style(axis, title, "time (ms)", "input" if layer_name == "input" else "neuron")
-    time = np.arange(steps) * step_ms
+    for i, (axis, raster) in enumerate(zip(axes, reached, strict=True)):
+        box = (0, steps * step_ms, 0, raster.shape[1])
+        axis.imshow(raster[:steps].T > 0, "Greys", aspect="auto", origin="lower", extent=box)
+        name = f"hidden layer {i}" if i else "input"
+        style(axis, f"{name}: {int(raster[:steps].sum()):,} spikes", "time (ms)")
+    time, guess = np.arange(steps) * step_ms, int(score[-1].argmax())
     sums.plot(time, score, color=GREY, linewidth=0.7)
-    sums.plot(time, score[:, rival], color=RED, linewidth=1.6, label=names[rival])
-    sums.plot(time, score[:, own], color=BLUE, linewidth=1.6, label=f"{names[own]}, correct")
-    sums.set_ylim(0, 1.3 * sums.get_ylim()[1])
+    for c, color in ({guess: RED} | {own: BLUE}).items():
+        sums.plot(time, score[:, c], color=color, linewidth=1.6, label=names[c])
     style(sums, f"scores so far: {names[guess]} wins", "time (ms)")
-    legend(sums, "upper left")
+    sums.legend(fontsize=7, frameon=False)
 
 
 def confusion_figure(labels: Tensor, guess: Tensor, split: str, names: list) -> Figure:
-    """Draw how often samples of each class (rows) got which answer (columns).  Errors are red."""
+    """Draw how many samples of each class (rows) got which answer (columns).  Errors are red."""
     classes = len(names)
     counts = torch.bincount(labels * classes + guess, minlength=classes**2).view(classes, classes)
     errors = counts.clone().fill_diagonal_(0)
     shades = errors.double().masked_fill(errors == 0, torch.nan)  # nan stays white
-
-    side = 1.4 + 0.26 * classes
-    figure = Figure(figsize=(side, side), layout="constrained")
-    heading(figure, f"{split} set: {errors.sum():,} errors in {len(labels):,} samples")
+    figure = Figure(figsize=[1.4 + 0.26 * classes] * 2, layout="constrained")
+    heading(figure, f"{split} set: {errors.sum():,} errors (red) in {len(labels):,} samples")
     axis = figure.subplots()
-    darkest = max(2 * errors.max(), 1)  # twice the largest, which stays readable
-    axis.imshow(shades.numpy(), cmap="Reds", vmin=0, vmax=darkest)
+    axis.imshow(shades.numpy(), cmap="Reds", vmin=0, vmax=max(2 * errors.max(), 1))
     for own, heard in counts.nonzero().tolist():
-        words = {"ha": "center", "va": "center", "fontsize": 7}
-        words["color"] = "#808080" if own == heard else INK
-        axis.text(heard, own, int(counts[own, heard]), **words)
-    style(axis, "", "the answer of the network", "correct")
+        axis.text(heard, own, int(counts[own, heard]), ha="center", va="center", fontsize=7)
+    style(axis, "", "the answer of the network", "the word that was said")
     axis.set_xticks(range(classes), names, rotation=90)
     axis.set_yticks(range(classes), names)
-    between = np.arange(classes - 1) + 0.5
-    axis.hlines(between, -0.5, classes - 0.5, color=PALE, linewidth=0.4)
-    axis.vlines(between, -0.5, classes - 0.5, color=PALE, linewidth=0.4)
+    if "neun" in names:  # SHD has ten English words and ten German ones
+        axis.axhline(9.5, color=INK, linewidth=0.8)
+        axis.axvline(9.5, color=INK, linewidth=0.8)
     return figure
-
-
-# ------------------------------------------------------------------------------- looks and options
 
 
 def style(axis, title: str, x: str = "", y: str = "") -> None:
@@ -552,50 +432,36 @@ def style(axis, title: str, x: str = "", y: str = "") -> None:
     axis.set_ylabel(y, fontsize=8, color=INK)
     axis.tick_params(labelsize=7, color=GREY, labelcolor=INK)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.spines[["bottom", "left"]].set_color(GREY)
 
 
 def heading(panel, words: str) -> None:
     panel.suptitle(words, x=0.01, ha="left", fontsize=10, fontweight="bold", color=INK)
 
 
-def legend(axis, where: str) -> None:
-    axis.legend(fontsize=7, frameon=False, loc=where, labelcolor=INK)
-
-
-def save(figure: Figure, folder: str, name: str) -> None:
-    path = os.path.join(folder, name)
-    figure.savefig(path, dpi=130, facecolor="white", bbox_inches="tight")
-    print(path)
-
-
 def main(argv: list[str] | None = None) -> None:
-    form = argparse.RawTextHelpFormatter  # keeps the lines of the docstring
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
-    add = parser.add_argument
-    add("--run", help="folder of a run to draw instead")
-    add("--sample", type=int, default=0, help="with --run: the sample to follow, default: 0")
-    add("--data-dir", help="with --run: folder of the data files, default: the run's own")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", help="folder of a run to draw instead")
+    parser.add_argument("--sample", type=int, default=0, help="with --run: which one; default: 0")
+    parser.add_argument("--data-dir", help="with --run: folder of the data; default: the run's own")
     options = parser.parse_args(argv)
-    folder = os.path.join("experiments", "figures")
+    folder = options.run or os.path.join("experiments", "figures")
     try:
         if options.run:
             figures = run_figures(options.run, options.data_dir, options.sample)
-            for name, figure in figures.items():
-                save(figure, options.run, name)
-            return
-        learning_gif(os.path.join(folder, "learning.gif"))
-        save(why_figure(), folder, "why.png")
-        with tempfile.TemporaryDirectory() as scratch:
-            options = train.parse(["--dataset", "toy", "--out", os.path.join(scratch, "toy")])
-            net = train.build(options)
-            train.train(options, net)
-        save(toy_figure(net), folder, "toy.png")
-        save(kernel_figure(), folder, "kernel.png")
-        save(parts_figure(), folder, "parts.png")
-        save(results_figure(), folder, "results.png")
+        else:
+            learning_gif(os.path.join(folder, "learning.gif"))
+            drawn = [why_figure, gradient_figure, kernel_figure, parts_figure, results_figure]
+            figures = {f"{draw.__name__[:-7]}.png": draw() for draw in drawn}
+            toy = train.parse(["--dataset", "toy"])
+            net = train.build(toy)
+            train.train(toy, net)
+            figures["toy.png"] = toy_figure(net)
     except (UserError, OSError) as problem:
         sys.exit(f"figures.py: {problem}")
+    for name, figure in figures.items():
+        path = os.path.join(folder, name)
+        figure.savefig(path, dpi=130, facecolor="white", bbox_inches="tight")
+        print(path)
 
 
 if __name__ == "__main__":

@@ -40,8 +40,6 @@ class DendriteLayer(DelayedLinear):
 
 
 class Dendritic(DelaySNN):
-    """Like Axonal, with one delay per neuron instead of one per input."""
-
     layer_class = DendriteLayer
 
 
@@ -61,23 +59,22 @@ class Recurrent(DelaySNN):
     step.  --kernel-count does not apply to these synapses (.echoes).
     """
 
-    def __init__(
-        self, inputs, hidden, classes, taps=25, learn_delays=True, connections=0, **others
-    ):
-        named = dict(taps=taps, learn_delays=learn_delays, connections=connections)
-        super().__init__(inputs, hidden, classes, **named, **others)
+    def __init__(self, inputs, hidden, classes, taps=25, learn_delays=True, **others):
+        super().__init__(inputs, hidden, classes, taps, learn_delays=learn_delays, **others)
         # Drawn last, so that a seed gives the layers the same weights as in the base.
-        self.echoes = nn.ModuleList(AxonLayer(size, size, **named) for size in hidden)
+        options = dict(learn_delays=learn_delays, connections=others.get("connections", 0))
+        self.echoes = nn.ModuleList(AxonLayer(size, size, taps, **options) for size in hidden)
 
     def neurons(self, i, current):
         echo = self.echoes[i]
         weight = echo.weight * echo.mask
-        # How much of a spike arrives d + 1 steps later, [taps, 1, N].
         ones = torch.ones_like(echo.delay)  # [1, N]
         if echo.training and echo.learn_delays:
-            spread = echo.soft_kernel(ones).permute(2, 0, 1)
+            spread = echo.soft_kernel(ones)
         else:
-            spread = integer_kernel(ones, echo.delay, echo.taps).permute(2, 0, 1)
+            spread = integer_kernel(ones, echo.delay, echo.taps)
+        # How much of a spike arrives d + 1 steps later, [taps, 1, N].
+        spread = spread.permute(2, 0, 1)
         v = torch.zeros_like(current[:, 0])  # [B, N]
         nothing = v[None]
         coming = nothing.repeat(echo.taps, 1, 1)  # what each axon delivers d steps from now
@@ -135,8 +132,6 @@ class Adaptive(DelaySNN):
 
 
 class LateSteps(DelayedLinear):
-    """A layer whose delays stay at whole steps while sigma is 0, and weights keep learning."""
-
     def soft_kernel(self, weight):
         if self.sigma == 0:
             return integer_kernel(weight, self.delay, self.taps)
@@ -144,10 +139,7 @@ class LateSteps(DelayedLinear):
 
 
 class WholeSteps(DelaySNN):
-    """In the last fifth of the epochs, weights learn with the kernels of evaluation.
-
-    Rounding then costs no accuracy, which matters where timing has to be exact.
-    """
+    """In the last fifth of the epochs, weights learn with the kernels of evaluation."""
 
     layer_class = LateSteps
 
@@ -160,8 +152,6 @@ def freeze_delays(net, optimizer, epoch, options):
 
 
 class BetweenTapsLayer(DelayedLinear):
-    """A layer whose training kernel is linear between the two taps next to each delay."""
-
     def soft_kernel(self, weight):
         d = torch.arange(self.taps, dtype=weight.dtype, device=weight.device)[:, None, None]
         share = (1 - (d - self.delay).abs()).clamp(min=0)  # [taps, out, in]
@@ -169,17 +159,12 @@ class BetweenTapsLayer(DelayedLinear):
 
 
 class BetweenTaps(DelaySNN):
-    """Does the method need a Gaussian?  Here sigma plays no part."""
+    """Does the method need a Gaussian?  Here kernels are linear between the taps, without sigma."""
 
     layer_class = BetweenTapsLayer
 
 
-# ----------------------------------------------------------------------------------------- controls
-
-
 class Still(DelayedLinear):
-    """A layer with the delays of --delays fixed, inside Gaussians that narrow."""
-
     def __init__(self, *sizes, **others):
         super().__init__(*sizes, **others)
         self.delay.data.round_()
@@ -189,8 +174,7 @@ class Still(DelayedLinear):
 class Control(DelaySNN):
     """Does it help that delays move, or is it the Gaussians alone?  Here they do not move.
 
-    They start at whole steps, so that rounding them for evaluation costs less.  For delays that
-    stay between steps, there is --delay-lr 0.
+    They are the whole steps of --delays fixed.  --delay-lr 0 keeps delays between steps.
     """
 
     layer_class = Still
@@ -199,48 +183,25 @@ class Control(DelaySNN):
 # ---------------------------------------------------------------------- the method without one part
 
 
-class TailedLayer(DelayedLinear):
-    """A layer whose output is `tail` steps longer than its input, whatever its taps."""
-
-    tail = 0
-
-    def forward(self, spikes):
-        return delay_conv(spikes, self.kernel(), self.tail)
+class NoTailLayer(DelayedLinear):
+    def forward(self, x):
+        return delay_conv(x, self.kernel())
 
 
 class NoTail(DelaySNN):
     """What arrives after the last step of the input is lost."""
 
-    layer_class = TailedLayer
-
-    @property
-    def tail(self):
-        return sum(layer.tail for layer in self.layers)
-
-
-class TailedLayer25(TailedLayer):
-    tail = 25 // 2
-
-
-class Tail25(NoTail):
-    """Compare numbers of taps without changing the tail, which is taps // 2 steps otherwise."""
-
-    layer_class = TailedLayer25
+    layer_class = NoTailLayer
+    tail = 0
 
 
 def one_softmax(net, counts, membrane, labels):
-    """Return the loss of train.cross_entropy without its second softmax.
-
-    The scores, divided by the number of steps, are probabilities already.
-    """
+    """Return train's loss without the second softmax: scores / steps are probabilities already."""
     return F.nll_loss((class_scores(membrane) / membrane.shape[1]).log(), labels)
 
 
 class DropSteps(DelaySNN):
-    """Dropout draws a new mask in each step, instead of one per sample.
-
-    On SHD alone, as the toy task has no dropout.  Unlike in DelaySNN, .rates are after dropout.
-    """
+    """Dropout draws a new mask in each step.  Unlike in DelaySNN, .rates are after dropout."""
 
     def __init__(self, *sizes, dropout=0.4, **others):
         super().__init__(*sizes, dropout=0.0, **others)
@@ -286,8 +247,6 @@ class FromZero(DelaySNN):
 
 
 class NoNorm(DelaySNN):
-    """Without batch norm, and so without its gains and biases."""
-
     def __init__(self, *sizes, **others):
         super().__init__(*sizes, **others)
         self.norms = nn.ModuleList(nn.Identity() for _ in self.norms)
@@ -296,23 +255,25 @@ class NoNorm(DelaySNN):
 # ------------------------------------------------------------------------------------ augmentation
 
 
-def from_inputs(counts, source):
+def shifted(counts):
+    """Draw a shift of -8 to 8 inputs for each sample.
+
+    Returns the input that each input of the result is taken from, [B, 1, inputs].
+    """
+    moves = torch.randint(-8, 9, (len(counts), 1, 1), device=counts.device)
+    return torch.arange(counts.shape[2], device=counts.device) - moves
+
+
+def take(counts, source):
     """Return counts [B, T, inputs] taken from the inputs `source` [B, 1, inputs], 0 outside."""
     steps, inputs = counts.shape[1:]
     inside = (source >= 0) & (source < inputs)
-    source = source.clamp(0, inputs - 1).expand(-1, steps, -1)
-    return counts.gather(2, source) * inside
-
-
-def random_moves(counts, most=8):
-    """Draw a whole number from -most to most for each sample, [B, 1, 1]."""
-    return torch.randint(-most, most + 1, (len(counts), 1, 1), device=counts.device)
+    return counts.gather(2, source.clamp(0, inputs - 1).expand(-1, steps, -1)) * inside
 
 
 def shift(counts, labels):
     """Shift each sample of [B, T, inputs] along the inputs by a random amount, up to 8."""
-    inputs = torch.arange(counts.shape[2], device=counts.device)
-    return from_inputs(counts, inputs - random_moves(counts))
+    return take(counts, shifted(counts))
 
 
 def warp(counts, labels):
@@ -322,15 +283,12 @@ def warp(counts, labels):
 
     Speakers differ in the length of their vocal tracts, which scales frequencies.  After "Vocal
     tract length perturbation (VTLP) improves speech recognition" (Jaitly, Hinton, ICML workshop
-    2013), which draws a factor of 0.9 to 1.1 for each utterance and scales its frequencies.  Here
-    it scales the places along the cochlea, about its middle.
+    2013), which draws a factor of 0.9 to 1.1 for each utterance.
     """
-    inputs = torch.arange(counts.shape[2], device=counts.device)
-    middle = counts.shape[2] / 2
-    move = random_moves(counts)
-    factor = torch.empty(move.shape, device=counts.device).uniform_(0.9, 1.1)
-    source = (inputs - move - middle) * factor + middle  # [B, 1, inputs]
-    return from_inputs(counts, source.round().long())
+    source, middle = shifted(counts), counts.shape[2] / 2
+    factor = torch.empty(len(counts), 1, 1, device=counts.device).uniform_(0.9, 1.1)
+    source = (source - middle) * factor + middle
+    return take(counts, source.round().long())
 
 
 # ------------------------------------------------------------------------------------ command line
@@ -347,7 +305,6 @@ IDEAS = {
     "warp": dict(augment=warp),  # and stretched along them
     "between-taps": dict(net_class=BetweenTaps),  # linear between two taps, without a Gaussian
     "control": dict(net_class=Control),  # Gaussians narrow, but delays stay where they are
-    "tail-25": dict(net_class=Tail25),  # any --taps, with the tail of 25 taps
     # The method without one part:
     "no-tail": dict(net_class=NoTail),  # a layer's output ends with its input
     "one-softmax": dict(loss=one_softmax),  # the loss applies no second softmax

@@ -67,7 +67,7 @@ def runs_of(rows, name, epochs, side, seeds="0-99", paired="", processor="") -> 
     processor: of the runs; "" returns those of all.
     """
     first, _, last = seeds.partition("-")
-    found = rows.query("data == @name and epochs == @epochs and side == @side")
+    found = rows[(rows["data"] == name) & (rows["epochs"] == epochs) & (rows["side"] == side)]
     found = found[found["seed"].between(int(first), int(last or first))]
     found = found[found["speakers"].isin(PAIRS if paired == "speakers" else [""])]
     found = found[found["processor"].eq(processor) | (processor == "")]
@@ -221,12 +221,13 @@ def side_of(folders: list[str]) -> pandas.DataFrame:
 def check(one: pandas.DataFrame, other: pandas.DataFrame, paired: bool) -> None:
     """Raise a UserError if two sides cannot be compared."""
     runs = pandas.concat([one, other])
-    first = runs.iloc[0]
-    for run in runs[runs["of"] != first["of"]].itertuples():
-        rule = "both sides need the same data, files and rule"
-        raise UserError(f"{first['run']} has {first['of']}; {run.run} has {run.of}: {rule}")
-    for run in runs["run"][runs["place"].duplicated()]:
-        raise UserError(f"{run} is given twice: leave one out")
+    kinds = runs.drop_duplicates("of")
+    if len(kinds) > 1:
+        found = "; ".join(f"{run.run} has {run.of}" for run in kinds.itertuples())
+        raise UserError(f"{found}: both sides need the same data, files and rule")
+    twice = runs["run"][runs["place"].duplicated()]
+    if len(twice):
+        raise UserError(f"{', '.join(twice)} is given twice: leave one out")
     for side in one, other:
         same = side["run"][side.index.duplicated(keep=False)]
         if len(same):
