@@ -400,7 +400,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     defaults = saved or (DEFAULTS["shd"] | DEFAULTS.get(first.dataset, {}))
     unknown = sorted(defaults.keys() - vars(first).keys())
     if unknown:
-        raise UserError(f"unknown options {unknown} in {run or 'train.DEFAULTS'}")
+        raise UserError(f"{run or 'train.DEFAULTS'} has options of another script, {unknown}")
     parser.set_defaults(**defaults)
     options = parser.parse_args(argv)
 
