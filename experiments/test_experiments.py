@@ -732,23 +732,38 @@ def figures():
     return pytest.importorskip("experiments.figures")
 
 
-def test_results_png_has_a_dot_per_run_and_the_differences_marked_for_it(figures, results):
-    *axes, below = figures.results_figure().axes
-    rows = results.all_rows().query("speakers == '' and rule == 'last epoch' and seed < 10")
+def test_results_png_has_a_dot_for_each_run(figures, results):
+    rows = results.all_rows().query("speakers == '' and seed < 10")
     shd = rows.query("data == @results.SHD and epochs in [30, 150]")
     toy = rows.query("data == 'toy' and (processor == 'Intel Xeon' or side == 'control')")
-    for k, (axis, runs) in enumerate(zip(axes, (shd, toy), strict=True)):
+    for k, axis in enumerate(figures.results_figure().axes[:2]):
         want = []
         for level, sides in enumerate(figures.ROWS.values()):
+            runs = (shd, toy)[k]
             want += [(100 * x, level) for x in runs["accuracy"][runs["side"] == sides[k]]]
         drawn = [(x, round(y)) for line in axis.lines for x, y in line.get_xydata()]
         assert sorted(drawn) == sorted(want)
-    found = results.differences(results.all_rows()).query("where.str.contains('results.png')")
-    ends = [tuple(path.get_segments()[0][:, 0]) for path in below.collections]
-    assert ends == list(zip(found["low"], found["high"], strict=True))
-    assert [float(text.get_text()) for text in below.texts] == found["points"].round(2).tolist()
-    dots = [(*line.get_xdata(), line.get_markerfacecolor() != "white") for line in below.lines[:-1]]
-    assert dots == list(zip(found["points"], found["verdict"] == "holds", strict=True))
+
+
+def test_differences_are_drawn_filled_if_shown_and_pale_around_0(figures, results):
+    found = results.differences(results.all_rows())
+    toy, shd = figures.parts_figure().axes
+    for axis, picture, name in (
+        (figures.results_figure().axes[2], "results.png", ""),
+        (toy, "parts.png", "toy"),
+        (shd, "parts.png", "SHD"),
+    ):
+        lines = found[found["where"].str.contains(picture) & found["data"].str.startswith(name)]
+        want = []
+        for x in lines.itertuples():
+            looks = [x.verdict == "holds", x.low <= 0 <= x.high, f"{x.points:+.2f}"]
+            want.append([x.low, x.points, x.high, *looks])
+        drawn = []
+        for path, dot, text in zip(axis.collections, axis.lines, axis.texts, strict=False):
+            for (low, _), (high, _) in filter(len, path.get_segments()):  # the toy has no dropout
+                looks = [dot.get_markerfacecolor() != "white", dot.get_color() == figures.PALE_BLUE]
+                drawn.append([low, *dot.get_xdata(), high, *looks, text.get_text().strip()])
+        assert drawn == want
 
 
 def paths_of(axis):
