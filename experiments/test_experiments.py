@@ -196,26 +196,10 @@ def test_without_batch_norm_the_sums_drive_the_neurons():
 # ------------------------------------------------------------------------------------------ export
 
 
-@pytest.fixture(scope="module")
-def trained():
-    """A network with all that the arrays can hold, its arrays, and samples of several lengths."""
-    net = oracle.small(count=2, connections=4, tau=2.5, tau_readout=6.0).float()
-    net.layers[0] = DelayedLinear(2 * 6, 8, taps=4, connections=6)
-    net.layers[0].delay.data[:, ::3] = 2.5  # half steps go to the even step
-    net.layers[1] = ideas.AxonLayer(2 * 8, 7, taps=5, connections=4)
-    net.layers[1].delay.data[:, 8:] = net.layers[1].delay.data[:, :8]  # two may share a tap
-    for norm in net.norms:
-        norm.weight.data.uniform_(-2, 2)
-        norm.bias.data.uniform_(-0.5, 1.5)
-        norm.eps = 0.01
-    arrays = export.arrays_of(net.eval(), argparse.Namespace(dataset="toy"))
-    return net, arrays, oracle.from_lengths(range(5, 45, 5))
-
-
 def simulated(arrays, x):
-    """Return the hidden spikes and the scores of one sample, [T, in], by the docstring's words."""
+    """Return the scores of one sample, [T, in], by the docstring's words."""
     assert arrays["threshold"] == 1
-    x, hidden = torch.cat([x, torch.zeros(arrays["tail_steps"], x.shape[1])]).double(), []
+    x = torch.cat([x, torch.zeros(arrays["tail_steps"], x.shape[1])]).double()
     for i in (0, 1, 2):
         kernel = torch.zeros(len(arrays[f"current_{i}"]), x.shape[1], 5).double()
         synapses = [arrays[f"{name}_{i}"] for name in ("post", "pre", "delay", "weight")]
@@ -223,22 +207,27 @@ def simulated(arrays, x):
             kernel[post, pre, delay] += weight
         current = oracle.plain_delayed_sum(x, kernel, tail=0) + torch.tensor(arrays[f"current_{i}"])
         x = oracle.plain_lif(current, float(arrays["tau_steps"]))
-        hidden.append(x)
-    v = oracle.plain_readout(current, float(arrays["tau_readout_steps"]))
-    return hidden[:2], oracle.plain_scores(v)
+    return oracle.plain_scores(oracle.plain_readout(current, float(arrays["tau_readout_steps"])))
 
 
-def test_arrays_have_the_scores_of_the_network(trained):
-    net, arrays, samples = trained
+def test_arrays_have_the_scores_of_a_network_with_all_that_they_can_hold():
+    net = oracle.small(count=2, connections=4, tau=2.5, tau_readout=6.0).float()
+    net.layers[0] = DelayedLinear(2 * 6, 8, taps=4, connections=6)
+    net.layers[0].delay.data[:, ::3] = 2.5  # half steps go to the even step
+    net.layers[1] = ideas.AxonLayer(2 * 8, 7, taps=5, connections=4)
+    net.layers[1].delay.data[:, 8:] = net.layers[1].delay.data[:, :8]  # two may share a tap
+    for norm in net.norms:
+        norm.weight.data.uniform_(-2, 2)
+        norm.bias.data.uniform_(-0.5, 1.5)  # neurons spike in silence: it matters when layers end
+        norm.eps = 0.01
+    arrays = export.arrays_of(net.eval(), argparse.Namespace(dataset="toy"))
+    samples = oracle.from_lengths(range(5, 45, 5))
     assert arrays["tail_steps"] == 2 + 2 + 2 and len(arrays["delay_0"]) == 8 * 6
     want = train.predict(net, samples)
-    scores = [simulated(arrays, x)[1] for x in samples.counts]
-    oracle.close(torch.stack(scores), want, rtol=0, atol=1e-4)
+    scores = torch.stack([simulated(arrays, x) for x in samples.counts])
+    oracle.close(scores, want, rtol=0, atol=1e-4)
     ours = train.predict(export.ArrayNetwork(arrays), samples, batch_size=3)
     oracle.close(ours, want, rtol=0, atol=1e-4)
-    # Neurons spike in silence, so it matters when each layer ends.
-    for spikes in simulated(arrays, torch.zeros(30, 6))[0]:
-        assert spikes[-6:].any()
 
 
 def test_the_program_writes_arrays_that_have_the_accuracy_of_the_run(tmp_path, capsys):
