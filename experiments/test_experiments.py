@@ -1,13 +1,12 @@
 """The programs beside the three files, each against a slow computation; one thread, offline."""
 
 import argparse
-import copy
 import csv
-import itertools
 import json
 import math
 import os
 import re
+import shutil
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -287,19 +286,17 @@ def differences(results):
     return results.differences(results.all_rows()).to_dict("records")
 
 
-def csv_lines(name):
-    with open(FOLDER / name, newline="") as file:
-        return list(csv.DictReader(file))
+RUNS = list(csv.DictReader((FOLDER / "runs.csv").read_text().splitlines()))
 
 
-def side_of(line, side, rows):
+def side_of(line, side):
     """Return what a side of a line of comparisons.csv compares, in %, by speakers and seed."""
     first, _, last = line[f"{side}_seeds"].partition("-")
     seeds = range(int(first), int(last or first) + 1)
     speakers = ["1,8", "2,10", "3,6", "0,9", "7,11"] if line["paired"] == "speakers" else [""]
     wanted = [line["data"], str(line[f"{side}_epochs"]), line[side]]
     found = {}
-    for row in rows:
+    for row in RUNS:
         key = row["speakers"], int(row["seed"])
         own = [row["data"], row["epochs"], f"{row['variant']} {row['options']}".strip()]
         processor = line["processor"] in ("", row["processor"])
@@ -326,17 +323,15 @@ def by_hand(one, other, paired):
 
 
 def test_differences_are_those_of_the_runs_by_hand(results, differences):
-    rows = csv_lines("runs.csv")
-    for line, got in zip(csv_lines("comparisons.csv"), differences, strict=True):
-        assert {key: str(got[key]) for key in line} == line
-        one, other = [side_of(line, side, rows) for side in ("one", "other")]
+    for line in differences:
+        one, other = side_of(line, "one"), side_of(line, "other")
         if min(len(one), len(other)) < 3:  # runs on held-out speakers are to come
-            assert got["difference"] == "-"
+            assert line["difference"] == "-"
             continue
-        assert got["n"] == f"{len(one)} and {len(other)}"
-        numbers = [got[name] for name in ("points", "low", "high", "p")]
+        assert line["n"] == f"{len(one)} and {len(other)}"
+        numbers = [line[name] for name in ("points", "low", "high", "p")]
         assert numbers == pytest.approx(by_hand(one, other, line["paired"]), rel=1e-6)
-        assert got["difference"] == "{:+.2f} [{:+.2f}, {:+.2f}]".format(*numbers[:3])
+        assert line["difference"] == "{:+.2f} [{:+.2f}, {:+.2f}]".format(*numbers[:3])
     tested = [line for line in differences if line["written_before"]]
     assert {line["verdict"] for line in differences if line not in tested} == {""}
     tested.sort(key=lambda line: line["p"])
@@ -402,7 +397,7 @@ def test_numbers_on_the_pages_are_printed_or_cited_with_their_sign(results, diff
             spreads |= {spread, f"{spread} ({row.split()[-2]})"}
     numbers = set(re.findall(NUMBER, "\n".join([*rows, CITED])))
     (line,) = [line for line in differences if line["name"] == "shift over learned"]  # by seed:
-    one, other = [side_of(line, side, csv_lines("runs.csv")) for side in ("one", "other")]
+    one, other = side_of(line, "one"), side_of(line, "other")
     numbers |= {f"{one[key] - other[key]:+.2f}" for key in one}
     numbers |= {number.lstrip("+-") for number in numbers}
     for text in (*PAGES.values(), TOUR["c19"]):
@@ -410,42 +405,44 @@ def test_numbers_on_the_pages_are_printed_or_cited_with_their_sign(results, diff
         assert set(re.findall(NUMBER, text)) - numbers == set()
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """The config and the result of a run."""
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    train.train(train.parse([*FAST, "--out", str(folder)]))
-    return json.loads((folder / "config.json").read_text()), oracle.result_of(folder)
+@pytest.fixture
+def write_run(tmp_path, monkeypatch):
+    """Return a function that writes a finished run and returns its folder.
 
+    It takes what differs from an untrained run in its config, its options or its result.
+    """
+    monkeypatch.chdir(tmp_path)
+    train.train(train.parse([*FAST, "--out", "run"]))
 
-def write_run(finished, folder, **changes):
-    """Write a finished run that differs in some of its config, options and result."""
-    config, result = copy.deepcopy(finished)
-    for part in (config, config["options"], result):
-        part |= {key: value for key, value in changes.items() if key in part}
-    os.mkdir(folder)
-    Path(folder, "config.json").write_text(json.dumps(config))
-    Path(folder, "result.json").write_text(json.dumps(result))
-    return folder
+    def write(folder, **changes):
+        shutil.copytree("run", folder)
+        for name in ("config.json", "result.json"):
+            content = json.loads(Path(folder, name).read_text())
+            for part in (content, content.get("options", {})):
+                part |= {key: value for key, value in changes.items() if key in part}
+            Path(folder, name).write_text(json.dumps(content))
+        return folder
+
+    return write
 
 
 @pytest.mark.parametrize("paired", [False, True])
-def test_two_sides_are_compared(paired, results, finished, tmp_path, monkeypatch, capsys):
+def test_two_sides_of_runs_are_compared(results, write_run, capsys, paired):
     """Here, pairs are speakers held out from data of one's own, and their best epochs differ."""
-    monkeypatch.chdir(tmp_path)
-    accuracies = {"one": [0.90, 0.95, 0.91, 0.96], "other": [0.85, 0.91, 0.80, 0.90]}
-    fork = {"one": dict(network="Mine", hidden=7), "other": dict(data_dir="there")}
-    sides = {"one": [], "other": []}
-    for side, k in itertools.product(sides, range(4)):
-        own = dict(test_accuracy=accuracies[side][k], seed=k)
-        if paired:
-            own = dict(test_accuracy=None, valid_accuracy=accuracies[side][k], seed=0)
-            own |= dict(valid_speakers=str(k), dataset="own", rule=f"best on validation, epoch {k}")
-        sides[side].append(write_run(finished, f"{side}-{k}", **own, **fork[side]))
-    words = ["--paired"] if paired else []
-    results.main(["compare", *sides["one"], "--", *reversed(sides["other"]), *words])
-    percents = [{k: 100 * x for k, x in enumerate(accuracies[side])} for side in sides]
-    points, low, high, _ = by_hand(*percents, paired)
+    one, other = [0.90, 0.95, 0.91, 0.96], [0.85, 0.91, 0.80, 0.90]
+    folders = []
+    for name, accuracies in ("one", one), ("other", other):
+        changes = dict(network="Mine", hidden=7) if name == "one" else dict(data_dir="there")
+        for k, accuracy in enumerate(accuracies):
+            changes |= dict(test_accuracy=accuracy, seed=k)
+            if paired:
+                changes |= dict(test_accuracy=None, valid_accuracy=accuracy, valid_speakers=str(k))
+                changes |= dict(seed=0, dataset="own", rule=f"best on validation, epoch {k}")
+            folders.append(write_run(f"{name}-{k}", **changes))
+    words = ["compare", *folders[:4], "--", *reversed(folders[4:])]
+    results.main([*words, "--paired"] if paired else words)
+    sides = [{k: 100 * accuracy for k, accuracy in enumerate(side)} for side in (one, other)]
+    points, low, high, _ = by_hand(*sides, paired)
     method = "paired" if paired else "Welch"
     assert capsys.readouterr().out.splitlines() == [
         "own, valid accuracy, best on validation" if paired else "toy, test accuracy, last epoch",
@@ -455,28 +452,27 @@ def test_two_sides_are_compared(paired, results, finished, tmp_path, monkeypatch
         "            hidden 5, network DelaySNN",
         f"difference  {points:+.2f} [{low:+.2f}, {high:+.2f}] points, 95 % interval ({method})",
     ]
-    results.main(["compare", *sides["one"][:2], "--", *sides["other"]])
+    results.main(["compare", *folders[:2], "--", *folders[4:]])
     printed = capsys.readouterr().out
     assert "first       90.00, 95.00 % (n = 2)" in printed and "difference" not in printed
 
 
-def test_sides_that_cannot_be_compared_are_refused(results, finished, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_sides_that_cannot_be_compared_are_refused(results, write_run):
     os.mkdir("begun")
-    for k in range(3):
-        write_run(finished, f"seed-{k}", seed=k % 2)
-    write_run(finished, "files", md5={"a.h5": "12345678"})
-    write_run(finished, "rule", rule="best on validation, epoch 3")
-    write_run(finished, "held", test_accuracy=None)
+    write_run("base", seed=1)
+    write_run("again", seed=1)
+    write_run("files", md5={"a.h5": "12345678"})
+    write_run("rule", rule="best on validation, epoch 3")
+    write_run("held", test_accuracy=None)
     for words, sentence in (
-        ("seed-0", "expected runs before and after a --"),
-        ("seed-0 -- begun", "begun is not the folder of a finished run: .*No such file"),
-        ("seed-0 seed-1 -- files", "files has toy .files 12345678., test .*: both sides need the"),
-        ("seed-0 -- rule", "rule has toy, test accuracy, best on validation: both sides need"),
-        ("seed-0 -- held", "held has toy, valid accuracy, last epoch: both sides need"),
-        ("seed-0 seed-1 -- ./seed-1", "seed-1 is given twice: leave one out"),
-        ("seed-0 seed-2 -- seed-1", "seed-0, seed-2 are of one seed: a side counts a seed once"),
-        ("seed-0 --paired -- seed-1", "the other side has no run of the seed of seed-0, seed-1"),
+        ("run", "expected runs before and after a --"),
+        ("run -- begun", "begun is not the folder of a finished run: .*No such file"),
+        ("run base -- files", "files has toy .files 12345678., test .*: both sides need the same"),
+        ("run -- rule", "rule has toy, test accuracy, best on validation: both sides need"),
+        ("run -- held", "held has toy, valid accuracy, last epoch: both sides need"),
+        ("run base -- ./base", "base is given twice: leave one out"),
+        ("run -- base again", "base, again are of one seed: a side counts a seed once"),
+        ("run --paired -- base", "the other side has no run of the seed of run, base"),
     ):
         with pytest.raises(SystemExit, match=f"^results.py: .*{sentence}"):
             results.main(["compare", *words.split()])
@@ -735,23 +731,38 @@ def figures():
     return pytest.importorskip("experiments.figures")
 
 
-def test_results_png_has_a_dot_per_run_and_the_differences_marked_for_it(figures, results):
-    *axes, below = figures.results_figure().axes
-    rows = results.all_rows().query("speakers == '' and rule == 'last epoch' and seed < 10")
+def test_results_png_has_a_dot_for_each_run(figures, results):
+    rows = results.all_rows().query("speakers == '' and seed < 10")
     shd = rows.query("data == @results.SHD and epochs in [30, 150]")
     toy = rows.query("data == 'toy' and (processor == 'Intel Xeon' or side == 'control')")
-    for k, (axis, runs) in enumerate(zip(axes, (shd, toy), strict=True)):
+    for k, axis in enumerate(figures.results_figure().axes[:2]):
         want = []
         for level, sides in enumerate(figures.ROWS.values()):
+            runs = (shd, toy)[k]
             want += [(100 * x, level) for x in runs["accuracy"][runs["side"] == sides[k]]]
         drawn = [(x, round(y)) for line in axis.lines for x, y in line.get_xydata()]
         assert sorted(drawn) == sorted(want)
-    found = results.differences(results.all_rows()).query("where.str.contains('results.png')")
-    ends = [tuple(path.get_segments()[0][:, 0]) for path in below.collections]
-    assert ends == list(zip(found["low"], found["high"], strict=True))
-    assert [float(text.get_text()) for text in below.texts] == found["points"].round(2).tolist()
-    dots = [(*line.get_xdata(), line.get_markerfacecolor() != "white") for line in below.lines[:-1]]
-    assert dots == list(zip(found["points"], found["verdict"] == "holds", strict=True))
+
+
+def test_differences_are_drawn_filled_if_shown_and_pale_around_0(figures, results):
+    found = results.differences(results.all_rows())
+    toy, shd = figures.parts_figure().axes
+    for axis, picture, name in (
+        (figures.results_figure().axes[2], "results.png", ""),
+        (toy, "parts.png", "toy"),
+        (shd, "parts.png", "SHD"),
+    ):
+        lines = found[found["where"].str.contains(picture) & found["data"].str.startswith(name)]
+        want = []
+        for x in lines.itertuples():
+            looks = [x.verdict == "holds", x.low <= 0 <= x.high, f"{x.points:+.2f}"]
+            want.append([x.low, x.points, x.high, *looks])
+        drawn = []
+        for path, dot, text in zip(axis.collections, axis.lines, axis.texts, strict=False):
+            for (low, _), (high, _) in filter(len, path.get_segments()):  # the toy has no dropout
+                looks = [dot.get_markerfacecolor() != "white", dot.get_color() == figures.PALE_BLUE]
+                drawn.append([low, *dot.get_xdata(), high, *looks, text.get_text().strip()])
+        assert drawn == want
 
 
 def paths_of(axis):
