@@ -673,8 +673,8 @@ def test_words_of_the_tour_have_the_scores_of_predict(capsys):
 @pytest.mark.parametrize("steps", [1, 3])
 def test_the_tour_moves_the_delays_of_copies_by_whole_steps_within_their_range(steps):
     space = run("c01", "c28", TOUR["c35"].partition("exact =")[0])
-    net, samples = oracle.small(taps=9).eval(), oracle.from_lengths(range(5, 45, 5))
-    train.evaluate(net, samples)  # so that .rates can be copied
+    net, samples = oracle.small(taps=9).eval(), oracle.from_lengths(range(5, 45))
+    samples = samples._replace(labels=train.predict(net, samples).argmax(1))
     before = [layer.delay.detach().clone() for layer in net.layers]
     scattered, later = copy.deepcopy(net), copy.deepcopy(net)
     torch.manual_seed(1)
@@ -690,8 +690,7 @@ def test_the_tour_moves_the_delays_of_copies_by_whole_steps_within_their_range(s
 
     space.update(trained={"own": net}, noisy=samples)
     accuracies = space["accuracies"]("own", space["scatter"], steps, draws=3)
-    assert train.evaluate(scattered, samples) == accuracies[1]  # the draw of seed 1
-    assert len(set(accuracies)) > 1
+    assert train.evaluate(scattered, samples) == accuracies[1] < 1  # the draw of seed 1
     assert all(torch.equal(old, x.delay) for old, x in zip(before, net.layers, strict=True))
 
 
