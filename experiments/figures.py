@@ -13,7 +13,7 @@ import sys
 
 import numpy as np
 import torch
-from matplotlib.animation import PillowWriter
+from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -82,21 +82,20 @@ def learning_gif(path: str) -> None:
     sides = []
     for axis, (name, sigmas) in zip(figure.subplots(1, 2), settings.items(), strict=True):
         sides.append((axis, name, sigmas, *by_hand(sigmas)))
-    shown = [*range(30), *range(30, 60, 2), *range(69, 200, 10)]  # most of it moves at the start
 
-    writer = PillowWriter(fps=8)
-    with writer.saving(figure, path, dpi=100):
-        for step in shown:
-            counter.set_text(f"update {step + 1} of 200")
-            for axis, name, sigmas, times, delays, *_ in sides:
+    def draw(step):
+        counter.set_text(f"update {min(step + 1, 200)} of 200")
+        for axis, name, sigmas, times, delays, *_, right in sides:
+            if step < 200:
                 title = f"{name}: sigma {sigmas[step]:.1f}"
                 draw_arrivals(axis, title, times + delays[step], sigmas[step])
-            writer.grab_frame()
-        for axis, name, _, times, delays, *_, right in sides:
-            title = f"{name}: {right} of 4 patterns right"
-            draw_arrivals(axis, title, times + delays[-1].round())
-        for _ in range(32):  # four seconds
-            writer.grab_frame()
+            else:  # with the rounded delays of evaluation
+                title = f"{name}: {right} of 4 patterns right"
+                draw_arrivals(axis, title, times + delays[step].round())
+
+    # Most of the movement is at the start.  The last picture stays for four seconds.
+    steps = [*range(30), *range(30, 60, 2), *range(69, 200, 10), *[200] * 32]
+    FuncAnimation(figure, draw, steps).save(path, PillowWriter(fps=8), dpi=100)
     print(path)
 
 
@@ -279,7 +278,7 @@ def results_figure() -> Figure:
     from experiments import results
 
     found = results.all_rows()
-    rows = found.query("speakers == '' and rule == 'last epoch' and seed < 10")
+    rows = found.query("speakers == '' and seed < 10")
     # Two processors ran some seeds of the toy task.
     rows = rows.drop_duplicates(["data", "epochs", "side", "seed"])
     figure = Figure(figsize=(9.2, 6.2), layout="constrained")
@@ -288,6 +287,8 @@ def results_figure() -> Figure:
     axes = top.subplots(1, 2, sharey=True)
     draw_runs(axes[0], rows[rows["data"] == results.SHD], 0, {150: BLUE, 30: PALE_BLUE})
     draw_runs(axes[1], rows[rows["data"] == "toy"], 1, {20: BLUE})
+    style(axes[0], f"{results.SHD}: 150 epochs (dark) and 30", "test accuracy (%)")
+    style(axes[1], "toy task: 20 epochs", "test accuracy (%)")
     axes[0].set_yticks(range(len(ROWS)), ROWS)
     axes[0].invert_yaxis()
 
@@ -312,8 +313,6 @@ def draw_runs(axis, rows, k: int, colors: dict[int, str]) -> None:
             words = f"   {accuracy.mean():.2f}"
             axis.text(accuracy.max(), height, words, fontsize=8, va="center", color=INK)
     axis.margins(x=0.12)
-    words = " epochs (dark), ".join(str(epochs) for epochs in colors)
-    style(axis, f"{rows['data'].iloc[0]}, {words} epochs", "test accuracy (%)")
 
 
 def draw_differences(axis, lines) -> None:
@@ -356,7 +355,7 @@ def run_figures(folder: str, data_dir=None, index: int = 0, net=None) -> dict[st
     """
     from experiments import results
 
-    net = train.load_run(folder, net)[0] if net else results.network_of(folder)[0]
+    net = results.network_of(folder)[0] if net is None else train.load_run(folder, net)[0]
     options = argparse.Namespace(**train.read_options(folder))
     options.data_dir, options.device = data_dir or options.data_dir, "cpu"
     sets = train.load_sets(options)
@@ -366,7 +365,8 @@ def run_figures(folder: str, data_dir=None, index: int = 0, net=None) -> dict[st
 
     figure = Figure(figsize=(9.2, 3.8), layout="constrained")
     top, bottom = figure.subfigures(2, 1)
-    heading(top, f"{options.dataset}, --delays {options.delays}, --seed {options.seed}")
+    kind = f"{options.delays} delays, seed {options.seed}"
+    heading(top, f"{type(net).__name__}, {options.dataset}, {kind}")
     log = results.pandas.read_csv(os.path.join(folder, "log.csv"), index_col="epoch")
     shown = ("loss", "accuracy", "sigma", "moved_ms", "rate_")
     for axis, name in zip(top.subplots(1, 5), shown, strict=True):
@@ -375,28 +375,30 @@ def run_figures(folder: str, data_dir=None, index: int = 0, net=None) -> dict[st
             columns.plot(ax=axis, color=[BLUE, RED, INK])
             axis.legend(fontsize=7, frameon=False)
         style(axis, f"sigma (steps of {step_ms} ms)" if name == "sigma" else "", "epoch")
-    labels, own = sets[split].labels, int(sets[split].labels[index])
-    heading(bottom, f"sample {index} of the {split} set: {names[own]}")
-    draw_sample(bottom, net, sets[split].counts[index], own, names, step_ms)
-    guess = train.predict(net, sets[split]).argmax(1)
+    labels, guess = sets[split].labels, train.predict(net, sets[split]).argmax(1)
+    heading(bottom, f"sample {index} of the {split} set: {names[labels[index]]}")
+    draw_sample(bottom, net, sets[split].counts[index], int(labels[index]), names, step_ms)
     return {"run.png": figure, "confusions.png": confusion_figure(labels, guess, split, names)}
 
 
 @torch.no_grad()
 def draw_sample(panel, net, counts: Tensor, own: int, names: list[str], step_ms: float) -> None:
     """Draw the spikes of a sample in each layer, and the class scores as they accumulate."""
-    reached = []  # what comes into each layer, [T, neurons]
-    for layer in train.delayed_layers(net):
-        layer.register_forward_pre_hook(lambda _, inputs: reached.append(inputs[0][0].numpy()))
+    reached = []  # what comes into each layer, [1, T, neurons]
+    layers = train.delayed_layers(net)
+    hooks = [x.register_forward_pre_hook(lambda _, x: reached.append(x[0])) for x in layers]
     counts = F.pad(counts, (0, 0, 0, net.tail))[None]
     steps = counts.shape[1]  # those whose scores count
     score = net(counts)[0, :steps].softmax(1).cumsum(0)  # [steps, classes]
+    for hook in hooks:
+        hook.remove()
     *axes, sums = panel.subplots(1, len(reached) + 1)
     for i, (axis, raster) in enumerate(zip(axes, reached, strict=True)):
-        box = (0, steps * step_ms, 0, raster.shape[1])
-        axis.imshow(raster[:steps].T > 0, "Greys", aspect="auto", origin="lower", extent=box)
+        spikes = raster[0, :steps].T.numpy()  # [neurons, steps]
+        box = (0, steps * step_ms, 0, len(spikes))
+        axis.imshow(spikes > 0, "Greys", aspect="auto", origin="lower", extent=box)
         name = f"hidden layer {i}" if i else "input"
-        style(axis, f"{name}: {int(raster[:steps].sum()):,} spikes", "time (ms)")
+        style(axis, f"{name}: {int(spikes.sum()):,} spikes", "time (ms)")
     time, guess = np.arange(steps) * step_ms, int(score[-1].argmax())
     sums.plot(time, score, color=GREY, linewidth=0.7)
     for c, color in ({guess: RED} | {own: BLUE}).items():
@@ -412,15 +414,16 @@ def confusion_figure(labels: Tensor, guess: Tensor, split: str, names: list) -> 
     errors = counts.clone().fill_diagonal_(0)
     shades = errors.double().masked_fill(errors == 0, torch.nan)  # nan stays white
     figure = Figure(figsize=[1.4 + 0.26 * classes] * 2, layout="constrained")
-    heading(figure, f"{split} set: {errors.sum():,} errors (red) in {len(labels):,} samples")
+    heading(figure, f"{split} samples: {errors.sum():,} of {len(labels):,} are errors (red)")
     axis = figure.subplots()
     axis.imshow(shades.numpy(), cmap="Reds", vmin=0, vmax=max(2 * errors.max(), 1))
     for own, heard in counts.nonzero().tolist():
         axis.text(heard, own, int(counts[own, heard]), ha="center", va="center", fontsize=7)
-    style(axis, "", "the answer of the network", "the word that was said")
+    halves = " (English, then German)" if "neun" in names else ""
+    style(axis, "", f"the network's answer{halves}", f"what was said{halves}")
     axis.set_xticks(range(classes), names, rotation=90)
     axis.set_yticks(range(classes), names)
-    if "neun" in names:  # SHD has ten English words and ten German ones
+    if halves:  # of ten words each
         axis.axhline(9.5, color=INK, linewidth=0.8)
         axis.axvline(9.5, color=INK, linewidth=0.8)
     return figure

@@ -3,8 +3,8 @@
     python experiments/one_file.py       trains the toy task
     python experiments/one_file.py DIR   trains SHD from its two files in DIR, packed or not
 
-Everything else in this repository is speed (this file takes some six times as long), options,
-resuming and checks.  Runs of four epochs or more have the losses of train.py, up to rounding.
+Everything else in this repository is speed (this file takes six to seven times as long on SHD),
+options, resuming and checks.  Runs of four epochs or more have train.py's losses, up to rounding.
 Signals are tensors [B, T, N]: batch, time, neurons.  Delays, sigma and tau are in time steps.
 """
 
@@ -36,7 +36,7 @@ def make_kernel(weight: Tensor, delay: Tensor, taps: int, sigma: float | None) -
     else:  # training: a Gaussian around the delay, since rounding has no gradient
         g = torch.exp(-(((d - delay[:, :, None]) / sigma) ** 2) / 2)  # [out, in, taps]
         fraction = g / (g.sum(2, keepdim=True) + 1e-7)
-    return weight[:, :, None] * fraction
+    return weight[:, :, None] * fraction  # [out, in, taps]
 
 
 def delayed_sum(x: Tensor, kernel: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ class Network(nn.Module):
 
 
 def shrinking_sigma(epoch: int, epochs: int, taps: int) -> float:
-    """The Gaussian starts wide, since a delay learns only from spikes that its Gaussian reaches."""
+    """Return sigma, wide at first: a delay learns only from spikes that its Gaussian reaches."""
     wide, quarter = taps // 2, epochs // 4
     if epoch >= quarter:
         return 0.5
@@ -141,7 +141,7 @@ def train(train_set, test_set, hidden, taps, tau, dropout, batch_size, epochs, s
         for indices in torch.randperm(len(train_counts)).split(batch_size):
             counts = pad_sequence([train_counts[i] for i in indices], batch_first=True)
             labels = train_labels[indices]  # [B]
-            scores = net(counts, sigma).softmax(2).sum(1)  # [B, classes]; padding counts
+            scores = net(counts, sigma).softmax(2).sum(1)  # [B, classes]; padding counts too
             loss = F.cross_entropy(scores, labels)  # applies a second softmax
 
             net.zero_grad()
@@ -185,7 +185,7 @@ def predict(net: Network, counts: list[Tensor], batch_size: int) -> Tensor:
 
 def toy(samples: int, seed: int) -> tuple[list[Tensor], Tensor]:
     """Return a set of the toy task: in which of ten orders do eight inputs fire?"""
-    orders = np.random.default_rng(0).permuted(np.tile(np.arange(8), (10, 1)), axis=1)
+    orders = np.random.default_rng(0).permuted(np.tile(np.arange(8), (10, 1)), axis=1)  # [10, 8]
     labels = np.arange(samples) % 10
     rng = np.random.default_rng(seed)
     starts = rng.integers(0, 80 - 8 * 4 + 1, samples)

@@ -110,15 +110,20 @@ def differences(rows: pandas.DataFrame) -> pandas.DataFrame:
 SAME = ["data", "epochs", "variant", "options"]  # for all runs of a line
 MEASURED = ["accuracy", "unrounded", "best_on_test", "new_speakers", "known_speakers"]
 HEADS = ["variant", "parameters", "epochs", "accuracy", "unrounded", "best_on_test", "n"]
-TOY_HEADS = ["variant", "parameters", "processor", "accuracy", "unrounded", "n"]
+TOY_HEADS = ["variant", "parameters", "accuracy", "unrounded", "n"]
 LAST = "speakers == '' and rule == 'last epoch' and"
 VALID = "speakers == '' and rule != 'last epoch' and"
 SPARSE = "options.str.contains('--connections')"
 # Of each table, its runs and its columns.  Lines have one processor if that is a column.
 TABLES = {
-    "shd": (f"{LAST} data == @SHD and not {SPARSE}", HEADS),
+    "shd": (f"{LAST} data == @SHD and epochs == 150 and not {SPARSE}", HEADS),
+    "shd, fewer epochs": (f"{LAST} data == @SHD and epochs < 150 and not {SPARSE}", HEADS),
     "ten inputs": (f"{LAST} data == @SHD and {SPARSE}", HEADS),
-    "toy": (f"{LAST} data == 'toy'", TOY_HEADS),
+    "toy": (f"{LAST} data == 'toy' and processor == 'Intel Xeon'", TOY_HEADS),
+    "toy, other processors": (
+        f"{LAST} data == 'toy' and processor != 'Intel Xeon'",
+        ["processor", *TOY_HEADS],
+    ),
     "validation": (f"{VALID} data == @SHD", HEADS),
     "speech": (f"{VALID} data == @SPEECH", HEADS),
     "speakers": ("new_speakers >= 0", ["variant", "epochs", "new_speakers", "known_speakers", "n"]),
