@@ -1,6 +1,7 @@
 """The programs beside the three files, each against a slow computation; one thread, offline."""
 
 import argparse
+import copy
 import csv
 import json
 import math
@@ -488,8 +489,8 @@ def test_finished_runs_are_added_once(results, tmp_path, monkeypatch):
 
     results.main(["add", older, newer, held, "--data-dir", str(tmp_path / "moved")])
     with pytest.raises(SystemExit, match="already has .*copy, as older: delete that row"):
-        copy = shutil.copytree(older, tmp_path / "copy")
-        results.main(["add", str(copy), "--data-dir", str(tmp_path / "moved")])
+        twin = shutil.copytree(older, tmp_path / "copy")
+        results.main(["add", str(twin), "--data-dir", str(tmp_path / "moved")])
     monkeypatch.setattr(results, "processor", lambda: "another")
     results.main(["add", held])
     row, plain, other, again = results.all_rows().to_dict("records")
