@@ -846,7 +846,8 @@ def test_a_run_is_drawn_by_its_folder_or_with_a_network_of_a_fork(figures, tmp_p
     drawn = figures.run_figures(folder, index=7)
     *log, given, _, sums = drawn["run.png"].axes
     last = {line.get_label(): line.get_ydata()[-1] for axis in log for line in axis.lines}
-    assert len(last) == 6 and all(float(row[name]) == x for name, x in last.items())
+    assert all(float(row[name]) == x for name, x in last.items())
+    assert " ".join(last) == "loss train_accuracy test_accuracy sigma moved_ms rate_1"
     assert np.array_equal(given.images[0].get_array()[:, :80], toy.counts[7].T > 0)
     assert given.images[0].get_extent() == [0, 840, 0, 8]  # in ms, with the tail, and by input
     oracle.close([line.get_ydata()[-1] for line in sums.lines[:10]], scores[7], rtol=1e-5, atol=0)
