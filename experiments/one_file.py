@@ -128,7 +128,7 @@ def train(train_set, test_set, hidden, taps, tau, dropout, batch_size, epochs, s
     adam = torch.optim.Adam([weights, norms])
     delay_adam = torch.optim.Adam(net.delays, lr=0.1)
     # The rate rises from 0.0002 to 0.005, at 30 % of the epochs, and falls to nearly 0.  Meanwhile
-    # beta1 goes from 0.95 to 0.85 and back.  In runs of up to three epochs, train.py's rates differ.
+    # beta1 goes from 0.95 to 0.85 and back.  In runs of up to 3 epochs, train.py's rates differ.
     one_cycle = OneCycleLR(adam, max_lr=0.005, total_steps=epochs)
     cosine = CosineAnnealingLR(delay_adam, T_max=epochs)  # from 0.1 to 0
 
