@@ -117,14 +117,11 @@ def net_of(idea, **options):
     return oracle.small(ideas.IDEAS[idea].get("net_class", DelaySNN), **options)
 
 
-def test_the_loss_without_a_second_softmax_is_that_of_the_mean_probability():
-    membrane, labels = oracle.random(3, 7, 4), torch.tensor([2, 0, 3])
-    share = torch.stack([oracle.plain_scores(sample) for sample in membrane]) / 7
-    want = -(share[0, 2].log() + share[1, 0].log() + share[2, 3].log()) / 3
-    oracle.close(ideas.one_softmax(None, None, membrane, labels), want, rtol=1e-12, atol=0)
-
-
-def test_dropout_may_draw_a_new_mask_in_each_step():
+def test_neurons_may_have_another_surrogate_gradient_or_drop_each_step_by_itself():
+    current = oracle.random(2, 12, 8).requires_grad_()
+    for alpha in (2, 20):
+        got = net_of(f"alpha-{alpha}").neurons(0, current)
+        oracle.assert_same(got, lif(current, 1.005, alpha=alpha), (current,))
     net = net_of("drop-steps", dropout=0.25)
     assert net.dropout == 0
     dropped = net.neurons(0, torch.full((40, 50, 8), 2.0).double())  # all spike in each step
@@ -132,14 +129,6 @@ def test_dropout_may_draw_a_new_mask_in_each_step():
     assert (dropped == 0).double().mean().item() == pytest.approx(0.25, abs=0.02)
     assert (dropped != dropped[:, :1]).flatten(1).any(1).all()
     assert (net.eval().neurons(0, torch.full((4, 5, 8), 2.0)) == 1).all()
-
-
-def test_the_surrogate_gradient_may_be_wider_or_narrower():
-    current = oracle.random(2, 12, 3).requires_grad_()
-    for alpha in (2, 20):
-        net = net_of(f"alpha-{alpha}", tau=1.5)
-        want = oracle.turned(oracle.plain_lif(oracle.turned(current), 1.5, alpha=alpha))
-        oracle.assert_same(net.neurons(0, current), want, (current,))
 
 
 HALF_WIDTH = 1.3 * math.sqrt(6)  # of a triangle of variance 1.3 ** 2
@@ -162,7 +151,7 @@ def test_training_kernels_are_their_formulas(idea, shape, formula):
     oracle.close(layer.kernel(), kernel, rtol=1e-6, atol=1e-9)
 
 
-def test_the_tail_the_norms_and_the_drawn_delays_may_be_left_out():
+def test_tail_norms_drawn_delays_and_second_softmax_may_be_left_out():
     net, base, counts = net_of("no-tail").eval(), net_of("base").eval(), oracle.some_counts()
     base.load_state_dict(net.state_dict())
     assert net.tail == 0
@@ -174,9 +163,13 @@ def test_the_tail_the_norms_and_the_drawn_delays_may_be_left_out():
     assert not zero.delay.any() and zero.delay.requires_grad
     assert torch.equal(still.delay, usual.delay.round()) and not still.delay.requires_grad
     assert torch.equal(zero.weight, usual.weight)
+    membrane, labels = oracle.random(3, 7, 4), torch.tensor([2, 0, 3])
+    p = torch.stack([oracle.plain_scores(sample) for sample in membrane]) / 7
+    want = -(p[0, 2].log() + p[1, 0].log() + p[2, 3].log()) / 3
+    oracle.close(ideas.one_softmax(None, None, membrane, labels), want, rtol=1e-12, atol=0)
 
 
-# ------------------------------------------------------------------------------------------ export
+# ------------------------------------------------------------------ export, benchmark, regenerate
 
 
 def simulated(arrays, x):
@@ -224,9 +217,6 @@ def test_the_program_writes_arrays_that_have_the_accuracy_of_the_run(tmp_path, c
     assert np.load(path, allow_pickle=False)["tau_readout_steps"] == 3
 
 
-# --------------------------------------------------------------------------------------- benchmark
-
-
 def test_the_authors_libraries_compute_the_same_network():
     """Scores, gradients of all parameters, running statistics, and scores with whole steps."""
     if "DELAYS_REQUIRE_PEER" not in os.environ:  # .ci/run sets it: there, a missing one is an error
@@ -236,6 +226,37 @@ def test_the_authors_libraries_compute_the_same_network():
     assert len(differences) >= 1 + 3 * 2 + 2 * 4 + 1  # of layers, of norms
     for name, difference in differences.items():
         assert difference < 1e-12, name
+
+
+TRIALS = {  # of each speaker in the Heidelberg Digits; a trial has the ten digits
+    "german": [47, 51, 52, 46, 48, 49, 19, 36, 42, 39, 39, 65],
+    "english": [49, 44, 53, 30, 42, 45, 28, 45, 41, 48, 44, 40],
+}
+NAMES = [
+    f"lang-{language}_speaker-{speaker:02}_trial-{trial}_digit-{digit}.flac"
+    for language, trials_of in TRIALS.items()
+    for speaker, trials in enumerate(trials_of)
+    for trial in range(trials)
+    for digit in range(10)
+]
+
+
+def test_seeds_split_and_order_are_those_of_the_known_files():
+    plan = regenerate.plan(NAMES)
+    assert {split: len(samples) for split, samples in plan.items()} == {"train": 8156, "test": 2264}
+    known = {("train", 1823): 7456, ("train", 327): 15605, ("test", 1): 14056, ("test", 883): 17101}
+    assert {(split, place): plan[split][place].seed for split, place in known} == known
+    names = sorted(NAMES)
+    for name, seed, label, speaker in plan["train"] + plan["test"]:
+        assert name == names[seed - 7000] and f"_speaker-{speaker:02}_" in name
+        assert f"digit-{label % 10}." in name and ("german" in name) == (label >= 10)
+
+
+def test_channel_spikes_are_those_of_the_program_that_made_the_known_files():
+    t = np.arange(480)
+    random = np.random.RandomState(7).random_sample(480)
+    spikes = regenerate.channel_spikes(200 * np.sin(t / 4) * np.sin(t / 300), random)
+    assert np.flatnonzero(spikes).tolist() == [111, 161, 216, 266, 318, 391, 469]
 
 
 # ------------------------------------------------------------------------------------------ results
@@ -411,11 +432,9 @@ def test_sides_that_cannot_be_compared_are_refused(results, tmp_path, monkeypatc
     for folder, seed in ("run", 0), ("base", 1), ("again", 1):
         write_run(folder, seed, test_accuracy=0.9)
     write_run("held", 2, test_accuracy=None, valid_accuracy=0.9)
-    write_run("rule", 2, test_accuracy=0.9, rule="last epoch")
     for words, sentence in (
         ("run", "expected runs before and after a --"),
         ("run -- begun", "begun is not the folder of a finished run: .*No such file"),
-        ("run -- rule", "rule has toy, test accuracy, last epoch: both sides need"),
         ("run -- held", "held has toy, valid accuracy, best on validation: both sides need"),
         ("run base -- ./base", "base is given twice: leave one out"),
         ("run -- base again", "base, again are of one seed: a side counts a seed once"),
@@ -431,69 +450,27 @@ def test_finished_runs_are_added_once(results, tmp_path, monkeypatch):
     monkeypatch.setattr(results, "FOLDER", tmp_path)
     program.write_shd(tmp_path, speakers=[3, 4, 5])
     words = [*FAST, f"--data-dir={tmp_path}", "--dataset=shd", "--epochs=2", "--out"]
-    run, held = str(tmp_path / "run"), str(tmp_path / "held")
-    ideas.main(["control", *words, run])
-    ideas.main(["axonal", *words, held, "--valid-speakers=3", "--no-test"])
-    results.main(["add", run, held])
-    with pytest.raises(SystemExit, match="already has .*, as run: delete that row"):
-        results.main(["add", run])
-    row, other = results.all_rows().to_dict("records")
+    held = ["--valid-speakers=3", "--no-test"]
+    more = {"control": [], "shift": held, "whole-steps": [], "one-softmax": [], "base": []}
+    folders = [str(tmp_path / idea) for idea in more]
+    for idea, folder in zip(more, folders, strict=True):
+        ideas.main([idea, *words, folder, *more[idea]])
+    results.main(["add", *folders])
+    with pytest.raises(SystemExit, match="already has .*, as base: delete that row"):
+        results.main(["add", folders[-1]])
+    row, other, *_ = rows = results.all_rows().to_dict("records")
+    names = ["control", "shift", "whole-steps", "one-softmax", "learned"]
     options = "--hidden 5 --taps 5 --batch-size 500"
-    assert [row["side"], other["side"]] == [f"control {options}", f"axonal {options}"]
+    assert [row["side"] for row in rows] == [f"{name} {options}" for name in names]
     assert [row["epochs"], row["seed"], other["speakers"]] == [2, 0, "3"]
     test = data.load("shd", "test", tmp_path)
-    right = (train.predict(results.network_of(run)[0], test).argmax(1) == test.labels).numpy()
-    wanted = [right.mean(), right[[1, 2, 4, 5, 7, 8]].mean(), right[::3].mean()]
-    wanted.append(sum(oracle.result_of(Path(run))["spikes"]))
+    right = train.predict(results.network_of(folders[0])[0], test).argmax(1) == test.labels
+    wanted = [share.double().mean() for share in (right, right[[1, 2, 4, 5, 7, 8]], right[::3])]
+    wanted.append(sum(oracle.result_of(tmp_path / "control")["spikes"]))
     names = ["accuracy", "new_speakers", "known_speakers", "spikes"]
     assert [row[name] for name in names] == pytest.approx(wanted, abs=0.05)
-    accuracies = [float(line["valid_accuracy"]) for line in oracle.log_of(Path(held))]
+    accuracies = [float(line["valid_accuracy"]) for line in oracle.log_of(tmp_path / "shift")]
     assert [other["accuracy"], other["best_on_valid"]] == [accuracies[-1], max(accuracies)]
-
-
-@pytest.mark.parametrize("idea", ["base", "whole-steps", "shift", "one-softmax"])
-def test_a_run_is_told_by_its_network_loss_augmentation_and_hook(results, idea, tmp_path):
-    folder = str(tmp_path / "run")
-    ideas.main([idea, *FAST, "--out", folder])
-    assert results.network_of(folder)[2] == (None if idea == "base" else idea)
-    train.write(folder, "net.pt", torch.load(f"{folder}/net.pt") | {"network": "mine"})
-    with pytest.raises(data.UserError, match="not in ideas.py"):
-        results.network_of(folder)
-
-
-# --------------------------------------------------------------------------------------- regenerate
-
-
-TRIALS = {  # of each speaker in the Heidelberg Digits; a trial has the ten digits
-    "german": [47, 51, 52, 46, 48, 49, 19, 36, 42, 39, 39, 65],
-    "english": [49, 44, 53, 30, 42, 45, 28, 45, 41, 48, 44, 40],
-}
-NAMES = [
-    f"lang-{language}_speaker-{speaker:02}_trial-{trial}_digit-{digit}.flac"
-    for language, trials_of in TRIALS.items()
-    for speaker, trials in enumerate(trials_of)
-    for trial in range(trials)
-    for digit in range(10)
-]
-
-
-def test_seeds_split_and_order_are_those_of_the_known_files():
-    plan = regenerate.plan(NAMES)
-    assert {split: len(samples) for split, samples in plan.items()} == {"train": 8156, "test": 2264}
-    known = {("train", 1823): 7456, ("train", 327): 15605, ("test", 1): 14056, ("test", 883): 17101}
-    assert {(split, place): plan[split][place].seed for split, place in known} == known
-    assert {4, 5}.isdisjoint(sample.speaker for sample in plan["train"])
-    names = sorted(NAMES)
-    for name, seed, label, speaker in plan["train"] + plan["test"]:
-        assert name == names[seed - 7000] and f"_speaker-{speaker:02}_" in name
-        assert f"digit-{label % 10}." in name and ("german" in name) == (label >= 10)
-
-
-def test_channel_spikes_are_those_of_the_program_that_made_the_known_files():
-    t = np.arange(480)
-    random = np.random.RandomState(7).random_sample(480)
-    spikes = regenerate.channel_spikes(200 * np.sin(t / 4) * np.sin(t / 300), random)
-    assert np.flatnonzero(spikes).tolist() == [111, 161, 216, 266, 318, 391, 469]
 
 
 # ------------------------------------------------------------------------------------------ README
@@ -547,9 +524,6 @@ def test_totals_over_sigma_are_those_that_the_tour_prints(figures):
     for line, sigmas in ((0, figures.shrinking()), (3, [1.0] * 200)):
         assert space["patterns_right"](0, sigmas) == told[line][0]
         assert figures.by_hand(sigmas)[-1] == told[line][9]  # of seed 9
-    own = figures.by_hand(figures.shrinking()[:20])
-    _, _, after, current = space["learn"](9, figures.shrinking()[:20])
-    assert torch.equal(own[0] + own[1][-1].round(), after) and torch.equal(own[2], current)
 
 
 def test_the_tour_prints_one_accuracy_of_its_first_network():
@@ -576,26 +550,24 @@ def figures():
     return pytest.importorskip("experiments.figures")
 
 
-def test_results_png_has_a_dot_for_each_run(figures, results):
+def test_results_png_has_a_dot_for_each_run_and_a_mark_for_each_difference(
+    figures, results, differences
+):
+    *axes, axis = figures.results_figure().axes
     rows = results.all_rows().query("speakers == '' and seed < 10")
     shd = rows.query("data == @results.SHD and epochs in [30, 150]")
     toy = rows.query("data == 'toy' and (processor == 'Intel Xeon' or side == 'control')")
-    for k, (axis, runs) in enumerate(zip(figures.results_figure().axes, (shd, toy), strict=False)):
+    for k, runs in enumerate((shd, toy)):
         want = []
         for level, sides in enumerate(figures.ROWS.values()):
             want += [(100 * x, level) for x in runs["accuracy"][runs["side"] == sides[k]]]
-        drawn = [(x, round(y)) for line in axis.lines for x, y in line.get_xydata()]
+        drawn = [(x, round(y)) for line in axes[k].lines for x, y in line.get_xydata()]
         assert sorted(drawn) == sorted(want)
 
-
-def test_differences_are_drawn_filled_if_shown_and_pale_around_0(figures, differences):
-    axis = figures.results_figure().axes[2]
     shown = [line for line in differences if "results.png" in line["where"]]
-    assert len(shown) == len(axis.get_yticks()) > 5
-    for level, (line, path, dot, text) in enumerate(
-        zip(shown, axis.collections, axis.lines, axis.texts, strict=False)
-    ):
+    for level, line in enumerate(shown):
         points, low, high = [line[name] for name in ("points", "low", "high")]
+        path, dot, text = [part[level] for part in (axis.collections, axis.lines, axis.texts)]
         drawn = [*path.get_segments()[0].flatten(), *dot.get_xdata(), text.get_text()]
         assert drawn == [low, level, high, level, points, f"  {points:+.2f}"]
         assert (dot.get_markerfacecolor() != "white") == (line["verdict"] == "holds")
@@ -611,9 +583,8 @@ def assert_drawn(paths, summed, sent, delay, sums):
     oracle.close(bars, sums, rtol=1e-4, atol=1e-4)
 
 
-def test_the_picture_of_a_neuron_has_a_line_for_each_delay_and_the_sums(figures, monkeypatch):
-    times, delays, *_ = trained = figures.by_hand(figures.shrinking()[:20])
-    monkeypatch.setattr(figures, "by_hand", lambda sigmas: trained)
+def test_the_picture_of_a_neuron_has_a_line_for_each_delay_and_the_sums(figures):
+    times, delays, *_ = figures.by_hand(figures.shrinking())
     axes, delay = figures.why_figure().axes, delays[-1, 0].round()
     for column, pattern in ((0, 0), (1, 2)):
         sent = [(step, i) for i, step in enumerate(times[pattern].tolist())]
