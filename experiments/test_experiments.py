@@ -439,8 +439,7 @@ def test_two_sides_of_runs_are_compared_or_refused(results, tmp_path, monkeypatc
 
 
 def test_finished_runs_are_added_once(results, tmp_path, monkeypatch):
-    columns = (FOLDER / "runs.csv").read_text().splitlines()[0]
-    (tmp_path / "runs.csv").write_text(columns + "\n")
+    (tmp_path / "runs.csv").write_text(",".join(RUNS[0]) + "\n")
     monkeypatch.setattr(results, "FOLDER", tmp_path)
     program.write_shd(tmp_path, speakers=[3, 4, 5])
     words = [*FAST, f"--data-dir={tmp_path}", "--dataset=shd", "--epochs=2", "--out"]
@@ -471,8 +470,7 @@ def test_finished_runs_are_added_once(results, tmp_path, monkeypatch):
 # ----------------------------------------------------------------------- README, tour and figures
 
 
-README = (FOLDER.parent / "README.md").read_text()
-KERNEL, LAYER, SCRIPT = re.findall(r"```python\n(.*?)```", README, re.S)
+KERNEL, LAYER, SCRIPT = re.findall(r"```python\n(.*?)```", PAGES["README"], re.S)
 
 
 def test_the_layer_in_a_loop_of_ones_own_prints_what_the_readme_says(capsys):
@@ -502,12 +500,12 @@ def test_the_lines_of_torch_in_the_readme_are_the_kernel_and_the_delayed_sum(tap
 
 
 def test_the_readme_has_the_lines_of_its_four_files_rounded_to_tens():
-    said = re.findall(r"^- `(\S+)` \((\d+) lines\)", README, re.MULTILINE)
+    said = re.findall(r"^- `(\S+)` \((\d+) lines\)", PAGES["README"], re.MULTILINE)
     own = {name: (FOLDER.parent / name).read_text().count("\n") for name, _ in said}
     assert said == [(name, str(round(lines, -1))) for name, lines in own.items()] and len(said) == 4
 
 
-def test_totals_over_sigma_are_those_that_the_tour_prints(figures):
+def test_the_tour_prints_totals_over_sigma_and_one_accuracy_of_a_network(figures):
     (printed,) = [cell["outputs"][0]["text"] for cell in CELLS if cell["id"] == "c21"]
     told = [json.loads(line[line.index("[") :]) for line in printed]
     assert [int(re.search(r"(\d+) \[", line)[1]) for line in printed] == [sum(x) for x in told]
@@ -516,10 +514,7 @@ def test_totals_over_sigma_are_those_that_the_tour_prints(figures):
     for line, sigmas in ((0, figures.shrinking()), (3, [1.0] * 200)):
         assert space["patterns_right"](0, sigmas) == told[line][0]
         assert figures.by_hand(sigmas)[-1] == told[line][9]  # of seed 9
-
-
-def test_the_tour_prints_one_accuracy_of_its_first_network():
-    text = {cell["id"]: str(cell.get("outputs")) for cell in CELLS}
+    text = {cell["id"]: str(cell.get("outputs")) for cell in CELLS}  # one network, in three cells
     places = {"c18": "learned  +", "c47": "up to step 112: ", "c35": "learned  +each 0 off: "}
     assert len({re.search(words + r"(\S+?)%", text[id])[1] for id, words in places.items()}) == 1
 
@@ -542,9 +537,7 @@ def figures():
     return pytest.importorskip("experiments.figures")
 
 
-def test_results_png_has_a_dot_for_each_run_and_a_mark_for_each_difference(
-    figures, results, differences
-):
+def test_results_png_shows_each_run_and_each_difference(figures, results, differences):
     *axes, axis = figures.results_figure().axes
     rows = results.all_rows().query("speakers == '' and seed < 10")
     shd = rows.query("data == @results.SHD and epochs in [30, 150]")
@@ -608,9 +601,8 @@ def test_a_run_is_drawn_by_its_folder_or_with_a_network_of_a_fork(figures, tmp_p
     toy = data.load("toy", "test", "")
     scores = train.predict(net, toy)
     drawn = figures.run_figures(folder, index=7)
-    *_, given, _, sums = drawn["run.png"].axes
-    assert given.images[0].get_extent() == [0, 840, 0, 8]  # in ms, with the tail, and by input
-    oracle.close([line.get_ydata()[-1] for line in sums.lines[:10]], scores[7], rtol=1e-5, atol=0)
+    sums = drawn["run.png"].axes[-1].lines[:10]  # by class
+    oracle.close([line.get_ydata()[-1] for line in sums], scores[7], rtol=1e-5, atol=0)
     texts = {x.get_position(): int(x.get_text()) for x in drawn["confusions.png"].axes[0].texts}
     assert texts == Counter(zip(scores.argmax(1).tolist(), toy.labels.tolist(), strict=True))
     monkeypatch.setattr(ideas, "IDEAS", {})  # as if the network were of a fork
