@@ -141,7 +141,7 @@ class ArrayNetwork(nn.Module):
 
 
 @torch.no_grad()
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None, net_class: type[DelaySNN] = DelaySNN) -> None:
     kind = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("export.py", description=__doc__, formatter_class=kind)
     add = parser.add_argument
@@ -151,7 +151,8 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     train.set_backend()
     try:
-        net, of_run = train.load_run(options.run)
+        of_run = argparse.Namespace(**train.read_options(options.run))
+        net, _ = train.load_run(options.run, train.build(of_run, net_class))
         arrays = arrays_of(net, of_run)
         np.savez(options.out, **arrays)
         samples = data.load(of_run.dataset, "test", options.data_dir or of_run.data_dir)

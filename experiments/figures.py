@@ -13,7 +13,7 @@ import sys
 
 import numpy as np
 import torch
-from matplotlib.animation import PillowWriter
+from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -82,21 +82,20 @@ def learning_gif(path: str) -> None:
     sides = []
     for axis, (name, sigmas) in zip(figure.subplots(1, 2), settings.items(), strict=True):
         sides.append((axis, name, sigmas, *by_hand(sigmas)))
-    shown = [*range(30), *range(30, 60, 2), *range(69, 200, 10)]  # most of it moves at the start
 
-    writer = PillowWriter(fps=8)
-    with writer.saving(figure, path, dpi=100):
-        for step in shown:
-            counter.set_text(f"update {step + 1} of 200")
-            for axis, name, sigmas, times, delays, *_ in sides:
+    def draw(step):
+        counter.set_text(f"update {min(step + 1, 200)} of 200")
+        for axis, name, sigmas, times, delays, *_, right in sides:
+            if step < 200:
                 title = f"{name}: sigma {sigmas[step]:.1f}"
                 draw_arrivals(axis, title, times + delays[step], sigmas[step])
-            writer.grab_frame()
-        for axis, name, _, times, delays, *_, right in sides:
-            title = f"{name}: {right} of 4 patterns right"
-            draw_arrivals(axis, title, times + delays[-1].round())
-        for _ in range(32):  # four seconds
-            writer.grab_frame()
+            else:  # with the rounded delays of evaluation
+                title = f"{name}: {right} of 4 patterns right"
+                draw_arrivals(axis, title, times + delays[step].round())
+
+    # Most of the movement is at the start.  The last picture stays for four seconds.
+    steps = [*range(30), *range(30, 60, 2), *range(69, 200, 10), *[200] * 32]
+    FuncAnimation(figure, draw, steps).save(path, PillowWriter(fps=8), dpi=100)
     print(path)
 
 
@@ -366,8 +365,8 @@ def run_figures(folder: str, data_dir=None, index: int = 0, net=None) -> dict[st
 
     figure = Figure(figsize=(9.2, 3.8), layout="constrained")
     top, bottom = figure.subfigures(2, 1)
-    words = f"--dataset {options.dataset} --delays {options.delays} --seed {options.seed}"
-    heading(top, f"{type(net).__name__}: {words}")
+    kind = f"{options.delays} delays, seed {options.seed}"
+    heading(top, f"{type(net).__name__}, {options.dataset}, {kind}")
     log = results.pandas.read_csv(os.path.join(folder, "log.csv"), index_col="epoch")
     shown = ("loss", "accuracy", "sigma", "moved_ms", "rate_")
     for axis, name in zip(top.subplots(1, 5), shown, strict=True):
@@ -415,9 +414,7 @@ def confusion_figure(labels: Tensor, guess: Tensor, split: str, names: list) -> 
     errors = counts.clone().fill_diagonal_(0)
     shades = errors.double().masked_fill(errors == 0, torch.nan)  # nan stays white
     figure = Figure(figsize=[1.4 + 0.26 * classes] * 2, layout="constrained")
-    heading(
-        figure, f"samples of the {split} set: {errors.sum():,} of {len(labels):,} are errors (red)"
-    )
+    heading(figure, f"{split} samples: {errors.sum():,} of {len(labels):,} are errors (red)")
     axis = figure.subplots()
     axis.imshow(shades.numpy(), cmap="Reds", vmin=0, vmax=max(2 * errors.max(), 1))
     for own, heard in counts.nonzero().tolist():

@@ -4,7 +4,7 @@
     python experiments/one_file.py DIR   trains SHD from its two files in DIR, packed or not
 
 Everything else in this repository is speed (this file takes six to seven times as long on SHD),
-options, resuming and checks.  Runs of four epochs or more have train.py's losses, up to rounding.
+options, resuming and checks.  The losses are those of train.py, until rounding moves a spike.
 Signals are tensors [B, T, N]: batch, time, neurons.  Delays, sigma and tau are in time steps.
 """
 
@@ -127,8 +127,8 @@ def train(train_set, test_set, hidden, taps, tau, dropout, batch_size, epochs, s
     norms = {"params": net.norms.parameters()}
     adam = torch.optim.Adam([weights, norms])
     delay_adam = torch.optim.Adam(net.delays, lr=0.1)
-    # The rate of an epoch rises from 0.0002 to 0.005, at 30 % of the epochs, and falls to nearly 0.
-    # Meanwhile Adam's beta1 goes from 0.95 to 0.85 and back.
+    # The rate rises from 0.0002 to 0.005, at 30 % of the epochs, and falls to nearly 0.  Meanwhile
+    # beta1 goes from 0.95 to 0.85 and back.  In runs of up to 3 epochs, train.py's rates differ.
     one_cycle = OneCycleLR(adam, max_lr=0.005, total_steps=epochs)
     cosine = CosineAnnealingLR(delay_adam, T_max=epochs)  # from 0.1 to 0
 
