@@ -1,8 +1,7 @@
 """Spiking networks in which every synapse learns a transmission delay as well as a weight.
 
 The method is from "Learning Delays in Spiking Neural Networks using Dilated Convolutions with
-Learnable Spacings" (Hammouamri, Khalfaoui-Hassani, Masquelier, ICLR 2024, arXiv 2306.17670).  DCLS
-is the authors' library.
+Learnable Spacings" (Hammouamri, Khalfaoui-Hassani, Masquelier, ICLR 2024, arXiv 2306.17670).
 
 Time is discrete.  A synapse delays each spike and multiplies it by a weight.  This is a convolution
 over time.  Its kernel has an entry, or tap, for each possible delay.  In evaluation exactly one tap
@@ -29,7 +28,7 @@ from torch.nn import functional as F
 
 
 def gaussian_kernel(weight: Tensor, delay: Tensor, sigma: float | Tensor, taps: int) -> Tensor:
-    """Return the differentiable training kernel (version "gauss" of DCLS).
+    """Return the differentiable training kernel (version "gauss" of DCLS, the authors' library).
 
         k[o,i,d] = w[o,i] g[d] / (sum_d' g[d'] + 1e-7)
         g[d] = exp(-((d - delay[o,i]) / sigma)^2 / 2)
@@ -151,8 +150,8 @@ def lif_loop(current: Tensor, tau: float | Tensor, *, alpha: float = 5.0) -> Ten
     for current_now in current.unbind(1):  # one time step, [B, N]
         h = decay * v + current_now
         s = spike(h - 1, alpha)
-        # As in the authors' training, no gradient flows through the reset.  At a tau near 1, it
-        # matters little: hardly anything of v reaches the next step.
+        # As in the authors' training, no gradient flows through the reset: it would add that firing
+        # wipes out h.  At a tau near 1 it matters little, as hardly any of v reaches the next step.
         v = h * (1 - s.detach())
         spikes.append(s)
     return torch.stack(spikes, 1)  # [B, T, N]

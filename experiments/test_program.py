@@ -14,6 +14,7 @@ import threading
 import zipfile
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import h5py
@@ -474,6 +475,16 @@ def test_every_parameter_of_a_network_is_trained_at_its_rate(little, tmp_path):
     assert modes == [False] * 2 + [True] * 2  # each hidden layer has an echo
 
 
+def test_spikes_are_counted_once_in_networks_of_any_class(little, monkeypatch):
+    spikes = data.load("little", "test", "")
+    net = train.build(parsed("--dataset", "little", "--kernel-count", 2))
+    counted = train.hidden_spikes(net, spikes)
+    assert min(counted) > 0 and not any(layer._forward_pre_hooks for layer in net.layers)
+    monkeypatch.setattr(train, "DelaySNN", ideas.Alpha2)  # then .count is something of its own
+    assert train.hidden_spikes(net, spikes) == [2 * number for number in counted]
+    assert train.hidden_spikes(SimpleNamespace(layers=2), spikes) is None
+
+
 def test_a_fork_has_the_command_line_and_is_not_taken_for_the_papers(little, tmp_path, capsys):
     run, epochs = str(tmp_path / "run"), []
     fork = dict(net_class=ideas.Adaptive, loss=quiet_loss, before_epoch=prune)
@@ -579,7 +590,8 @@ def workplace(tmp_path_factory):
         config = json.dumps({"options": vars(parsed("--dataset", "toy"))})
         (place / name / "config.json").write_text(config)
     (place / "torn/last.pt").write_bytes(packed)
-    (place / "ended/result.json").touch()
+    for name in ("net.pt", "result.json"):
+        (place / "ended" / name).touch()
     return place
 
 
@@ -622,8 +634,9 @@ def test_events_with_a_mistake_are_refused():
     for channel in ([0, 3], [-1, 0]):  # these would count in another step
         with pytest.raises(data.UserError, match=r"channels .*: expected 0\.\.2"):
             data.count_spikes(np.array([1, 1]), np.array(channel), 3)
-    with pytest.raises(data.UserError, match="select got an array of int64: expected a bool per"):
-        data.from_events(**events, inputs=3).select(np.array([0, 2]))
+    for kind in (np.int64, np.uint8):
+        with pytest.raises(data.UserError, match="select got an array of u?int.*: expected a bool"):
+            data.from_events(**events, inputs=3).select(np.array([0, 1, 1], kind))
 
 
 def test_dense_data_are_joined():
