@@ -130,7 +130,7 @@ def test_neurons_may_have_another_surrogate_gradient_or_drop_each_step_by_itself
     assert (net.eval().neurons(0, torch.full((4, 5, 8), 2.0)) == 1).all()
 
 
-KERNELS = [  # all have the variance 1.3 ** 2, but for the last
+KERNELS = [  # of variance 1.3 ** 2, but for the last, which has no sigma
     ("axonal", (1, 6), lambda x: torch.exp(-((x / 1.3) ** 2) / 2)),
     ("dendritic", (8, 1), lambda x: torch.exp(-((x / 1.3) ** 2) / 2)),
     ("control", (8, 6), lambda x: torch.exp(-((x / 1.3) ** 2) / 2)),
@@ -161,8 +161,8 @@ def test_tail_norms_drawn_delays_and_second_softmax_may_be_left_out():
     assert not zero.delay.any() and zero.delay.requires_grad
     assert torch.equal(still.delay, usual.delay.round()) and not still.delay.requires_grad
     membrane, labels = oracle.random(3, 7, 4), torch.tensor([2, 0, 3])
-    p = torch.stack([oracle.plain_scores(sample) for sample in membrane]) / 7
-    want = -(p[0, 2].log() + p[1, 0].log() + p[2, 3].log()) / 3
+    share = torch.stack([oracle.plain_scores(sample) for sample in membrane]) / 7
+    want = -(share[0, 2].log() + share[1, 0].log() + share[2, 3].log()) / 3
     oracle.close(ideas.one_softmax(None, None, membrane, labels), want, rtol=1e-12, atol=0)
 
 
