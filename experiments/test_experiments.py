@@ -416,8 +416,6 @@ def test_two_sides_of_runs_are_compared_or_refused(results, tmp_path, monkeypatc
         "            hidden 5, network DelaySNN",
         f"difference  {points:+.2f} [{low:+.2f}, {high:+.2f}] points, 95 % interval ({method})",
     ]
-    results.main(["compare", *folders[:2], "--", *others])
-    assert "difference" not in capsys.readouterr().out  # of two runs
 
     write_run("held", 9, test_accuracy=None, valid_accuracy=0.9)
     for words, sentence in (
@@ -442,6 +440,8 @@ def test_finished_runs_are_added_once(results, tmp_path, monkeypatch):
     folders = [str(tmp_path / idea) for idea in more]
     for idea, folder in zip(more, folders, strict=True):
         ideas.main([idea, *words, folder, *more[idea]])
+    result = oracle.result_of(tmp_path / "shift") | {"valid_accuracy": 0.9}  # of its best epoch
+    (tmp_path / "shift" / "result.json").write_text(json.dumps(result))
     results.main(["add", *folders])
     with pytest.raises(SystemExit, match="already has .*, as base: delete that row"):
         results.main(["add", folders[-1]])
@@ -457,8 +457,8 @@ def test_finished_runs_are_added_once(results, tmp_path, monkeypatch):
     wanted.append(sum(oracle.result_of(tmp_path / "control")["spikes"]))
     names = ["accuracy", "new_speakers", "known_speakers", "spikes"]
     assert [row[name] for name in names] == pytest.approx(wanted, abs=0.05)
-    accuracies = [float(line["valid_accuracy"]) for line in oracle.log_of(tmp_path / "shift")]
-    assert [other["accuracy"], other["best_on_valid"]] == [accuracies[-1], max(accuracies)]
+    last = float(oracle.log_of(tmp_path / "shift")[-1]["valid_accuracy"])
+    assert [other["accuracy"], other["best_on_valid"]] == [last, 0.9]
 
 
 # ----------------------------------------------------------------------- README, tour and figures
