@@ -585,6 +585,26 @@ def test_pictures_of_a_neuron_have_a_line_for_each_delay_and_the_sums(figures):
         oracle.close(bars, want, rtol=1e-4, atol=1e-4)
 
 
+def test_the_gradient_of_a_delay_is_that_of_plain_loops(figures, monkeypatch):
+    times, delays, _, (_, _, readout), _ = trained = figures.by_hand(figures.shrinking())
+    monkeypatch.setattr(figures, "by_hand", lambda sigmas: trained)
+    right, gradients = figures.delay_gradients([1.5])
+    assert torch.equal(right, delays[-1].round().double())
+    patterns = F.one_hot(times.T, 15).permute(2, 1, 0).double()  # [steps, patterns, inputs]
+    weights = torch.full((4, 6), 0.3).double(), 3 * torch.eye(4).double()
+    for n, i, d in (0, 3, 2), (2, 3, 10), (3, 0, 14):
+        delay = right.clone()
+        delay[n, i] = d
+        x = patterns
+        for weight, own in zip(weights, (delay.requires_grad_(), readout.delay), strict=True):
+            kernel = oracle.plain_kernel(weight, own.double(), 15, 1.5)
+            current = oracle.plain_delayed_sum(x, kernel, 7)
+            x = oracle.plain_lif(current, 1.005)
+        scores = oracle.plain_scores(oracle.plain_readout(current, 5.0))
+        (want,) = torch.autograd.grad(-scores.log_softmax(1).diagonal().mean(), delay)
+        oracle.close(gradients[0, n, i, d], want[n, i], rtol=1e-5, atol=0)
+
+
 def test_a_run_is_drawn_by_its_folder_or_with_a_network_of_a_fork(figures, tmp_path, monkeypatch):
     folder = str(tmp_path / "run")
     ideas.main(["control", *FAST, "--out", folder])
