@@ -308,7 +308,10 @@ def by_hand(one, other, paired):
 def test_differences_are_those_of_the_runs_by_hand(results, differences):
     for line in differences:
         one, other = side_of(line, "one"), side_of(line, "other")
-        if min(len(one), len(other)) < 3:  # runs on held-out speakers are to come
+        if line["paired"]:  # some runs on held-out speakers may be to come
+            both = one.keys() & other.keys()
+            one, other = [{key: side[key] for key in both} for side in (one, other)]
+        if min(len(one), len(other)) < 3:
             assert line["difference"] == "-"
             continue
         assert line["n"] == f"{len(one)} and {len(other)}"
