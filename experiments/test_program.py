@@ -250,7 +250,8 @@ def test_speech_commands_from_files_to_the_last_line(tmp_path, monkeypatch, caps
     assert config["device"] == platform.machine() and config["options"] == vars(options)
     names = dict(network="DelaySNN", loss="cross_entropy", augment="NoneType")
     assert (names | {"before_epoch": "NoneType"}).items() <= config.items()
-    (tmp_path / "ssc_train.h5.zip").unlink()  # evaluation does not read it
+    for name in ("ssc_train.h5.zip", "run/last.pt"):  # evaluation does not read them
+        (tmp_path / name).unlink()
     train.main(["--eval", str(tmp_path / "run"), "--device", "cpu"])
     assert f"{accuracy} (" in capsys.readouterr().out
 
