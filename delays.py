@@ -427,8 +427,7 @@ def conv_fourier(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
     f = torch.arange(period // 2 + 1, device=spikes.device)  # F frequencies
     t = torch.arange(period, device=spikes.device)
     # f * t modulo period leaves out whole turns: large angles would be less exact.
-    parts = torch.outer(f, t) % period
-    angle = parts.double() * (2 * math.pi / period)
+    angle = (torch.outer(f, t) % period).double() * (2 * math.pi / period)
     basis = torch.cat([angle.cos(), -angle.sin()]).to(spikes)  # exp(-i angle), [2 F, period]
     # The signals are real, so Y[period - f] is the conjugate of Y[f].  Y[period - f] is left out,
     # and Y[f] counted twice.  Only the frequencies 0 and period / 2 have no such twin.

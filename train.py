@@ -570,8 +570,7 @@ def read_options(folder: str) -> dict:
     with open(os.path.join(folder, "config.json")) as file:
         options = json.load(file)["options"]
     if options["dataset"] not in data.DATASETS:
-        name = options["dataset"]
-        raise UserError(f"{folder} was trained on {name}: use the script that adds it to DATASETS")
+        raise UserError(f"{folder} was trained on {options['dataset']}: use the script of the run")
     return vars(make_parser().parse_args([])) | options
 
 

@@ -670,5 +670,5 @@ def test_a_data_set_unlike_its_row_and_a_wrong_row_are_refused(short_run, tmp_pa
     monkeypatch.delitem(train.DEFAULTS, "little")
     assert parsed("--dataset", "little").hidden == train.DEFAULTS["shd"]["hidden"]
     monkeypatch.delitem(data.DATASETS, "little")
-    with pytest.raises(data.UserError, match="run was trained on little: use the script that"):
+    with pytest.raises(data.UserError, match="run was trained on little: use the script of"):
         train.load_run(tmp_path / "run")
