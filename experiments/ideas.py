@@ -200,6 +200,17 @@ def one_softmax(net, counts, membrane, labels):
     return F.nll_loss((class_scores(membrane) / membrane.shape[1]).log(), labels)
 
 
+def rival(net, counts, membrane, labels):
+    """Return one softmax against the strongest rival: -log(s_own / (s_own + max of the others)).
+
+    s: the class scores divided by the steps, which are probabilities.
+    """
+    s = class_scores(membrane) / membrane.shape[1]  # [B, classes]
+    own = F.one_hot(labels, s.shape[1]).bool()
+    strongest = s.masked_fill(own, 0).amax(1)
+    return -(s[own] / (s[own] + strongest)).log().mean()
+
+
 class DropSteps(DelaySNN):
     """Dropout draws a new mask in each step.  Unlike in DelaySNN, .rates are after dropout."""
 
@@ -308,6 +319,8 @@ IDEAS = {
     # The method without one part:
     "no-tail": dict(net_class=NoTail),  # a layer's output ends with its input
     "one-softmax": dict(loss=one_softmax),  # the loss applies no second softmax
+    "rival": dict(loss=rival, augment=shift),  # one softmax, against the best rival; shifted too
+    "rival-unshifted": dict(loss=rival),  # the same loss without the shift, as for the toy task
     "drop-steps": dict(net_class=DropSteps),  # dropout draws a new mask in each step
     "alpha-2": dict(net_class=Alpha2),  # a wider surrogate gradient (alpha 2 instead of 5)
     "alpha-20": dict(net_class=Alpha20),  # a narrower surrogate gradient

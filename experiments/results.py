@@ -1,7 +1,7 @@
 """Keep a row per run in runs.csv, print what follows from the rows, and compare runs of your own.
 
     python -m experiments.results tables tested
-    python -m experiments.results add runs/shd-learned-0 --data-dir DIR
+    python -m experiments.results add runs/shd-learned-0 --data-dir DIR --commit HASH
     python -m experiments.results compare runs/mine-0 runs/mine-1 runs/mine-2 -- runs/theirs-*
 
 tables   prints the named tables, or all of them, with accuracies in % and differences in points
@@ -34,7 +34,7 @@ PAIRS = ["1,8", "2,10", "3,6", "0,9", "7,11"]  # speakers of SHD that are held o
 
 def all_rows() -> pandas.DataFrame:
     """Return the rows of runs.csv, with the side of a comparison that each run can be on."""
-    texts = {"options": "", "speakers": ""}
+    texts = {"options": "", "speakers": "", "commit": ""}
     rows = pandas.read_csv(Path(FOLDER, "runs.csv"), dtype=dict.fromkeys(texts, str)).fillna(texts)
     rows["side"] = (rows["variant"] + " " + rows["options"]).str.strip()
     return rows
@@ -43,13 +43,25 @@ def all_rows() -> pandas.DataFrame:
 # ------------------------------------------------------------------------------------- differences
 
 
+def over_seeds(accuracies: pandas.Series) -> pandas.Series:
+    """Return the mean over the seeds of each pair of held-out speakers.
+
+    If all runs held out the same speakers, or none, each seed stays on its own.
+    """
+    if accuracies.index.unique("speakers").size < 2:
+        return accuracies
+    return accuracies.groupby("speakers").mean()
+
+
 def difference(one: pandas.Series, other: pandas.Series, paired: bool) -> list:
     """Return by how many points one side is above the other, the 95 % interval, p, and a text.
 
-    Returns nan and "-" if a side has fewer than three runs.
-    one, other: accuracies as fractions.
+    Returns nan and "-" if a side has fewer than three values.
+    one, other: accuracies as fractions, by speakers and seed.
     paired: over the labels of the index, which are equal.  Otherwise the test is Welch's.
     """
+    if paired:
+        one, other = over_seeds(one), over_seeds(other)
     if min(len(one), len(other)) < 3:
         return [math.nan] * 4 + ["-"]
     one, other = 100 * one, 100 * other
@@ -99,6 +111,8 @@ def differences(rows: pandas.DataFrame) -> pandas.DataFrame:
         one, other = sides_of(rows, line)
         columns = ["points", "low", "high", "p", "difference"]
         found.loc[i, columns] = difference(one, other, paired=line["paired"] != "")
+        if line["paired"]:
+            one, other = over_seeds(one), over_seeds(other)
         found.loc[i, "n"] = f"{len(one)} and {len(other)}"
     verdicts = holm(found["p"][found["written_before"] != ""])
     found["verdict"] = verdicts.reindex(found.index, fill_value="")
@@ -148,7 +162,8 @@ def table(rows: pandas.DataFrame, columns: list[str]) -> pandas.DataFrame:
         line["parameters"] = f"{line['parameters']:,.0f}".replace("nan", "-")
         line |= {column: spread(runs[column]) for column in MEASURED}
         line |= {pair: spread(own["accuracy"]) for pair, own in runs.groupby("speakers")}
-        line |= {"mean": f"{100 * runs['accuracy'].mean():.2f}", "n": len(runs)}
+        mean = runs.groupby("speakers")["accuracy"].mean().mean()
+        line |= {"mean": f"{100 * mean:.2f}", "n": len(runs)}
         lines.append(line)
     return pandas.DataFrame(lines, columns=columns)
 
@@ -164,9 +179,9 @@ def all_tables() -> dict[str, str]:
         paired = (found["paired"] == "speakers") & (found["one_epochs"] == epochs)
         for _, line in found[paired].iterrows():  # pair by pair
             one, other = sides_of(rows, line)
-            points = 100 * (one - other).droplevel("seed").reindex(PAIRS)
+            points = 100 * (over_seeds(one) - over_seeds(other)).reindex(PAIRS)
             texts = [f"{value:+.2f}".replace("+nan", "-") for value in [*points, points.mean()]]
-            tables[name].loc[len(tables[name])] = [line["name"], *texts, len(one)]
+            tables[name].loc[len(tables[name])] = [line["name"], *texts, points.count()]
     heads = ["name", "data, epochs", "difference", "n"]
     tables["differences"] = found[heads]
     tested = found[found["written_before"] != ""]
@@ -238,7 +253,10 @@ def check(one: pandas.DataFrame, other: pandas.DataFrame, paired: bool) -> None:
 
 
 def compare(folders: list[str], others: list[str], paired: bool) -> None:
-    """Print how far the first runs are above the others, by Welch's test or paired by seed."""
+    """Print how far the first runs are above the others, by Welch's test or paired.
+
+    Runs are paired by seed, or by held-out speakers: then each pair is the mean over its seeds.
+    """
     if not folders or not others:
         raise UserError("expected runs before and after a --, as in: compare RUN ... -- RUN ...")
     one, other = side_of(folders), side_of(others)
@@ -285,15 +303,17 @@ def changed_options(options: argparse.Namespace, idea: str | None) -> str:
     return " ".join(words).replace("--no-test True", "--no-test")
 
 
-def row_of_run(folder: str, data_dir: str | None) -> dict:
+def row_of_run(folder: str, data_dir: str | None, commit: str) -> dict:
     """Return the row of a finished run of train.py or ideas.py.
 
     data_dir: the folder of the data files; None: where the run had them.
+    commit: of the program that trained.
     """
     config, result, name = read_run(folder)
     net, options, idea = network_of(folder)
     log = pandas.read_csv(Path(folder, "log.csv"), dtype=str).iloc[-1]
     row = config | result | {"run": Path(folder).resolve().name, "data": name}
+    row["commit"] = commit
     row |= {"variant": idea or result["delays"], "options": changed_options(options, idea)}
     row |= {"train_accuracy": log["train_accuracy"], "best_on_valid": result["valid_accuracy"]}
     if options.no_test:  # for choosing, which compares last epochs
@@ -324,12 +344,14 @@ def processor() -> str:
     return f"{found['model name']}, family {found['cpu family']} model {found['model']}"
 
 
-def add(folders: list[str], data_dir: str | None) -> None:
+def add(folders: list[str], data_dir: str | None, commit: str | None) -> None:
     """Add all of the runs, or none if one of them has a problem."""
+    if not re.fullmatch("[0-9a-f]{7,40}", commit or ""):
+        raise UserError(f"--commit {commit}: expected that of the program that trained the runs")
     rows = pandas.read_csv(Path(FOLDER, "runs.csv"), dtype=str, keep_default_na=False)
     same = [*SAME, "speakers", "seed", "processor"]
     for folder in folders:
-        row = pandas.Series(row_of_run(folder, data_dir))
+        row = pandas.Series(row_of_run(folder, data_dir, commit))
         row = row.reindex(rows.columns).fillna("").astype(str)
         there = rows["run"][(rows[same] == row[same]).all(axis=1)]
         if len(there):
@@ -345,14 +367,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("command", choices=["tables", "add", "compare"])
     parser.add_argument("names", nargs="*", help="of tables, or of the folders of runs")
     parser.add_argument("--data-dir", help="for add: folder of the data files, if they were moved")
-    parser.add_argument("--paired", action="store_true", help="for compare: by seed")
+    parser.add_argument("--commit", help="for add: hash of the commit that trained the runs")
+    parser.add_argument(
+        "--paired", action="store_true", help="for compare: by speakers, or by seed"
+    )
     words = sys.argv[1:] if argv is None else argv
     # argparse would swallow the -- between two sides.
     options = parser.parse_intermixed_args(["|" if word == "--" else word for word in words])
     names = options.names
     try:
         if options.command == "add":
-            add(names, options.data_dir)
+            add(names, options.data_dir, options.commit)
         elif options.command == "compare":
             middle = [*names, "|"].index("|")
             compare(names[:middle], names[middle + 1 :], options.paired)

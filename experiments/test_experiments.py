@@ -165,6 +165,10 @@ def test_tail_norms_drawn_delays_and_second_softmax_may_be_left_out():
     share = torch.stack([oracle.plain_scores(sample) for sample in membrane]) / 7
     want = -(share[0, 2].log() + share[1, 0].log() + share[2, 3].log()) / 3
     oracle.close(ideas.one_softmax(None, None, membrane, labels), want, rtol=1e-12, atol=0)
+    best = [max(share[0, [0, 1, 3]]), max(share[1, 1:]), max(share[2, :3])]
+    own = share[[0, 1, 2], labels]
+    want = -sum(math.log(s / (s + other)) for s, other in zip(own, best, strict=True)) / 3
+    oracle.close(ideas.rival(None, None, membrane, labels).item(), want, rtol=1e-12, atol=0)
 
 
 # ------------------------------------------------------------------ export, benchmark, regenerate
@@ -328,6 +332,17 @@ def test_differences_are_those_of_the_runs_by_hand(results, differences):
     assert results.holm(p).sort_index().eq("holds").tolist() == [False, True, True, False, True]
 
 
+def test_seeds_are_averaged_within_a_pair_of_speakers(results):
+    keys = [(pair, seed) for pair in results.PAIRS for seed in (1, 2)]
+    index = results.pandas.MultiIndex.from_tuples(keys, names=["speakers", "seed"])
+    one, other = [results.pandas.Series(x, index) for x in oracle.random(2, 10).numpy()]
+    means = [{pair: 100 * side[pair].mean() for pair in results.PAIRS} for side in (one, other)]
+    got = results.difference(one, other, paired=True)[:4]  # n = 5, not 10
+    assert got == pytest.approx(by_hand(*means, paired=True), rel=1e-9)
+    seeds = results.pandas.concat({"3,6": one["3,6"], "": one["1,8"]}, names=["speakers"])
+    assert len(results.over_seeds(seeds)) == 2 and len(results.over_seeds(seeds[["3,6"]])) == 2
+
+
 PAGES = {"README": FOLDER.parent / "README.md"}
 PAGES |= {name: FOLDER / f"{name}.md" for name in ("RESULTS", "APPENDIX", "FORKING")}
 PAGES = {name: path.read_text() for name, path in PAGES.items()}
@@ -341,7 +356,7 @@ CITED = """
 Steps 0.27 and 12.27, 55.56 ms, speed 0.34, 0.35, 5.52, 5.88, on a held-out fifth 98.77, 99.02
 The recipe without that fifth: 98.28, 99.14 on it, at the last epoch 94.04, 94.17, 94.14 ± 0.09
 The trained network 93.15, before 93.11, by speaker 91.85, 98.82, 89.89, 93.72
-First looks at warp: 85.03, 65.61, 76.42, 81.76, 82.21
+First looks at warp: 85.03, 65.61, 76.42, 81.76, 82.21, at rival: 66.46, 75.47, +1.63, +3.39, -0.89
 The toy task on other processors: 94.70, 96.80, 95.00
 At 1756d9e: +5.09 [+2.93, +7.26], +0.72 [-0.30, +1.74], +1.19 [-0.40, +2.78], +0.93 [-1.09, +2.96]
 -0.34 [-1.53, +0.84], +1.69 [-1.06, +4.45], -0.19 [-0.94, +0.57], +2.15 [+1.29, +3.01]
@@ -393,9 +408,9 @@ def test_numbers_on_the_pages_are_printed_or_cited_with_their_sign(results, diff
 
 
 def write_run(folder, k, network="DelaySNN", md5=None, **result):
-    """Write what `compare` reads of a finished run.  Two speakers are held out with each seed."""
-    result = dict(dataset="toy", seed=k // 2, rule=f"best on validation, epoch {k}") | result
-    options = dict(hidden=7 if network == "Mine" else 5, data_dir=folder, valid_speakers=k % 2)
+    """Write what `compare` reads of a finished run.  Two seeds hold out each speaker."""
+    result = dict(dataset="toy", seed=k % 2, rule=f"best on validation, epoch {k}") | result
+    options = dict(hidden=7 if network == "Mine" else 5, data_dir=folder, valid_speakers=k // 2)
     os.mkdir(folder)
     config = dict(md5=md5 or {}, network=network, options=options)
     Path(folder, "config.json").write_text(json.dumps(config))
@@ -406,18 +421,22 @@ def write_run(folder, k, network="DelaySNN", md5=None, **result):
 @pytest.mark.parametrize("paired", [[], ["--paired"]])
 def test_two_sides_of_runs_are_compared_or_refused(results, tmp_path, monkeypatch, capsys, paired):
     monkeypatch.chdir(tmp_path)
-    one, other = [0.90, 0.95, 0.91, 0.96], [0.85, 0.91, 0.80, 0.90]
+    one, other = [0.90, 0.95, 0.91, 0.96, 0.90, 0.96], [0.85, 0.91, 0.80, 0.90, 0.89, 0.85]
     folders = [write_run(f"one-{k}", k, "Mine", test_accuracy=x) for k, x in enumerate(one)]
     others = [write_run(f"other-{k}", k, test_accuracy=x) for k, x in enumerate(other)]
     results.main(["compare", *paired, *folders, "--", *reversed(others)])
-    sides = [{k: 100 * accuracy for k, accuracy in enumerate(side)} for side in (one, other)]
+    sides = [dict(enumerate(100 * np.array(side))) for side in (one, other)]
+    if paired:  # by speaker, over the mean of two seeds
+        sides = [
+            dict(enumerate(100 * np.array(side).reshape(3, 2).mean(1))) for side in (one, other)
+        ]
     points, low, high, _ = by_hand(*sides, paired)
     method = "paired" if paired else "Welch"
     assert capsys.readouterr().out.splitlines() == [
         "toy, test accuracy, best on validation",
-        "first       93.00 ± 2.94 % (n = 4)",
+        "first       93.00 ± 2.97 % (n = 6)",
         "            hidden 7, network Mine",
-        "others      86.50 ± 5.07 % (n = 4)",
+        "others      86.67 ± 4.13 % (n = 6)",
         "            hidden 5, network DelaySNN",
         f"difference  {points:+.2f} [{low:+.2f}, {high:+.2f}] points, 95 % interval ({method})",
     ]
@@ -458,13 +477,17 @@ def test_finished_runs_are_added_once(results, tmp_path, monkeypatch):
     place = tmp_path / "moved"  # the runs no longer find the file where they had it
     place.mkdir()
     (tmp_path / "shd_test.h5").rename(place / "shd_test.h5")
-    results.main(["add", *folders, "--data-dir", str(place)])
+    commit = ["--commit", "0123456"]
+    results.main(["add", *folders, *commit, "--data-dir", str(place)])
     copied = shutil.copytree(folders[1], tmp_path / "copied")
     with pytest.raises(SystemExit, match="already has .*copied, as shift: delete that row"):
+        results.main(["add", str(copied), *commit])
+    with pytest.raises(SystemExit, match="--commit None: expected that of the program"):
         results.main(["add", str(copied)])
     monkeypatch.setattr(results, "processor", lambda: "another")
-    results.main(["add", folders[1]])
+    results.main(["add", folders[1], *commit])
     rows = results.all_rows().to_dict("records")
+    assert {row["commit"] for row in rows} == {"0123456"}
     names = ["control", "shift", "one-softmax", "whole-steps --delays fixed", "fixed", "shift"]
     options = "--hidden 5 --taps 5 --batch-size 500"
     assert [row["side"] for row in rows] == [f"{name} {options}" for name in names]
