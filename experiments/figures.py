@@ -15,22 +15,29 @@ import numpy as np
 import torch
 from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 import data
 import train
 from data import UserError
-from delays import DelayedLinear, class_scores, leaky_integrator, lif, shrinking_sigma
+from delays import (
+    DelayedLinear,
+    class_scores,
+    gaussian_kernel,
+    leaky_integrator,
+    lif,
+    shrinking_sigma,
+)
 from experiments.export import class_names
 
 INK, GREY, PALE = "#222222", "#b8b8b8", "#dcdcdc"
 BLUE, PALE_BLUE, RED = "#2166ac", "#92b9dd", "#d6604d"
 
 
-def loss_by_hand(patterns: Tensor, hidden: DelayedLinear, readout: DelayedLinear) -> Tensor:
+def loss_by_hand(current: Tensor, readout: DelayedLinear) -> Tensor:
     """Return the loss of the network of tour.ipynb, for which pattern c is of class c."""
-    fired = lif(hidden(patterns), tau=1.005)
+    fired = lif(current, tau=1.005)  # [patterns, steps, neurons]
     scores = class_scores(leaky_integrator(readout(fired), tau=5.0))
     return F.cross_entropy(scores, torch.arange(4))
 
@@ -41,8 +48,8 @@ def by_hand(sigmas: list[float]) -> tuple[Tensor, Tensor, Tensor, tuple, int]:
     sigmas: the width of the kernels in each step of training.
     Returns the steps in which inputs spike, [patterns, inputs]; the hidden delays at the start and
     after each step of training, [1 + len(sigmas), neurons, inputs]; what reaches the neurons in
-    evaluation, [patterns, steps, neurons]; the arguments of loss_by_hand; and how many patterns
-    make only their own neuron fire.
+    evaluation, [patterns, steps, neurons]; the patterns and both layers; and how many patterns make
+    only their own neuron fire.
     """
     torch.manual_seed(9)
     times = torch.randint(15, (4, 6))
@@ -56,7 +63,7 @@ def by_hand(sigmas: list[float]) -> tuple[Tensor, Tensor, Tensor, tuple, int]:
     for sigma in sigmas:
         hidden.sigma = readout.sigma = sigma
         optimizer.zero_grad()
-        loss_by_hand(patterns, hidden, readout).backward()
+        loss_by_hand(hidden(patterns), readout).backward()
         optimizer.step()
         hidden.clamp_delays()
         readout.clamp_delays()
@@ -76,9 +83,9 @@ def learning_gif(path: str) -> None:
     """Write an animation of the tour's training, with sigma shrinking and with sigma always 0.5."""
     figure = Figure(figsize=(7.2, 4.2))
     figure.subplots_adjust(left=0.1, right=0.98, top=0.8, bottom=0.12, wspace=0.08)
-    heading(figure, "Spikes of six inputs (dots) at four neurons: four in one step make one fire")
+    heading(figure, "Each neuron has to gather the six spikes of its pattern (dots) into one step")
     counter = figure.text(0.1, 0.88, "", fontsize=10, color=INK)
-    settings = {"the blur narrows": shrinking(), "narrow from the start": [0.5] * 200}
+    settings = {"sigma shrinks": shrinking(), "sigma is always small": [0.5] * 200}
     sides = []
     for axis, (name, sigmas) in zip(figure.subplots(1, 2), settings.items(), strict=True):
         sides.append((axis, name, sigmas, *by_hand(sigmas)))
@@ -87,7 +94,7 @@ def learning_gif(path: str) -> None:
         counter.set_text(f"update {min(step + 1, 200)} of 200")
         for axis, name, sigmas, times, delays, *_, right in sides:
             if step < 200:
-                title = f"{name}: sigma {sigmas[step]:.1f}"
+                title = f"{name}: {sigmas[step]:.1f}"
                 draw_arrivals(axis, title, times + delays[step], sigmas[step])
             else:  # with the rounded delays of evaluation
                 title = f"{name}: {right} of 4 patterns right"
@@ -111,7 +118,7 @@ def draw_arrivals(axis, title: str, arrivals: Tensor, sigma: float = 0.0) -> Non
         box = (-0.05, 28.05, 3.5, -0.5)
         axis.imshow(colors, extent=box, aspect="auto", interpolation="nearest")
     heights = torch.arange(4)[:, None] + (torch.arange(6) - 2.5) / 8
-    axis.plot(arrivals.flatten(), heights.flatten(), "o", color=BLUE, markersize=4.5)
+    axis.plot(arrivals.flatten(), heights.flatten(), "o", color=RED, markersize=4.5)
     axis.hlines([0.5, 1.5, 2.5], 0, 28, color=PALE, linewidth=0.8)
     style(axis, title, "step of arrival")
     axis.set_yticks(range(4), [f"neuron {c}" for c in range(4)])
@@ -130,134 +137,106 @@ def kernel_figure() -> Figure:
     for level, (name, k) in enumerate(reversed((rows | {"evaluation": 200}).items())):
         hidden.delay.data, hidden.sigma = delays[k], sigmas[min(k, 199)]
         kernel = hidden.train(k < 200).kernel()[0, i].detach() / 0.3  # divided by the weight
-        height = 0.85 / (kernel.max() if k < 199 else 1)
-        axis.bar(range(15), (height * kernel).tolist(), bottom=level, color=PALE_BLUE)
+        heights = 0.85 * kernel / kernel.max()
+        axis.bar(range(15), heights.tolist(), bottom=level, color=PALE_BLUE)
         axis.vlines(delays[k, 0, i], level, level + 0.85, color=RED, linewidth=1.5)
         words = f"{name}\ndelay {delays[k, 0, i]:.1f}, peak {kernel.max():.2f}"
         axis.text(15, level + 0.4, words, fontsize=8, va="center")
-    title = "the kernel of a synapse of weight 1 (the last two rows have the same scale)"
+    title = "the kernel of a synapse of weight 1, drawn with equal peaks (red: the delay)"
     style(axis, title, "tap (delay in steps)")
     axis.set_yticks([])
     return figure
 
 
-def delay_gradients(sigmas: list[float]) -> tuple[Tensor, Tensor]:
-    """Return the gradient of a hidden delay for each value that it can have, after the training.
+def gradient_by_parts(sigma: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what makes up the gradient of one delay, which is six steps too short.
 
-    All other delays are where the training put them, so five spikes of each pattern arrive together
-    at its neuron.  The loss is that of the training.  sigmas: widths of the kernels.
-    Returns the right delays, [neurons, inputs], and the gradients at delays of 0 to 14 steps,
-    [sigmas, neurons, inputs, 15].
+    The network is that of by_hand, after training and with its hidden delays rounded.  Then the
+    delay of input 3 at neuron 0 is set to 5 steps instead of 11.  What the input sends in step u of
+    pattern p reaches step t through tap t - u of the kernel k.  So a step against the gradient is
+
+        -dL/ddelay = sum_{p,t} -dL/dI[p,t] dk[t - u]/ddelay
+
+    Returns I, -dL/dI and dk[t - u]/ddelay for neuron 0, each [patterns, steps].
     """
-    *_, (patterns, hidden, readout), _ = by_hand(shrinking())
-    layers = [layer.double().train() for layer in (hidden, readout)]
-    right = hidden.delay.detach().round()
-    gradients = torch.zeros(len(sigmas), 4, 6, 15)
-    for k, n, i, d in np.ndindex(*gradients.shape):
-        hidden.sigma = readout.sigma = sigmas[k]
-        hidden.delay.data = right.clone()
-        hidden.delay.data[n, i] = d
-        (gradient,) = torch.autograd.grad(loss_by_hand(patterns, *layers), hidden.delay)
-        gradients[k, n, i, d] = gradient[n, i]
-    return right, gradients
+    times, delays, _, (patterns, hidden, readout), _ = by_hand(shrinking())
+    hidden, readout = hidden.double().train(), readout.double().train()
+    hidden.sigma = readout.sigma = sigma
+    hidden.delay.data = delays[-1].double().round()
+    hidden.delay.data[0, 3] -= 6
+    current = hidden(patterns)  # [patterns, steps, neurons]
+    (asked,) = torch.autograd.grad(-loss_by_hand(current, readout), current)
+
+    def kernel(delay):
+        return gaussian_kernel(hidden.weight[:1, 3:4], delay, sigma, taps=15)[0, 0]
+
+    slopes = torch.autograd.functional.jacobian(kernel, hidden.delay[:1, 3:4]).flatten()  # [taps]
+    slope = torch.zeros(4, 29, dtype=slopes.dtype)
+    for pattern, sent in enumerate(times[:, 3]):
+        slope[pattern, sent : sent + 15] = slopes
+    return current.detach()[:, :, 0], asked[:, :, 0], slope[:, : current.shape[1]]
 
 
 def gradient_figure() -> Figure:
-    """Draw where the gradient sends a delay that is wrong, while all others are right."""
-    sigmas, neuron, i = [7.0, 3.0, 1.5, 0.5], 2, 3
-    right, gradients = delay_gradients(sigmas)
-    off = torch.arange(15) - right[..., None]  # how much too long each delay is, [4, 6, 15]
-    figure = Figure(figsize=(9.2, 3), layout="constrained")
-    heading(figure, "Where the gradient sends a delay that is wrong, while all others are right")
-    one, way, size = figure.subplots(1, 3)
-    one.axvline(right[neuron, i], color=PALE, linewidth=5)
-    one.axhline(0, color=GREY, linewidth=0.8)
-    way.axhline(50, color=GREY, linewidth=0.8)
-    for sigma, gradient, color in zip(sigmas, gradients, (INK, BLUE, PALE_BLUE, RED), strict=True):
-        helps = 100 * (gradient.sign() == off.sign()).double()  # a step is against the gradient
-        apart = [off.abs() == k for k in range(1, 11)]
-        push = -gradient[neuron, i] / gradient[neuron, i].abs().max()
-        one.plot(push, ".-", color=color)
-        label = f"sigma {sigma}: {helps[off != 0].mean():.0f} % of all"
-        way.plot(range(1, 11), [helps[at].mean() for at in apart], ".-", color=color, label=label)
-        sizes = [gradient[at].abs().median() for at in apart]
-        size.semilogy(range(1, 11), sizes, ".-", color=color)
-    style(one, f"one delay ({right[neuron, i]:.0f} is right)", "delay (steps)", "push (up: longer)")
-    style(way, "how often the right way (%; grey: a coin)", "steps from the right delay")
-    way.set_ylim(0, 105)
-    style(size, "size of the gradient (median)", "steps from the right delay")
-    way.legend(fontsize=7, frameon=False)
-    return figure
-
-
-def neuron_figure(title: str, panels: dict[str, list], delay: Tensor, weight: Tensor) -> Figure:
-    """Draw the path of each spike, from where it was sent to where it arrives, and the sums.
-
-    panels: by title, pairs of counts [T, inputs] and sums [steps], with a second pair for noise.
-    delay, weight: of each input of the neuron.
-    """
-    figure = Figure(figsize=(7.2, 2.6 + 0.25 * len(delay)), layout="constrained")
+    """Draw how the loss reaches a delay that is six steps too short, with two widths."""
+    figure = Figure(figsize=(7.6, 7.6), layout="constrained")
+    title = (
+        "How the loss moves a delay that is six steps too short (blue: right way, red: wrong way)"
+    )
     heading(figure, title)
-    axes = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=(5, 3))
-    widths = (2 * weight.abs() / weight.abs().max()).clamp(min=0.3).tolist()
-    for (paths, summed), (name, samples) in zip(axes.T, panels.items(), strict=True):
-        before, numbers = 0, []
-        for k, (counts, sums) in enumerate(samples):
-            look, color = {"alpha": 0.3 if k else 1, "zorder": 3 - k}, GREY if k else INK
-            for step, i in counts.nonzero().tolist():
-                path = [step, step + delay[i].item()], [i, -2]
-                sign = BLUE if weight[i] > 0 else RED
-                paths.plot(*path, color=sign, linewidth=widths[i], **look)
-                paths.plot(step, i, "|", color=INK, markersize=5, **look)
-            summed.bar(range(len(sums)), (sums - before).tolist(), 1, before, color=color)
-            fired = lif(sums[None, :, None], tau=1.005)[0, :, 0].nonzero()
-            summed.plot(fired, [1] * len(fired), ".", color=RED, markersize=5, **look)
-            before = sums
-            numbers.append(str(len(fired)))
-        summed.axhline(1, color=RED, linewidth=0.8, linestyle="--")
-        style(paths, name, y="input")
-        paths.set_yticks([-2, *range(len(delay))], ["neuron", *range(len(delay))])
-        words = "the sum; spikes (dots): " + ", with noise (pale) ".join(numbers)
-        style(summed, words, "time (steps)")
+    columns = figure.subplots(5, 2, height_ratios=(3, 3, 3, 3, 4)).T
+    for column, sigma in zip(columns, (3.0, 0.5), strict=True):
+        current, asked, slope = gradient_by_parts(sigma)
+        moves = asked * slope  # [patterns, steps]
+        sums = torch.cat([moves.sum(1), moves.sum()[None]])
+        panels = [current[0], asked[0], slope[0], moves[0], sums]
+        for row, (axis, values) in enumerate(zip(column, panels, strict=True)):
+            colors = [BLUE if value > 0 else RED for value in values]
+            axis.bar(range(len(values)), values.tolist(), color=GREY if row < 3 else colors)
+            axis.axhline(0, color=GREY, linewidth=0.8)
+            style(axis, f"sigma {sigma:g}, largest {values.abs().max():.2g}")
+            axis.set_yticks([])
+            if row < 4:
+                axis.axvline(7, color=INK, linewidth=0.8, linestyle=":")
+                axis.axvline(13, color=PALE, linewidth=12, zorder=0)
+        column[3].set_xlabel("step (dotted: it arrives; grey: the other five arrive)", fontsize=8)
+        for k, value in enumerate(sums.tolist()):
+            place = (0, 6 if value > 0 else -6)
+            look = dict(textcoords="offset points", fontsize=7, ha="center", va="center")
+            column[4].annotate(f"{value:+.1e}", (k, value), place, **look)
+        column[4].margins(y=0.2)
+        column[4].set_xticks(range(5), ["0 (its own)", "1", "2", "3", "all four"])
+        column[4].set_xlabel("pattern", fontsize=8)
+    names = ["current", "asked\nby the loss", "slope\nof the tap", "asked x slope"]
+    names += ["asked x slope,\nsum over steps"]
+    for axis, name in zip(columns[0], names, strict=True):
+        axis.set_ylabel(name, fontsize=8, color=INK)
     return figure
 
 
 def why_figure() -> Figure:
-    """Draw what one trained neuron receives from its own pattern and from another."""
-    _, delays, current, (patterns, *_), _ = by_hand(shrinking())
-    own, other = [[(patterns[c], current[c, :, 0])] for c in (0, 2)]  # at neuron 0
-    title = "One of the four neurons after training (weights 0.3; dashed: threshold)"
-    panels = {"its own pattern": own, "another neuron's pattern": other}
-    return neuron_figure(title, panels, delays[-1, 0].round(), torch.ones(6))
+    """Draw what one trained neuron receives from its own pattern and from another.
 
-
-@torch.no_grad()
-def toy_figure(net: nn.Module) -> Figure:
-    """Draw what a hidden neuron of a trained network receives from two samples of the toy task.
-
-    It is the neuron whose spikes for its first class, without noise, are furthest above those for
-    its second.  The other sample is of the class for which it fires least.
+    Above, the path of each spike, from where it was sent to where it arrives.  Below, the sums.
     """
-
-    def sums_of(x):  # of the first hidden neurons, after batch norm, [B, T, neurons]
-        current = net.layers[0](x)
-        return net.norms[0](current.flatten(0, 1)).view_as(current)
-
-    layer, norm = net.eval().layers[0], net.norms[0]
-    sets = [data.toy("test", noise=0.0), data.toy("test")]  # sample c of either is of class c
-    spikes = net.neurons(0, sums_of(torch.stack(sets[0].counts[:10]))).sum(1)  # [classes, neurons]
-    first, second = spikes.topk(2, 0).values
-    neuron = int((first - second).argmax())
-    own, other = int(spikes[:, neuron].argmax()), int(spikes[:, neuron].argmin())
-    panels = {}
-    for c in (own, other):
-        counts = [F.pad(toy.counts[c], (0, 0, 0, net.tail)) for toy in sets]
-        pairs = [(x, sums_of(x[None])[0, :, neuron]) for x in counts]
-        panels[f"a sample of class {c}"] = pairs
-    weight = layer.weight[neuron] * norm.weight[neuron]  # batch norm can change its sign
-    title = f"A neuron that fires most for class {own} (blue excites, red inhibits, pale: noise)"
-    figure = neuron_figure(title, panels, layer.delay[neuron].round(), weight)
-    figure.axes[0].set_xlim(0, 120)
+    _, delays, current, (patterns, *_), _ = by_hand(shrinking())
+    delay = delays[-1, 0].round()  # of the inputs of neuron 0
+    figure = Figure(figsize=(7.2, 4.1), layout="constrained")
+    heading(figure, "One of the four neurons after training (weights 0.3; dashed: threshold)")
+    axes = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=(5, 3))
+    panels = {"its own pattern": 0, "another neuron's pattern": 2}
+    for (paths, summed), (name, pattern) in zip(axes.T, panels.items(), strict=True):
+        for step, i in patterns[pattern].nonzero().tolist():
+            paths.plot([step, step + delay[i].item()], [i, -2], color=BLUE, linewidth=2)
+            paths.plot(step, i, "|", color=INK, markersize=5)
+        sums = current[pattern, :, 0]
+        summed.bar(range(len(sums)), sums.tolist(), 1, color=INK)
+        fired = lif(sums[None, :, None], tau=1.005)[0, :, 0].nonzero()
+        summed.plot(fired, [1] * len(fired), ".", color=RED, markersize=5)
+        summed.axhline(1, color=RED, linewidth=0.8, linestyle="--")
+        style(paths, name, y="input")
+        paths.set_yticks([-2, *range(6)], ["neuron", *range(6)])
+        style(summed, f"the sum; spikes (dots): {len(fired)}", "time (steps)")
     return figure
 
 
@@ -455,10 +434,6 @@ def main(argv: list[str] | None = None) -> None:
             learning_gif(os.path.join(folder, "learning.gif"))
             drawn = [why_figure, gradient_figure, kernel_figure, parts_figure, results_figure]
             figures = {f"{draw.__name__[:-7]}.png": draw() for draw in drawn}
-            toy = train.parse(["--dataset", "toy"])
-            net = train.build(toy)
-            train.train(toy, net)
-            figures["toy.png"] = toy_figure(net)
     except (UserError, OSError) as problem:
         sys.exit(f"figures.py: {problem}")
     for name, figure in figures.items():
