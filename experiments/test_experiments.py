@@ -595,59 +595,57 @@ def test_results_png_shows_each_run_and_each_difference(figures, results, differ
         assert (dot.get_color() == figures.PALE_BLUE) == (low <= 0 <= high)
 
 
-def test_pictures_of_a_neuron_have_a_line_for_each_delay_and_the_sums(figures):
+def test_the_picture_of_a_neuron_has_a_line_for_each_delay_and_the_sums(figures):
     times, delays, *_ = figures.by_hand(figures.shrinking())
     axes, delay = figures.why_figure().axes, delays[-1, 0].round()
-    cases = []  # the axes, delays of the neuron, steps and inputs of spikes, and the sums
     for column, pattern in ((0, 0), (1, 2)):
-        arrived = np.bincount((times[pattern] + delay).int(), minlength=22)[:22]
-        sent = F.one_hot(times[pattern], 15).T.nonzero()
-        cases.append((axes[column], axes[column + 2], delay.tolist(), sent, 0.3 * arrived))
-
-    torch.manual_seed(28)
-    net = DelaySNN(8, [6], 10, taps=9).eval()
-    net.norms[0].running_mean.normal_()
-    net.norms[0].running_var.uniform_(0.01, 0.1)
-
-    def sums(counts):  # [steps, neurons], until the tail of the readout ends
-        return net.norms[0](net.layers[0](F.pad(counts.float(), (0, 0, 0, net.tail))[None])[0])
-
-    clean, noisy = data.toy("test", noise=0.0).counts, data.toy("test").counts
-    spikes = torch.stack([oracle.plain_lif(sums(x)[:84], net.tau).sum(0) for x in clean[:10]])
-    ordered = spikes.sort(0).values  # of classes, [10, neurons]
-    neuron = int((ordered[-1] - ordered[-2]).argmax())
-    axes, delay = figures.toy_figure(net).axes, net.layers[0].delay[neuron].round().tolist()
-    for column, c in enumerate((spikes[:, neuron].argmax(), spikes[:, neuron].argmin())):
-        sent = torch.cat([clean[c].nonzero(), noisy[c].nonzero()])
-        want = torch.cat([sums(counts)[:, neuron] for counts in (clean[c], noisy[c])])
-        cases.append((axes[column], axes[column + 2], delay, sent, want))
-
-    for paths, summed, delay, sent, want in cases:
-        ends = [line.get_xydata().tolist() for line in paths.lines]
-        lines = sorted((*end[0], end[1][0]) for end in ends if len(end) == 2)
-        assert lines == sorted((step, i, step + delay[i]) for step, i in sent.tolist())
-        bars = [bar.get_y() + bar.get_height() for bar in summed.patches]
-        oracle.close(bars, want, rtol=1e-4, atol=1e-4)
+        sent = times[pattern].tolist()
+        want = [(step, i, step + delay[i]) for i, step in enumerate(sent)]
+        ends = [line.get_xydata().tolist() for line in axes[column].lines]
+        lines = [(*end[0], end[1][0]) for end in ends if len(end) == 2]
+        assert sorted(lines) == sorted(want)
+        bars = [bar.get_height() for bar in axes[column + 2].patches]
+        arrived = np.bincount([int(arrival) for *_, arrival in want], minlength=22)[:22]
+        oracle.close(bars, 0.3 * arrived, rtol=1e-4, atol=1e-4)
 
 
-def test_the_gradient_of_a_delay_is_that_of_plain_loops(figures, monkeypatch):
+def test_the_picture_of_a_gradient_has_the_products_of_plain_loops(figures, monkeypatch):
     times, delays, _, (_, _, readout), _ = trained = figures.by_hand(figures.shrinking())
     monkeypatch.setattr(figures, "by_hand", lambda sigmas: trained)
-    right, gradients = figures.delay_gradients([1.5])
-    assert torch.equal(right, delays[-1].round().double())
     patterns = F.one_hot(times.T, 15).permute(2, 1, 0).double()  # [steps, patterns, inputs]
-    weights = torch.full((4, 6), 0.3).double(), 3 * torch.eye(4).double()
-    for n, i, d in (0, 3, 2), (2, 3, 10), (3, 0, 14):
-        delay = right.clone()
-        delay[n, i] = d
-        x = patterns
-        for weight, own in zip(weights, (delay.requires_grad_(), readout.delay), strict=True):
-            kernel = oracle.plain_kernel(weight, own.double(), 15, 1.5)
-            current = oracle.plain_delayed_sum(x, kernel, 7)
-            x = oracle.plain_lif(current, 1.005)
-        scores = oracle.plain_scores(oracle.plain_readout(current, 5.0))
-        (want,) = torch.autograd.grad(-scores.log_softmax(1).diagonal().mean(), delay)
-        oracle.close(gradients[0, n, i, d], want[n, i], rtol=1e-5, atol=0)
+    delay = delays[-1].round().double()
+    assert delay[0, 3] == 11  # the right one
+    delay[0, 3] = 5
+    delay.requires_grad_()
+    figure = figures.gradient_figure()
+    for k, sigma in enumerate((3.0, 0.5)):
+        kernel = oracle.plain_kernel(torch.full((4, 6), 0.3).double(), delay, 15, sigma)
+        current = oracle.plain_delayed_sum(patterns, kernel, 7)
+        fired = oracle.plain_lif(current, 1.005)
+        spread = oracle.plain_kernel(3 * torch.eye(4).double(), readout.delay.double(), 15, sigma)
+        arrived = oracle.plain_delayed_sum(fired, spread, 7)
+        scores = oracle.plain_scores(oracle.plain_readout(arrived, 5.0))
+        loss = -scores.log_softmax(1).diagonal().mean()
+        asked, whole = torch.autograd.grad(-loss, [current, delay], retain_graph=True)
+        slope, moves = torch.zeros(2, 4, 22, dtype=torch.double)
+        for tap in range(15):
+            (of_tap,) = torch.autograd.grad(kernel[0, 3, tap], delay, retain_graph=True)
+            for pattern in range(4):
+                step = times[pattern, 3] + tap
+                if step < 22:
+                    slope[pattern, step] = of_tap[0, 3]
+                    moves[pattern, step] = asked[step, pattern, 0] * of_tap[0, 3]
+        sums = [*moves.sum(1).tolist(), whole[0, 3].item()]
+        for row, want in enumerate((current[:, 0, 0], asked[:, 0, 0], slope[0], moves[0], sums)):
+            axis, want = figure.axes[2 * row + k], torch.as_tensor(want).detach().double()
+            drawn = torch.tensor([bar.get_height() for bar in axis.patches]).double()
+            oracle.close(drawn / want.abs().max(), want / want.abs().max(), rtol=0, atol=1e-4)
+            assert axis.get_title(loc="left").endswith(f"largest {want.abs().max():.2g}")
+            if row > 2:
+                blue = torch.tensor([bar.get_facecolor()[2] > 0.5 for bar in axis.patches])
+                seen = want.abs() > 1e-6 * want.abs().max()
+                assert torch.equal(blue[seen], want[seen] > 0)
+        assert [text.get_text() for text in axis.texts] == [f"{value:+.1e}" for value in sums]
 
 
 def test_a_run_is_drawn_by_its_folder_or_with_a_network_of_a_fork(figures, tmp_path, monkeypatch):
