@@ -1,10 +1,10 @@
 """The whole method in one file: a spiking network that learns a delay for every synapse.
 
     python experiments/one_file.py       trains the toy task
-    python experiments/one_file.py DIR   trains SHD from its two files in DIR, packed or not
+    python experiments/one_file.py DIR   trains SHD from its two files in DIR, .h5 or .h5.gz
 
 Everything else in this repository is speed (this file takes six to seven times as long on SHD),
-options, resuming and checks.  The losses are those of train.py, until rounding moves a spike.
+options, resuming and checks.  The losses are those of train.py, until float rounding moves a spike.
 Signals are tensors [B, T, N]: batch, time, neurons.  Delays, sigma and tau are in time steps.
 """
 
@@ -12,7 +12,6 @@ import gzip
 import io
 import math
 import sys
-import zipfile
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
+# A pattern of the toy task lasts 32 steps, so 33 taps are enough to bring its ends together.
 TOY = dict(hidden=[40], taps=33, tau=1.005, dropout=0.0, batch_size=50, epochs=20)
 SHD = dict(hidden=[256, 256], taps=25, tau=1.005, dropout=0.4, batch_size=256, epochs=150)
 
@@ -35,7 +35,7 @@ def make_kernel(weight: Tensor, delay: Tensor, taps: int, sigma: float | None) -
         fraction = d == delay.round()[:, :, None]  # [out, in, taps]
     else:  # training: a Gaussian around the delay, since rounding has no gradient
         g = torch.exp(-(((d - delay[:, :, None]) / sigma) ** 2) / 2)  # [out, in, taps]
-        fraction = g / (g.sum(2, keepdim=True) + 1e-7)
+        fraction = g / (g.sum(2, keepdim=True) + 1e-7)  # the 1e-7 prevents 0 / 0
     return weight[:, :, None] * fraction  # [out, in, taps]
 
 
@@ -43,7 +43,7 @@ def delayed_sum(x: Tensor, kernel: Tensor) -> Tensor:
     """y[b,t,o] = sum_i sum_d k[o,i,d] x[b,t-d,i],  x = 0 before its first step, after its last"""
     taps = kernel.shape[2]
     x = x.to(kernel.dtype).mT  # [B, in, T]
-    x = F.pad(x, (taps - 1, taps // 2))  # y is taps // 2 steps longer, so that late spikes count
+    x = F.pad(x, (taps - 1, taps // 2))  # y is longer by a tail, so most late spikes count
     return F.conv1d(x, kernel.flip(2)).mT  # [B, T + taps//2, out]; conv1d itself does not flip
 
 
@@ -60,7 +60,7 @@ def lif(current: Tensor, tau: float) -> Tensor:
     for current_now in current.unbind(1):
         h = (1 - 1 / tau) * v + current_now  # at a tau of 1.005 steps, 0.5 % of v is left
         s = spike(h - 1)
-        v = h * (1 - s.detach())  # no gradient flows through the reset
+        v = h * (1 - s.detach())  # else the gradient would also say that a spike wipes out h
         spikes.append(s)
     return torch.stack(spikes, 1)  # [B, T, N]
 
@@ -87,10 +87,12 @@ class Network(nn.Module):
         self.delays = nn.ParameterList()
         for before, after in pairwise([inputs, *hidden, classes]):
             bound = math.sqrt(6 / before)  # Kaiming's for relu
-            self.weights.append(torch.empty(after, before).uniform_(-bound, bound))
-            self.delays.append(torch.empty(after, before).uniform_(0, taps - 1))
+            weight = torch.empty(after, before).uniform_(-bound, bound)
+            delay = torch.empty(after, before).uniform_(0, taps - 1)
+            self.weights.append(nn.Parameter(weight))
+            self.delays.append(nn.Parameter(delay))
         self.norms = nn.ModuleList(nn.BatchNorm1d(neurons) for neurons in hidden)
-        self.tail = taps // 2 * len(self.weights)
+        self.tail = len(self.weights) * (taps // 2)
 
     def forward(self, x: Tensor, sigma: float | None = None) -> Tensor:
         synapses = zip(self.weights, self.delays, strict=True)
@@ -99,9 +101,7 @@ class Network(nn.Module):
             current = delayed_sum(x, kernel)
             current = norm(current.flatten(0, 1)).view_as(current)  # over batch and time
             x = lif(current, self.tau)
-            if self.training:  # dropout silences a neuron for a whole sample
-                kept = torch.empty(len(x), 1, x.shape[2]).bernoulli_(1 - self.dropout)
-                x = x * kept / (1 - self.dropout)
+            x = F.dropout1d(x.mT, self.dropout, self.training).mT  # neurons, for a whole sample
         return leaky_integrator(delayed_sum(x, kernels[-1]), self.tau)
 
 
@@ -109,11 +109,12 @@ class Network(nn.Module):
 
 
 def shrinking_sigma(epoch: int, epochs: int, taps: int) -> float:
-    """Return sigma, wide at first: a delay learns only from spikes that its Gaussian reaches."""
+    """Return sigma, which finds the way of a delay while it is wide, and its place once narrow."""
     wide, quarter = taps // 2, epochs // 4
     if epoch >= quarter:
         return 0.5
-    return 0.27 + wide * (0.23 / wide) ** (epoch / quarter)  # from taps // 2 + 0.27 to 0.5
+    # From taps // 2 + 0.27 to 0.23 + 0.27.  The authors' library adds 0.27 to every width.
+    return 0.27 + wide * (0.23 / wide) ** (epoch / quarter)
 
 
 def train(train_set, test_set, hidden, taps, tau, dropout, batch_size, epochs, seed=0):
@@ -128,13 +129,13 @@ def train(train_set, test_set, hidden, taps, tau, dropout, batch_size, epochs, s
     adam = torch.optim.Adam([weights, norms])
     delay_adam = torch.optim.Adam(net.delays, lr=0.1)
     # The rate rises from 0.0002 to 0.005, at 30 % of the epochs, and falls to nearly 0.  Meanwhile
-    # beta1 goes from 0.95 to 0.85 and back.  In runs of up to 3 epochs, train.py's rates differ.
+    # beta1 goes from 0.95 to 0.85 and back.
     one_cycle = OneCycleLR(adam, max_lr=0.005, total_steps=epochs)
     cosine = CosineAnnealingLR(delay_adam, T_max=epochs)  # from 0.1 to 0
 
     history = []
     for epoch in range(epochs):
-        torch.manual_seed(seed + 1_000_003 * (epoch + 1))  # as train.py does
+        torch.manual_seed(seed + 1_000_003 * (epoch + 1))  # no two runs share the draws of an epoch
         sigma = shrinking_sigma(epoch, epochs, taps)
         net.train()
         loss_sum, correct = 0, 0
@@ -142,7 +143,7 @@ def train(train_set, test_set, hidden, taps, tau, dropout, batch_size, epochs, s
             counts = pad_sequence([train_counts[i] for i in indices], batch_first=True)
             labels = train_labels[indices]  # [B]
             scores = net(counts, sigma).softmax(2).sum(1)  # [B, classes]; padding counts too
-            loss = F.cross_entropy(scores, labels)  # applies a second softmax
+            loss = F.cross_entropy(scores, labels)  # a second softmax, as in the authors' loss
 
             net.zero_grad()
             loss.backward()
@@ -172,11 +173,12 @@ def predict(net: Network, counts: list[Tensor], batch_size: int) -> Tensor:
     for start in range(0, len(counts), batch_size):
         samples = counts[start : start + batch_size]
         padded = pad_sequence(samples, batch_first=True)
-        # Neurons may spike in silence, so zeros follow the longest sample too.  Each sample's own
-        # steps and the whole tail count: the scores do not depend on the rest of the batch.
+        # A layer's output ends soon after its input does.  Zeros give the longest sample of a batch
+        # as much time after its end as padding gives the others, so batches do not matter.
         padded = F.pad(padded, (0, 0, 0, net.tail))
-        for sample, membrane in zip(samples, net(padded), strict=True):
-            scores.append(membrane[: len(sample) + net.tail].softmax(1).sum(0))
+        for sample, potentials in zip(samples, net(padded), strict=True):
+            own = potentials[: len(sample) + net.tail]  # padding does not count here
+            scores.append(own.softmax(1).sum(0))
     return torch.stack(scores)
 
 
@@ -201,15 +203,13 @@ def toy(samples: int, seed: int) -> tuple[list[Tensor], Tensor]:
 
 def read_shd(folder: str, split: str) -> tuple[list[Tensor], Tensor]:
     """Return a set of SHD: counts in steps of 10 ms, with groups of 5 channels as inputs."""
-    paths = [Path(folder, f"shd_{split}.h5{packing}") for packing in ("", ".gz", ".zip")]
+    paths = [Path(folder, f"shd_{split}.h5{packing}") for packing in ("", ".gz")]
     path = next(filter(Path.exists, paths), None)
     if path is None:
-        sys.exit(f"{folder} has no {paths[0].name}, .h5.gz or .h5.zip: expected SHD's two files")
+        sys.exit(f"{folder} has no {paths[0].name} or {paths[1].name}: expected SHD's two files")
     content = path.read_bytes()
     if path.suffix == ".gz":
         content = gzip.decompress(content)
-    if path.suffix == ".zip":
-        content = zipfile.ZipFile(path).read(path.stem)
 
     counts = []
     with h5py.File(io.BytesIO(content)) as h5:

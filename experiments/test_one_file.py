@@ -51,9 +51,8 @@ def test_the_toy_task_has_the_numbers_of_train(tmp_path, monkeypatch):
     assert_same(*sets, settings, options_of(tmp_path / "run", *words))
 
 
-def test_shd_has_the_numbers_of_train_from_packed_files(tmp_path):
+def test_shd_has_the_numbers_of_train_from_a_packed_file_and_an_open_one(tmp_path):
     program.write_shd(tmp_path)
-    program.pack(tmp_path / "shd_train.h5", ".zip")
     program.pack(tmp_path / "shd_test.h5", ".gz")
     words = ["--hidden=30", "--batch-size=10", "--epochs=8", "--seed=3", "--data-dir", tmp_path]
     sets = [one_file.read_shd(tmp_path, split) for split in ("train", "test")]
@@ -66,5 +65,5 @@ def test_settings_are_the_defaults_and_a_folder_without_files_gets_a_line(tmp_pa
         want = dict(train.DEFAULTS[dataset], tau=pytest.approx(1.005))
         want["hidden"] = [want["hidden"]] * want.pop("layers")
         assert settings == want
-    with pytest.raises(SystemExit, match="has no shd_test.h5, .h5.gz or .h5.zip: expected SHD's"):
+    with pytest.raises(SystemExit, match="has no shd_test.h5 or shd_test.h5.gz: expected SHD's"):
         one_file.read_shd(tmp_path, "test")
