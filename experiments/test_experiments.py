@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 from collections import Counter
+from inspect import signature
 from pathlib import Path
 from statistics import fmean, stdev, variance
 from textwrap import dedent
@@ -547,7 +548,7 @@ def test_the_tour_prints_totals_over_sigma_and_one_accuracy_of_a_network(figures
     assert [int(re.search(r"(\d+) \[", line)[1]) for line in printed] == [sum(x) for x in told]
     space = {}
     exec("\n".join([TOUR["c01"], TOUR["c14"], TOUR["c21"].partition("each =")[0]]), space)
-    for line, sigmas in ((0, figures.shrinking()), (3, [1.0] * 200)):
+    for line, sigmas in ((0, figures.shrinking()), (2, [1.0] * 200)):
         assert space["patterns_right"](0, sigmas) == told[line][0]
         assert figures.by_hand(sigmas)[-1] == told[line][9]  # of seed 9
     text = {cell["id"]: str(cell.get("outputs")) for cell in CELLS}  # one network, in three cells
@@ -555,17 +556,57 @@ def test_the_tour_prints_totals_over_sigma_and_one_accuracy_of_a_network(figures
     assert len({re.search(words + r"(\S+?)%", text[id])[1] for id, words in places.items()}) == 1
 
 
-def test_exercises_with_their_answers_print_what_they_say(capsys):
-    blocks = re.findall(r"```python\n(.*?)```", (FOLDER / "EXERCISES.md").read_text(), re.S)
-    (slope,) = [block for block in blocks if "slope" in block]
+EXERCISES = (FOLDER / "EXERCISES.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", EXERCISES, re.S)
+
+
+def block_with(words):
+    (found,) = [block for block in BLOCKS if words in block]
+    return found
+
+
+def test_the_file_of_the_first_exercises_replaces_what_the_named_tests_test(monkeypatch):
+    names = re.findall(r"^delays\.(\w+) = \1$", block_with("def gaussian_kernel"), re.MULTILINE)
+    own = {name: getattr(delays, name) for name in names}
+    for name, function in own.items():
+        monkeypatch.setattr(delays, name, function)  # to undo it
+    exec(block_with("def gaussian_kernel"), space := {})
+    assert len(names) == 3
+    for name, function in own.items():
+        assert getattr(delays, name) is space[name] is not function
+        assert list(signature(space[name]).parameters) == list(signature(function).parameters)
+    commands = re.findall(r"test_delays.py -p exercise -k (\w+)`", EXERCISES)
+    assert len(commands) == 3
+    for word in commands:
+        assert any(word in name for name in vars(oracle))
+
+
+def test_exercises_with_their_answers_print_what_they_say(capsys, figures):
     formula = "k / sigma**2 * ((d - delay) - (g * (d - delay)).sum() / (g.sum() + 1e-7))"
-    exec(slope.replace("mine = ...", f"delay = 3.4; mine = {formula}"), {})
+    exec(block_with("slope").replace("mine = ...", f"delay = 3.4; mine = {formula}"), {})
     assert float(re.search(r"tensor\((\S+?),", capsys.readouterr().out)[1]) < 1e-7
-    (loop,) = [block for block in blocks if "your loop" in block]
-    answer = re.search(r"    optimizer = .*?(?=\n    after)", TOUR["c14"], re.S)[0]
-    sigmas = "    sigmas = [shrinking_sigma(step, 200, taps=15) for step in range(200)]\n"
-    exec(re.sub(r"    \.\.\.  # your loop.*", lambda _: sigmas + answer, loop), {})
-    assert sum(json.loads(capsys.readouterr().out)) >= 14
+    whole = block_with("products = ...")
+    exec(whole.replace("products = ...", block_with("rate = ") + "#"), {})
+    off, sums = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert abs(off) < 1e-7 and [x > 0 for x in sums] == [True, True, False, False]
+    space = {}
+    exec("\n".join([TOUR["c01"], TOUR["c14"], TOUR["c21"].partition("each =")[0]]), space)
+    capsys.readouterr()
+    exec(block_with("jump = ").replace("range(12)", "[0]"), space)
+    assert int(capsys.readouterr().out) < space["patterns_right"](0, space["shrinking"])
+
+
+def test_exercise_7_draws_accuracy_against_parameters(tmp_path, monkeypatch, figures):
+    def train_no_network(options):
+        return dict(parameters=options.hidden, test_accuracy=options.hidden / 100)
+
+    monkeypatch.setattr(train, "train", train_no_network)
+    monkeypatch.chdir(tmp_path)
+    exec(block_with("trained parameters"), space := {})
+    (axis,) = space["plt"].gcf().axes
+    drawn = [line.get_xydata().tolist() for line in axis.lines]
+    assert drawn == [[[10, 10], [20, 20], [40, 40]]] * 2 and (tmp_path / "parameters.png").exists()
+    space["plt"].close()
 
 
 @pytest.fixture
