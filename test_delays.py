@@ -1,7 +1,6 @@
 """Every claim against an independent, slow oracle: `python -m pytest -q`, offline, one thread.
 
-Tests marked `paper` hold the program to the paper's method.  After you have changed the method on
-purpose, run `python -m pytest -q -m "not paper"`.
+After a change of the method on purpose, `-m "not paper"` leaves out what has to fail then.
 """
 
 import csv
@@ -259,8 +258,7 @@ def test_each_neuron_may_learn_a_tau_of_its_own():
     tau = torch.tensor([0.5, 2.5, 6.0]).double().requires_grad_()
     want = turned(plain_lif(turned(current), tau.clamp(min=1)))
     assert_same(delays.lif_loop(current, tau), want, (current, tau))
-    nan = torch.tensor(math.nan)  # the check after an epoch names it
-    assert delays.leaky_integrator(current, nan).isnan().any()
+    assert delays.leaky_integrator(current, torch.tensor(math.nan)).isnan().any()
 
 
 @pytest.mark.parametrize("tau, named", [(1.0, {}), (1.005, dict(alpha=2)), (3.0, {}), (2.0, {})])
@@ -751,7 +749,6 @@ def test_a_random_share_is_held_out_the_same_for_all_variants_and_after_resume(l
             assert [len(sets[split]) for split in ("train", "valid", "test")] == [35, 9, 61]
             assert sorted(sets["train"] + sets["valid"]) == sorted(everyone)
             held_out.append(sets["valid"])
-    # Another generator would let a resumed run train on what it had held out.
     rank = np.random.default_rng([0, 1]).permutation(44)
     held_out.insert(0, [everyone[i] for i in np.flatnonzero(rank < 0.2 * 44)])
     assert [own == held_out[0] for own in held_out] == [True] * 5 + [False] * 2
