@@ -318,7 +318,6 @@ class DelaySNN(nn.Module):
         self.tau_readout = tau if tau_readout is None else tau_readout
         self.dropout = dropout
         self.count = count
-        self.rates = []
 
     @property
     def tail(self):

@@ -235,11 +235,11 @@ def train(options, net=None, loss=None, augment=None, before_epoch=None, after_e
 
     rows = []  # of the log
     if options.resume:
-        compare_files(datasets, options)
+        check_resumed(datasets, names, options)
     else:
         start(net, datasets, names, options)
     if os.path.exists(os.path.join(options.out, "last.pt")):  # else no epoch has ended yet
-        saved = load_checkpoint(options.out, "last.pt", net, names)
+        saved = load_checkpoint(options.out, "last.pt", net)
         optimizer.load_state_dict(saved["adam"])
         rows = saved["rows"]
     # With a validation set, the test set is not evaluated until the last epoch has ended.
@@ -276,8 +276,8 @@ def train(options, net=None, loss=None, augment=None, before_epoch=None, after_e
         if after_epoch is not None:
             after_epoch(net, row)
         rows.append(row)
-        print_row(row)
         save(net, optimizer, names, rows, options)
+        print_row(row)
 
     return finish(net, datasets, rows, options)
 
@@ -384,14 +384,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     defaults = saved or (DEFAULTS["shd"] | DEFAULTS.get(first.dataset, {}))
     unknown = sorted(defaults.keys() - vars(first).keys())
     if unknown:
-        raise UserError(f"{run or 'train.DEFAULTS'} has unknown options, {unknown}")
+        raise UserError(f"{run or 'train.DEFAULTS'} has options of another script, {unknown}")
     parser.set_defaults(**defaults)
     options = parser.parse_args(argv)
 
-    for name, value in saved.items():
-        free = name in ("resume", "eval", "out", "device", "data_dir")
-        if not free and vars(options)[name] != value:
-            raise UserError(f"{run} used {name} {value}: leave it out, or start a new run")
+    for name in sorted(saved.keys() - {"resume", "eval", "out", "device", "data_dir"}):
+        if vars(options)[name] != saved[name]:
+            raise UserError(f"{run} used {name} {saved[name]}: leave it out, or start a new run")
     if options.resume and os.path.exists(os.path.join(options.resume, "result.json")):
         raise UserError(f"{run} has ended and cannot be resumed: --eval {run} prints its accuracy")
     options.out = options.resume or options.out
@@ -501,12 +500,15 @@ def md5_of_files(splits, options) -> dict[str, str]:
     return {os.path.basename(path): data.md5(path) for path in paths if path}
 
 
-def compare_files(splits, options) -> None:
-    """Raise a UserError if files differ from those of the same name that the saved run read."""
+def check_resumed(splits, names: dict, options) -> None:
+    """Raise a UserError unless a run is resumed with its network, functions and data files."""
     with open(os.path.join(options.out, "config.json")) as file:
-        saved = json.load(file)["md5"]
+        saved = json.load(file)
+    for part, name in names.items():
+        if saved.get(part, name) != name:  # runs of earlier versions lack some names
+            raise UserError(f"{part} is {saved[part]}, not {name}: use the script of the run")
     for name, md5 in md5_of_files(splits, options).items():
-        if saved.get(name, md5) != md5:
+        if saved["md5"].get(name, md5) != md5:
             raise UserError(f"{options.out} read another {name}: give its folder by --data-dir")
 
 
@@ -528,19 +530,14 @@ def name_of(function) -> str:
     return getattr(function, "__name__", type(function).__name__)
 
 
-def load_checkpoint(folder: str, name: str, net: nn.Module, names: dict | None = None) -> dict:
-    """Load the weights and sigma of a checkpoint into a network.  Returns all that it holds.
-
-    names: of the network's class, loss, augmentation and hook, which have to be those of the
-        checkpoint.  None compares only the class.
-    """
+def load_checkpoint(folder: str, name: str, net: nn.Module) -> dict:
+    """Load the weights and sigma of a checkpoint into a network.  Returns all that it holds."""
     path = os.path.join(folder, name)
-    names = names or {"network": type(net).__name__}
+    own = type(net).__name__
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        for part, wanted in names.items():
-            if saved.get(part, wanted) != wanted:  # runs of earlier versions lack some names
-                raise UserError(f"{part} is {saved[part]}, not {wanted}: use the script of the run")
+        if saved.get("network", own) != own:
+            raise UserError(f"network is {saved['network']}, not {own}: use the script of the run")
         net.load_state_dict(saved["net"])
     except Exception as problem:  # torch raises many kinds, some of several lines
         raise UserError(f"{path} cannot be loaded: {' '.join(str(problem).split())}") from problem

@@ -95,7 +95,9 @@ def refusal(text):
 def outcome(device, words, folder):
     """Return what a run on a device writes and prints: stopped, resumed and then evaluated."""
     data.DATASETS["little"] = data.Dataset(oracle.read_little, ("train", "test"), 5, 3, step_ms=4)
-    train.DEFAULTS["little"] = oracle.LITTLE | dict(device=device, layers=1, batch_size=31, epochs=2)
+    train.DEFAULTS["little"] = oracle.LITTLE | dict(
+        device=device, layers=1, batch_size=31, epochs=2
+    )
     train.time = Mock(time=Mock(return_value=0))
     delays.fourier_is_faster = lambda spikes, kernel: spikes.device.type != "cpu"  # on neither
     torch._C._set_only_lift_cpu_tensors(True)  # or torch.tensor would pass Card by

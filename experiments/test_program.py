@@ -484,13 +484,14 @@ def test_a_fork_has_the_command_line_and_is_not_taken_for_the_papers(little, tmp
         ("--resume", "augment", None, "augment is delayed, not NoneType: use the"),
         ("--resume", "before_epoch", None, "before_epoch is prune, not NoneType: use the"),
     ):
-        with pytest.raises(SystemExit, match=re.escape(f"cannot be loaded: {said}")):
+        with pytest.raises(SystemExit, match=re.escape(said)):
             train.main([words, run], **fork | {part: other})
-    saved = torch.load(tmp_path / "run/last.pt")
-    del saved["before_epoch"]  # as in runs of earlier versions
-    torch.save(saved, tmp_path / "run/last.pt")
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    del config["before_epoch"]  # as in runs of earlier versions
+    (tmp_path / "run/config.json").write_text(json.dumps(config))
     train.main(["--resume", run], **fork)
     ended.unlink()
+    saved = torch.load(tmp_path / "run/last.pt")
     del saved["net"]["norms.0.bias"]
     torch.save(saved, tmp_path / "run/last.pt")
     with pytest.raises(SystemExit, match="cannot be loaded: .*Missing key.*norms.0.bias"):
@@ -610,7 +611,9 @@ def test_events_with_a_mistake_are_refused():
             data.from_events(**(events | change), inputs=3)
     assert data.join([np.ones((2, 3))] * 2, [70_000, 0]).labels.dtype == torch.int64
     for kind in (np.int64, np.uint8):
-        with pytest.raises(data.UserError, match="select got an array of u?int.*: expected a bool"):
+        with pytest.raises(
+            data.UserError, match="select got an array of u?int.*: expected a NumPy"
+        ):
             data.from_events(**events, inputs=3).select(np.array([0, 1, 1], kind))
 
 
@@ -634,7 +637,7 @@ def test_a_data_set_unlike_its_row_and_a_wrong_row_are_refused(short_run, tmp_pa
     with pytest.raises(data.UserError, match=r"has \[5\] inputs and 4 classes"):
         data.load("little", "train", "")
     monkeypatch.setitem(train.DEFAULTS, "little", LITTLE | {"hiden": 14})
-    with pytest.raises(data.UserError, match=r"train.DEFAULTS has unknown options, \['hiden'\]"):
+    with pytest.raises(data.UserError, match=r"train.DEFAULTS has options of another .*'hiden'"):
         parsed("--dataset", "little")
     monkeypatch.delitem(train.DEFAULTS, "little")
     assert parsed("--dataset", "little").hidden == train.DEFAULTS["shd"]["hidden"]
