@@ -7,14 +7,18 @@ The first word names an idea: IDEAS, at the end of this file, lists them.  All o
 may follow.  Results go to runs/DATASET-IDEA-DELAYS-SEED (or the next free -2, -3, ...) or to --out.
 """
 
+import argparse
+import json
 import math
 import sys
+from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 import train
+from data import UserError
 from delays import DelayedLinear, DelaySNN, class_scores, delay_conv, integer_kernel, lif, spike
 
 
@@ -328,6 +332,24 @@ IDEAS = {
     "from-zero": dict(net_class=FromZero),  # all delays start at 0
     "no-norm": dict(net_class=NoNorm),  # no batch norm
 }
+
+SEAMS = ["network", "loss", "augment", "before_epoch"]  # what config.json holds by name
+
+
+def load_run(folder: str) -> tuple[DelaySNN, argparse.Namespace, str]:
+    """Return the network of a run of train.py or of an idea, its options, and the idea's name."""
+    config = json.loads(Path(folder, "config.json").read_text())
+    usual = dict(net_class=DelaySNN, loss=train.cross_entropy, augment=None, before_epoch=None)
+    for idea, hooks in IDEAS.items():
+        parts = usual | hooks
+        names = [parts["net_class"].__name__]
+        names += [train.name_of(parts[seam]) for seam in SEAMS[1:]]
+        # Older runs name no hook.
+        if names == [config.get(seam, name) for seam, name in zip(SEAMS, names, strict=True)]:
+            options = argparse.Namespace(**train.read_options(folder))
+            net, options = train.load_run(folder, train.build(options, parts["net_class"]))
+            return net, options, idea
+    raise UserError(f"{folder} has a network that is not in ideas.py: add it to IDEAS there")
 
 
 def main(argv: list[str]) -> None:
