@@ -40,22 +40,21 @@ def all_rows() -> pandas.DataFrame:
 
 
 def spread(accuracies: pandas.Series) -> str:
-    """Return mean ± standard deviation in %, or the values if there are fewer than three."""
+    """Return mean ± standard deviation in % and n, or the values if there are fewer than three."""
     values = 100 * accuracies.dropna()
-    text = ", ".join(values.map("{:.2f}".format))
-    if len(values) >= 3:
-        text = f"{values.mean():.2f} ± {values.std():.2f}"
-    return f"{text} ({len(values)})" if 0 < len(values) < len(accuracies) else text
+    if len(values) < 3:
+        return ", ".join(values.map("{:.2f}".format))
+    return f"{values.mean():.2f} ± {values.std():.2f} (n = {len(values)})"
 
 
 def accuracies(rows: pandas.DataFrame) -> pandas.DataFrame:
     """Return a line for all runs that differ only in seed (on SHD, in processor too)."""
-    rows = rows.assign(n=1, rule=rows["rule"].str.partition(", epoch")[0])
+    rows = rows.assign(rule=rows["rule"].str.partition(", epoch")[0])
     # Two processors ran some seeds of the toy task, which may not count twice.
     rows["processor"] = rows["processor"].where(rows["data"] == "toy", "")
     same = ["data", "side", "epochs", "rule", "speakers", "processor"]
     values = ["accuracy", "unrounded", "best_on_test", "new_speakers", "known_speakers"]
-    return rows.groupby(same).agg({"n": "sum"} | dict.fromkeys(values, spread)).reset_index()
+    return rows.groupby(same)[values].agg(spread).reset_index()
 
 
 # ------------------------------------------------------------------------------------- differences
@@ -107,7 +106,7 @@ def sides_of(rows: pandas.DataFrame, line: dict) -> list[pandas.Series]:
         first, _, last = line[f"{side}_seeds"].partition("-")  # as in 0-4, or only one
         own = rows[rows["seed"].between(int(first), int(last or first))]
         own = own[(own["side"] == line[side]) & (own["epochs"] == int(line[f"{side}_epochs"]))]
-        found.append(own.set_index(["speakers", "seed"])[line[f"{side}_value"]])
+        found.append(own.set_index(["speakers", "seed"])[line[f"{side}_value"]].sort_index())
     return found[0].align(found[1], join="inner") if line["paired"] else found
 
 
@@ -158,7 +157,7 @@ FREE = {"seed", "data_dir", "device", "out", "resume", "eval"}  # options of no 
 
 
 def read_run(folder: str) -> dict:
-    """Return what the files of a finished run hold, its data, its accuracy and the rule of it.
+    """Return what the files of a finished run of train.py or a fork hold, and what is compared.
 
     Runs that held out samples and did not read test are for choosing: their last epoch counts.
     """
@@ -170,26 +169,20 @@ def read_run(folder: str) -> dict:
         raise UserError(f"{folder} is not the folder of a finished run: {problem}") from problem
     # An option newer than the run has its default.
     options = vars(train.make_parser().parse_args([])) | run["options"]
-    run |= {"run": folder, "options": options, "speakers": options["valid_speakers"]}
-    run["split"] = "valid" if run["test_accuracy"] is None else "test"
-    run["accuracy"] = run[f"{run['split']}_accuracy"]
-    run["train_accuracy"] = log["train_accuracy"].iloc[-1]
-    if run["split"] == "valid" and (options["valid_speakers"] or options["valid_share"]):
+    split = "valid" if run["test_accuracy"] is None else "test"
+    run |= {"run": folder, "split": split, "accuracy": run[f"{split}_accuracy"]}
+    run |= {"speakers": options["valid_speakers"], "train_accuracy": log["train_accuracy"].iloc[-1]}
+    if split == "valid" and (options["valid_speakers"] or options["valid_share"]):
         run |= {"accuracy": log["valid_accuracy"].iloc[-1], "rule": "last epoch"}
-    md5 = [digest[:8] for digest in run["md5"].values()]  # of the files of SHD or SSC
-    unknown = run["dataset"] + (f" (files {' '.join(md5)})" if md5 else "")
-    run["data"] = DATA_NAMES.get(md5[0], unknown) if md5 else unknown
+    md5 = [digest[:8] for digest in run["md5"].values()]
+    run["data"] = run["dataset"]
+    if md5:  # of the files of SHD or SSC
+        run["data"] = DATA_NAMES.get(md5[0], f"{run['dataset']} (files {' '.join(md5)})")
+    rule = run["rule"].partition(", epoch")[0]
+    run["of"] = f"{run['data']}, {split} accuracy in %, {rule}"
+    told = options | {name: run[name] for name in ideas.SEAMS if name in run}
+    run["told"] = {f"{name} {told[name]}" for name in told.keys() - FREE}
     return run
-
-
-def side_of(folders: list[str]) -> pandas.DataFrame:
-    """Return the runs of train.py or a fork by speakers and seed, with what they are told by."""
-    runs = [read_run(folder) for folder in folders]
-    for run in runs:
-        run["of"] = f"{run['data']}, {run['split']} accuracy, {run['rule'].partition(', epoch')[0]}"
-        told = run["options"] | {name: run[name] for name in ideas.SEAMS if name in run}
-        run["told"] = {f"{name} {told[name]}" for name in told.keys() - FREE}
-    return pandas.DataFrame(runs).set_index(["speakers", "seed"]).sort_index()
 
 
 def check(one: pandas.DataFrame, other: pandas.DataFrame, paired: bool) -> None:
@@ -212,11 +205,12 @@ def compare(folders: list[str], others: list[str], paired: bool) -> None:
     """Print how far the first runs are above the others, by Welch's test or paired."""
     if not folders or not others:
         raise UserError("expected runs before and after a --, as in: compare RUN ... -- RUN ...")
-    one, other = side_of(folders), side_of(others)
+    sides = [pandas.DataFrame(map(read_run, side)) for side in (folders, others)]
+    one, other = [side.set_index(["speakers", "seed"]).sort_index() for side in sides]
     check(one, other, paired)
     print(one["of"].iloc[0])
     for name, side, against in ("first", one, other), ("others", other, one):
-        print(f"{name:<14}{spread(side['accuracy'])} % (n = {len(side)})")
+        print(f"{name:<14}{spread(side['accuracy'])}")
         words = sorted(set.union(*side["told"]) - set.union(*against["told"]))
         print(f"{'':<14}{', '.join(words) or 'no option differs'}")
     if paired:  # by seed, or by held-out speakers: then by the means over seeds
@@ -234,22 +228,25 @@ def compare(folders: list[str], others: list[str], paired: bool) -> None:
 
 
 def row_of_run(folder: str, data_dir: str | None, commit: str) -> dict:
-    """Return the row of a finished run of train.py or ideas.py.  data_dir: None: of the run."""
+    """Return the row of a finished run of train.py or ideas.py.
+
+    data_dir: the folder of the data files; None: where the run had them.
+    """
     run = read_run(folder)
     net, options, idea = ideas.load_run(folder)
-    free = FREE | {"epochs"}
     row = run | {"run": Path(folder).resolve().name, "commit": commit, "variant": idea}
+    row |= {"speakers": options.valid_speakers if options.no_test else "", "spikes": None}
+    free = FREE | {"epochs"}
     if idea == "base":
         row["variant"] = options.delays
         free |= {"delays"}
-    if options.no_test:
+    if row["speakers"]:
         free |= {"valid_speakers", "no_test"}
     usual = vars(train.parse(["--dataset", options.dataset]))
     changed = [name for name in usual if vars(options)[name] != usual[name] and name not in free]
-    words = [f"--{name.replace('_', '-')} {vars(options)[name]}" for name in changed]
-    row |= {"options": " ".join(words), "best_on_valid": run["valid_accuracy"]}
+    words = [f"--{name} {vars(options)[name]}" for name in changed]
+    row |= {"options": " ".join(words).replace("_", "-"), "best_on_valid": run["valid_accuracy"]}
     row["processor"] = run["device"] if options.device == "cuda" else processor()
-    row |= {"spikes": None, "speakers": options.valid_speakers if options.no_test else ""}
     if run["split"] == "test":
         row["spikes"] = round(sum(run["spikes"]), 1)
         if options.delays not in ("fixed", "none"):  # those are whole steps in any case
