@@ -8,9 +8,11 @@ its most frequent errors.  Both need matplotlib and pandas, the first scipy too.
 """
 
 import argparse
+import json
 import os
 import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pandas
@@ -23,7 +25,7 @@ from torch.nn import functional as F
 import data
 import train
 from data import UserError
-from delays import DelayedLinear, class_scores, leaky_integrator, lif, shrinking_sigma
+from delays import DelayedLinear, DelaySNN, class_scores, leaky_integrator, lif, shrinking_sigma
 from experiments import ideas
 from experiments.export import class_names
 
@@ -267,20 +269,14 @@ def toy_figure(net: nn.Module) -> Figure:
 # The rows of results.png, with the sides of a comparison on SHD and on the toy task.
 ROWS = {
     "learned delays": ("learned", "learned"),
-    "learned delays, fewer neurons\n(165; toy: 21)": (
-        "learned --hidden 165",
-        "learned --hidden 21",
-    ),
+    "learned, fewer neurons\n(165; toy: 21)": ("learned --hidden 165", "learned --hidden 21"),
     "fixed delays, as many neurons": ("fixed", "fixed"),
-    "fixed delays, as many parameters\n(388 neurons; toy: 76)": (
+    "fixed, as many parameters\n(388 neurons; toy: 76)": (
         "fixed --hidden 388",
         "fixed --hidden 76",
     ),
-    "no delays (membrane of 10.05 ms)": ("none", ""),
-    "no delays, slow membrane\n(400 ms; toy: 100 ms)": (
-        "none --tau 400.0 --tau-readout 10.05",
-        "none --tau 100.0",
-    ),
+    "no delays, 10.05 ms": ("none", ""),
+    "no delays, 400 ms (toy: 100)": ("none --tau 400.0 --tau-readout 10.05", "none --tau 100.0"),
     "recipe: learned delays,\nshifted training samples": ("shift", ""),
 }
 
@@ -326,8 +322,12 @@ def run_figures(folder: str, data_dir=None, index: int = 0, net=None) -> dict[st
     index: of the sample to show, in the test set (with --no-test, in the validation set).
     net: a network of your own, built like the one that was trained; None: that of an idea.
     """
-    net = ideas.load_run(folder)[0] if net is None else train.load_run(folder, net)[0]
     options = argparse.Namespace(**train.read_options(folder))
+    if net is None:
+        config = json.loads(Path(folder, "config.json").read_text())
+        net_class = ideas.IDEAS[ideas.find(config)].get("net_class", DelaySNN)
+        net = train.build(options, net_class)
+    net, _ = train.load_run(folder, net)
     options.data_dir, options.device = data_dir or options.data_dir, "cpu"
     sets = train.load_sets(options)
     split = "test" if "test" in sets else "valid"

@@ -7,11 +7,8 @@ The first word names an idea: IDEAS, at the end of this file, lists them.  All o
 may follow.  Results go to runs/DATASET-IDEA-DELAYS-SEED (or the next free -2, -3, ...) or to --out.
 """
 
-import argparse
-import json
 import math
 import sys
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -333,23 +330,19 @@ IDEAS = {
     "no-norm": dict(net_class=NoNorm),  # no batch norm
 }
 
-SEAMS = ["network", "loss", "augment", "before_epoch"]  # what config.json holds by name
+SEAMS = ["network", "loss", "augment", "before_epoch"]  # which config.json has by name
 
 
-def load_run(folder: str) -> tuple[DelaySNN, argparse.Namespace, str]:
-    """Return the network of a run of train.py or of an idea, its options, and the idea's name."""
-    config = json.loads(Path(folder, "config.json").read_text())
+def find(config: dict) -> str:
+    """Return the idea that a run was, from its config.json: "base" for a run of train.py."""
     usual = dict(net_class=DelaySNN, loss=train.cross_entropy, augment=None, before_epoch=None)
     for idea, hooks in IDEAS.items():
         parts = usual | hooks
-        names = [parts["net_class"].__name__]
-        names += [train.name_of(parts[seam]) for seam in SEAMS[1:]]
+        names = [parts["net_class"].__name__, *(train.name_of(parts[seam]) for seam in SEAMS[1:])]
         # Older runs name no hook.
         if names == [config.get(seam, name) for seam, name in zip(SEAMS, names, strict=True)]:
-            options = argparse.Namespace(**train.read_options(folder))
-            net, options = train.load_run(folder, train.build(options, parts["net_class"]))
-            return net, options, idea
-    raise UserError(f"{folder} has a network that is not in ideas.py: add it to IDEAS there")
+            return idea
+    raise UserError(f"{config['network']} with its loss and hooks is no idea of ideas.py")
 
 
 def main(argv: list[str]) -> None:

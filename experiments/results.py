@@ -2,7 +2,7 @@
 
     python -m experiments.results
     python -m experiments.results compare runs/mine-0 runs/mine-1 runs/mine-2 -- runs/theirs-*
-    python -m experiments.results add runs/shd-learned-0 --data-dir DIR --commit HASH
+    python -m experiments.results add runs/shd-learned-0 --commit HASH
 
 The first prints two wide tables: every accuracy that follows from runs.csv, in %, and every
 difference that comparisons.csv names, in points.  The second prints how far the first runs are
@@ -21,7 +21,6 @@ from pathlib import Path
 import pandas
 from scipy import stats
 
-import data
 import train
 from data import UserError
 from experiments import ideas
@@ -170,14 +169,13 @@ def read_run(folder: str) -> dict:
     # An option newer than the run has its default.
     options = vars(train.make_parser().parse_args([])) | run["options"]
     split = "valid" if run["test_accuracy"] is None else "test"
-    run |= {"run": folder, "split": split, "accuracy": run[f"{split}_accuracy"]}
-    run |= {"speakers": options["valid_speakers"], "train_accuracy": log["train_accuracy"].iloc[-1]}
+    run |= {"run": folder, "options": options, "speakers": options["valid_speakers"]}
+    run |= {"accuracy": run[f"{split}_accuracy"], "train_accuracy": log["train_accuracy"].iloc[-1]}
     if split == "valid" and (options["valid_speakers"] or options["valid_share"]):
         run |= {"accuracy": log["valid_accuracy"].iloc[-1], "rule": "last epoch"}
-    md5 = [digest[:8] for digest in run["md5"].values()]
-    run["data"] = run["dataset"]
-    if md5:  # of the files of SHD or SSC
-        run["data"] = DATA_NAMES.get(md5[0], f"{run['dataset']} (files {' '.join(md5)})")
+    md5 = [digest[:8] for digest in run["md5"].values()]  # of the files of SHD or SSC
+    unknown = f"{run['dataset']} (files {' '.join(md5)})"
+    run["data"] = DATA_NAMES.get(md5[0], unknown) if md5 else run["dataset"]
     rule = run["rule"].partition(", epoch")[0]
     run["of"] = f"{run['data']}, {split} accuracy in %, {rule}"
     told = options | {name: run[name] for name in ideas.SEAMS if name in run}
@@ -219,43 +217,36 @@ def compare(folders: list[str], others: list[str], paired: bool) -> None:
             print(f"{name:<14}{gain:+.2f}")
         print(f"{'first wins':<14}{(gains > 0).sum()} of {len(gains)}")
     found = difference(one["accuracy"], other["accuracy"], paired)
+    limits = "no interval below three" if math.isnan(found["p"]) else "95 % interval"
     method = "paired" if paired else "Welch"
-    limits = "no interval below three" if math.isnan(found["p"]) else f"95 % interval by {method}"
-    print(f"{'difference':<14}{found['difference']} points ({limits}, n = {found['n']})")
+    print(f"{'difference':<14}{found['difference']} points, {limits} ({method}, n = {found['n']})")
 
 
 # ---------------------------------------------------------- adding runs: skip it on a first reading
 
 
-def row_of_run(folder: str, data_dir: str | None, commit: str) -> dict:
-    """Return the row of a finished run of train.py or ideas.py.
-
-    data_dir: the folder of the data files; None: where the run had them.
-    """
+def row_of_run(folder: str) -> dict:
+    """Return the row of a finished run of train.py or ideas.py."""
     run = read_run(folder)
-    net, options, idea = ideas.load_run(folder)
-    row = run | {"run": Path(folder).resolve().name, "commit": commit, "variant": idea}
-    row |= {"speakers": options.valid_speakers if options.no_test else "", "spikes": None}
+    options, idea = run["options"], ideas.find(run)
     free = FREE | {"epochs"}
+    row = run | {"run": Path(folder).resolve().name, "variant": idea, "spikes": None}
     if idea == "base":
-        row["variant"] = options.delays
+        row["variant"] = options["delays"]
         free |= {"delays"}
-    if row["speakers"]:
+    if options["no_test"] and run["speakers"]:
         free |= {"valid_speakers", "no_test"}
-    usual = vars(train.parse(["--dataset", options.dataset]))
-    changed = [name for name in usual if vars(options)[name] != usual[name] and name not in free]
-    words = [f"--{name} {vars(options)[name]}" for name in changed]
+    else:
+        row["speakers"] = ""
+    usual = vars(train.parse(["--dataset", options["dataset"]]))
+    changed = [name for name in usual if options[name] != usual[name] and name not in free]
+    words = [f"--{name} {options[name]}" for name in changed]
     row |= {"options": " ".join(words).replace("_", "-"), "best_on_valid": run["valid_accuracy"]}
-    row["processor"] = run["device"] if options.device == "cuda" else processor()
-    if run["split"] == "test":
+    if run["test_accuracy"] is not None:
         row["spikes"] = round(sum(run["spikes"]), 1)
-        if options.delays not in ("fixed", "none"):  # those are whole steps in any case
+        if options["delays"] not in ("fixed", "none"):  # those are whole steps in any case
             row["unrounded"] = run["unrounded_accuracy"]
-    if run["split"] == "test" and options.dataset == "shd":
-        test = data.load("shd", "test", data_dir or options.data_dir)
-        right = pandas.Series(train.predict(net, test).argmax(1) == test.labels)
-        new = pandas.Series(test.speakers).isin([4, 5])  # who are in the test set alone
-        row |= {"new_speakers": right[new].mean(), "known_speakers": right[~new].mean()}
+    row["processor"] = run["device"] if options["device"] == "cuda" else processor()
     return row
 
 
@@ -263,18 +254,18 @@ def processor() -> str:
     """Return the model of this machine's processor."""
     cpu = Path("/proc/cpuinfo")
     found = dict(re.findall(r"(.*\S)\s*: (.*)", cpu.read_text())) if cpu.exists() else {}
-    name = found.get("model name", platform.processor() or platform.machine())
+    name = found.get("model name", platform.machine())
     return f"{name}, family {found.get('cpu family')} model {found.get('model')}"
 
 
-def add(folders: list[str], data_dir: str | None, commit: str | None) -> None:
+def add(folders: list[str], commit: str | None) -> None:
     """Add all of the runs, or none if one of them has a problem."""
     if not re.fullmatch("[0-9a-f]{7,40}", commit or ""):
         raise UserError(f"--commit {commit}: expected that of the program that trained the runs")
     rows = pandas.read_csv(FOLDER / "runs.csv", dtype=str, keep_default_na=False)
     for folder in folders:
-        row = pandas.Series(row_of_run(folder, data_dir, commit)).reindex(rows.columns)
-        rows.loc[len(rows)] = row.fillna("").astype(str)
+        row = pandas.Series(row_of_run(folder) | {"commit": commit})
+        rows.loc[len(rows)] = row.reindex(rows.columns).fillna("").astype(str)
     same = ["data", "variant", "options", "epochs", "speakers", "seed", "processor"]
     twice = rows["run"][rows.duplicated(same)]
     if len(twice):
@@ -290,7 +281,6 @@ def main(argv: list[str] | None = None) -> None:
     add_argument("command", nargs="?", choices=["compare", "add"], help="without: the tables")
     add_argument("runs", nargs="*", help="folders of runs")
     add_argument("--paired", action="store_true", help="for compare: by held-out speakers or seed")
-    add_argument("--data-dir", help="for add: folder of the data files, if they were moved")
     add_argument("--commit", help="for add: hash of the commit that trained the runs")
     words = sys.argv[1:] if argv is None else argv
     # argparse would swallow the -- between two sides.
@@ -300,7 +290,7 @@ def main(argv: list[str] | None = None) -> None:
             middle = [*options.runs, "|"].index("|")
             compare(options.runs[:middle], options.runs[middle + 1 :], options.paired)
         elif options.command == "add":
-            add(options.runs, options.data_dir, options.commit)
+            add(options.runs, options.commit)
         else:
             print_tables()
     except (UserError, OSError) as problem:
