@@ -317,13 +317,15 @@ def test_rows_of_results_have_their_epochs_and_n(lines):
         assert any(wanted <= set(re.findall(r"\d+", row)) for wanted in numbers[interval])
 
 
-def write_run(folder, k, last=None, network="DelaySNN", **result):
+def write_run(folder, k, last=None, network="DelaySNN", share=0.0, **result):
     """Write what `compare` reads of a finished run.  Two seeds hold out each pair of speakers.
 
-    last: the accuracy after the last epoch on held-out speakers; None: they are none.
+    last: the accuracy after the last epoch on them; None: no speakers are held out.
+    share: of the samples that are held out instead.
     """
-    speakers = "" if last is None else f"{k // 2},{k // 2 + 5}"
+    speakers = "" if last is None or share else f"{k // 2},{k // 2 + 5}"
     options = dict(hidden=7 if network == "Mine" else 5, data_dir=folder, valid_speakers=speakers)
+    options["valid_share"] = share
     config = dict(md5=result.pop("md5", {}), network=network, options=options)
     rule = f"best on validation, epoch {k}"
     result = (
@@ -375,12 +377,14 @@ def test_runs_that_cannot_be_compared_are_refused(results, tmp_path, monkeypatch
     for k in (0, 1):
         for name in "one", "other":
             write_run(f"{name}-{k}", k, test_accuracy=0.9)
-    write_run("held", 9, last=0.9)
+    write_run("held", 9, last=0.9, share=0.2)
+    write_run("read", 8, last=0.5, test_accuracy=0.9)  # holds samples out, and reads test
     write_run("files", 9, md5={"a.h5": "12345678"}, test_accuracy=0.9)
     for words, sentence in (
         ("one-0", "expected runs before and after a --"),
         ("one-0 -- begun", "begun is not the folder of a finished run: .*No such file"),
         ("one-0 -- held", "held has toy, valid accuracy in %, last epoch: both sides need"),
+        ("read -- held", "read has toy, test accuracy in %, best on validation; held has"),
         ("one-0 -- files", "files has toy .files 12345678., test .*: both sides need the same"),
         ("one-0 -- ./one-0", "one-0, ./one-0 are one run, or one seed"),
         ("one-0 other-0 -- one-1", "one-0, other-0 are one run, or one seed of a side"),
