@@ -379,13 +379,15 @@ def test_runs_that_cannot_be_compared_are_refused(results, tmp_path, monkeypatch
             write_run(f"{name}-{k}", k, test_accuracy=0.9)
     write_run("held", 9, last=0.9, share=0.2)
     write_run("read", 8, last=0.5, test_accuracy=0.9)  # holds samples out, and reads test
-    write_run("files", 9, md5={"a.h5": "12345678"}, test_accuracy=0.9)
+    write_run("files", 9, md5={"a.h5": "12345678", "b.h5": "9"}, test_accuracy=0.9)
+    write_run("ours", 9, md5={"a.h5": "db7189fba1", "b.h5": "9"}, test_accuracy=0.9)
     for words, sentence in (
         ("one-0", "expected runs before and after a --"),
         ("one-0 -- begun", "begun is not the folder of a finished run: .*No such file"),
         ("one-0 -- held", "held has toy, valid accuracy in %, last epoch: both sides need"),
         ("read -- held", "read has toy, test accuracy in %, best on validation; held has"),
-        ("one-0 -- files", "files has toy .files 12345678., test .*: both sides need the same"),
+        ("one-0 -- files", "files has toy .files 12345678 9., test .*: both sides need the same"),
+        ("one-0 -- ours", "ours has SHD .regenerated., test accuracy"),
         ("one-0 -- ./one-0", "one-0, ./one-0 are one run, or one seed"),
         ("one-0 other-0 -- one-1", "one-0, other-0 are one run, or one seed of a side"),
         ("--paired one-0 -- other-1", "other side has no run of the seed of one-0, other-1"),
