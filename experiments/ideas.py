@@ -305,7 +305,7 @@ def warp(counts, labels):
 
 # ------------------------------------------------------------------------------------ command line
 
-# Arguments of train.main.  Checkpoints tell ideas apart by the names of classes and functions.
+# Arguments of train.main.  A config.json tells ideas apart by the names of classes and functions.
 IDEAS = {
     "base": {},  # the network of delays.py, one delay per synapse
     "axonal": dict(net_class=Axonal),  # one delay per input of a layer

@@ -304,17 +304,21 @@ def test_numbers_on_the_pages_are_printed_by_results_or_cited(results, capsys):
         assert set(re.findall(NUMBER, text)) - numbers == set()
 
 
-def test_rows_of_results_have_their_epochs_and_n(lines):
-    numbers = {line["difference"]: [] for line in lines}
-    for line in lines:
-        numbers[line["difference"]].append(
-            set(re.findall(r"\d+", line["epochs"] + " " + line["n"]))
-        )
+def test_rows_of_results_have_their_epochs_n_and_accuracies(lines):
     rows = [row for row in PAGES["RESULTS"].splitlines() if row.startswith("|")]
     told = [(row, interval) for row in rows for interval in re.findall(INTERVAL, row)]
     assert len(told) > 10
     for row, interval in told:
-        assert any(wanted <= set(re.findall(r"\d+", row)) for wanted in numbers[interval])
+        fits = False
+        for line in lines:
+            numbers = set(re.findall(r"\d+", f"{line['epochs']} {line['n']}"))
+            values = " ".join(line[name] for name in ("one side", "other side", "difference"))
+            fits |= (
+                line["difference"] == interval
+                and numbers <= set(re.findall(r"\d+", row))
+                and set(re.findall(NUMBER, row)) <= set(re.findall(NUMBER, values))
+            )
+        assert fits, row
 
 
 def write_run(folder, k, last=None, network="DelaySNN", share=0.0, **result):
