@@ -418,6 +418,7 @@ def test_finished_runs_are_added_once(results, tmp_path, monkeypatch):
         with pytest.raises(SystemExit, match=problem):
             results.main(["add", folders[1], *commit])
 
+    assert ideas.find({}) == "base"  # of an early run of train.py, which has no names
     control, shift, fixed = results.all_rows().to_dict("records")
     for name, row in {"control": control, "shift": shift, "fixed": fixed}.items():
         assert row["side"] == f"{name} --hidden 5 --taps 5 --batch-size 500"
