@@ -275,8 +275,8 @@ ROWS = {
         "fixed --hidden 388",
         "fixed --hidden 76",
     ),
-    "no delays, 10.05 ms": ("none", ""),
-    "no delays, 400 ms (toy: 100)": ("none --tau 400.0 --tau-readout 10.05", "none --tau 100.0"),
+    "no delays, tau 10.05 ms": ("none", ""),
+    "no delays, tau 400 (toy: 100)": ("none --tau 400.0 --tau-readout 10.05", "none --tau 100.0"),
     "recipe: learned delays,\nshifted training samples": ("shift", ""),
 }
 
