@@ -1,8 +1,7 @@
 """Spike data: SHD and SSC, a toy task, and your own events.
 
 SHD and SSC (Cramer et al. 2022) are recordings of spoken words that a model of the cochlea turned
-into spikes on 700 channels.  The samples, the toy task and the batches come first, then reading
-files, your own events and the table of data sets.  Fetching files comes last.
+into spikes on 700 channels.
 """
 
 import gzip
@@ -53,7 +52,7 @@ class Spikes(NamedTuple):
     def select(self, which: np.ndarray) -> "Spikes":
         """Return the samples for which `which`, a bool array [samples], is True."""
         if which.dtype != bool:  # indices would select other counts than labels
-            raise UserError(f"select got an array of {which.dtype}: expected a bool per sample")
+            raise UserError(f"select got an array of {which.dtype}: expected a NumPy bool a sample")
         counts = [self.counts[i] for i in which.nonzero()[0]]
         chosen = torch.from_numpy(which).to(self.labels.device)
         return Spikes(counts, self.labels[chosen], self.speakers[which])
@@ -132,11 +131,9 @@ def count_spikes(step: np.ndarray, channel: np.ndarray, inputs: int) -> np.ndarr
 
     A sample without spikes is one empty step.
     """
-    if channel.min(initial=0) < 0 or channel.max(initial=0) >= inputs:  # counts in another step
-        raise UserError(f"channels {channel.min()} to {channel.max()}: expected 0..{inputs - 1}")
     length = int(step.max(initial=0)) + 1
-    cell = step * inputs + channel  # index into the flattened counts
-    counts = np.bincount(cell, minlength=length * inputs)
+    # Count into [steps, inputs], flattened.
+    counts = np.bincount(step * inputs + channel, minlength=length * inputs)
     if counts.max() > 255:
         raise UserError(f"{counts.max()} spikes of one input in one step: expected at most 255")
     return counts.astype(np.uint8).reshape(length, inputs)
@@ -153,7 +150,7 @@ def read_published(dataset: str, split: str, data_dir: str) -> Spikes:
             shutil.copyfileobj(packed, file)
             return read_h5(file)
     except Exception as problem:  # gzip, zipfile and h5py raise many kinds
-        raise UserError(f"{path} could not be read ({problem}): replace or delete it") from problem
+        raise UserError(f"{path} could not be read: {problem}") from problem
 
 
 def find(dataset: str, split: str, data_dir: str) -> str | None:
@@ -177,14 +174,12 @@ def read_h5(file) -> Spikes:
     with h5py.File(file, "r") as h5:
         labels = h5["labels"][:]
         speakers = h5["extra/speaker"]
-        if h5py.check_string_dtype(speakers.dtype):
+        if h5py.check_string_dtype(speakers.dtype):  # SSC's speakers are names
             speakers = speakers.asstr()
         speakers = speakers[:]
-        times, units = h5["spikes/times"], h5["spikes/units"]
         counts = []
-        for start in range(0, len(times), 128):  # h5py is fast at whole blocks
-            block = slice(start, start + 128)
-            counts += map(bin_sample, times[block], units[block])
+        for times, units in zip(h5["spikes/times"], h5["spikes/units"], strict=True):
+            counts.append(bin_sample(times, units))
             progress(f"reading sample {len(counts)} of {len(labels)}")
     return join(counts, labels, speakers)
 
@@ -193,8 +188,7 @@ def join(counts: list[np.ndarray], labels, speakers=None) -> Spikes:
     """Return the Spikes made of the counts of each sample, [steps, inputs].
 
     labels: [samples], classes from 0.  speakers: [samples]; without them, all are -1.
-    Raises a UserError if the numbers of samples, labels and speakers differ, or those of inputs,
-    or if a label is not a whole number.
+    Raises a UserError if their numbers differ, or if a label is not a whole number.
     """
     labels = whole_numbers("label", labels)
     speakers = np.full(len(labels), -1) if speakers is None else np.asarray(speakers)
@@ -202,9 +196,6 @@ def join(counts: list[np.ndarray], labels, speakers=None) -> Spikes:
     if len(set(sizes)) > 1:
         raise UserError(f"{sizes} samples, labels and speakers: expected equal numbers")
     tensors = [torch.as_tensor(sample) for sample in counts]
-    inputs = {sample.shape[1] for sample in tensors}
-    if len(inputs) > 1:
-        raise UserError(f"samples have {sorted(inputs)} inputs: expected equal numbers")
     return Spikes(tensors, torch.from_numpy(labels), speakers)
 
 
@@ -215,13 +206,13 @@ def from_events(sample, step, channel, labels, inputs: int, speakers=None) -> Sp
     """Return the Spikes of your own data, from four arrays of whole numbers.
 
     sample, step, channel: one entry per spike: its sample (0..samples-1), its time in steps since
-        the start of the sample, and its input (0..inputs-1).
+        the start of the sample (below 100,000), and its input (0..inputs-1).
     labels: [samples], classes from 0.  speakers: [samples], numbers or names, if you have them.
     A sample ends with its last spike.  Raises a ValueError for unequal lengths, for a number out of
     range, and for more than 255 spikes of one input in one step.
     """
     sample = whole_numbers("sample of spike", sample, len(labels))
-    step = whole_numbers("step of spike", step)
+    step = whole_numbers("step of spike", step, 100_000)  # above that, it may be in microseconds
     channel = whole_numbers("channel of spike", channel, inputs)
     sample, step, channel = np.stack([sample, step, channel])  # refuses unequal lengths
     order = np.argsort(sample, kind="stable")  # the spikes of sample 0, then of sample 1, ...
@@ -275,9 +266,10 @@ def load(dataset: str, split: str, data_dir: str) -> Spikes:
     """
     row = DATASETS[dataset]
     spikes = row.read(split, data_dir)
-    inputs, classes = spikes.counts[0].shape[1], int(spikes.labels.max()) + 1
-    if inputs != row.inputs or classes > row.classes:
-        found = f"{dataset} {split} has {inputs} inputs and {classes} classes"
+    inputs = {sample.shape[1] for sample in spikes.counts}
+    classes = int(spikes.labels.max()) + 1
+    if inputs != {row.inputs} or classes > row.classes:
+        found = f"{dataset} {split} has {sorted(inputs)} inputs and {classes} classes"
         raise UserError(f"{found}, its row in DATASETS says {row.inputs} and {row.classes}")
     return spikes
 

@@ -1,17 +1,15 @@
 """Train a spiking network with learnable delays on SHD, SSC or a toy task, and print its accuracy.
 
-In reading order: the settings, the network and its optimizer, the schedules, training and
-evaluation, a whole run.  Options and files come last and may be skipped.
+The settings come first, then the network, its schedules, training, and a whole run.  Options and
+files come last and may be skipped.
 """
 
 import argparse
 import ctypes
-import functools
 import json
 import math
 import os
 import platform
-import re
 import sys
 import time
 
@@ -24,15 +22,16 @@ import data
 from data import UserError
 from delays import DelayedLinear, DelaySNN, class_scores, shrinking_sigma
 
-# The paper's settings for SHD and SSC, and those of the toy task (learning rates: make_parser).
-# A row of your own takes what it leaves out from SHD's.  tau is in ms here and in steps in
-# delays.py.  With SHD's tau, 1.005 steps, a membrane forgets almost at once.  The authors found
-# such a neuron better than a step function, which has no membrane.
+# The paper's settings for SHD and SSC, and those of the toy task.  A row of your own takes what it
+# leaves out from SHD's.  tau is in ms here and in steps in delays.py: with SHD's, 1.005 steps, a
+# membrane forgets almost at once.
 DEFAULTS = {
     "shd": dict(hidden=256, layers=2, taps=25, tau=10.05, dropout=0.4, batch_size=256, epochs=150),
     "ssc": dict(hidden=512, layers=3, taps=31, tau=15.0, dropout=0.25, batch_size=128, epochs=60),
     "toy": dict(hidden=40, layers=1, taps=33, tau=10.05, dropout=0.0, batch_size=50, epochs=20),
 }
+# The folder of a run without --out.  If it exists, -2, -3, ... is added.
+RUNS = "runs/{dataset}-{delays}-{seed}"
 
 # ---------------------------------------------------------------------- the network, its optimizer
 
@@ -41,11 +40,9 @@ def build(options: argparse.Namespace, net_class: type[DelaySNN] = DelaySNN) -> 
     """Return the network that the options and their seed describe, on the CPU.  Seeds torch."""
     dataset = data.DATASETS[options.dataset]
     tau_readout = options.tau if options.tau_readout is None else options.tau_readout
-    if not (options.tau >= dataset.step_ms and tau_readout >= dataset.step_ms):  # refuses nan too
+    if not (options.tau >= dataset.step_ms and tau_readout >= dataset.step_ms):  # also rejects nan
         found = f"--tau {options.tau}, --tau-readout {tau_readout}"
         raise UserError(f"{found}: expected at least {dataset.step_ms} ms, one step")
-    if options.kernel_count > 1 and options.connections:
-        raise UserError("--kernel-count and --connections could draw an input twice: use only one")
     torch.manual_seed(options.seed)
     return net_class(
         dataset.inputs,
@@ -57,7 +54,7 @@ def build(options: argparse.Namespace, net_class: type[DelaySNN] = DelaySNN) -> 
         dropout=options.dropout,
         count=options.kernel_count,
         learn_delays=options.delays in ("learned", "constant-sigma"),
-        connections=options.connections or 0,
+        connections=options.connections,
     )
 
 
@@ -74,8 +71,8 @@ def make_optimizer(net: nn.Module, options: argparse.Namespace) -> torch.optim.A
     """
     weights = [layer.weight for layer in delayed_layers(net)]
     delays = [value for name, value in net.named_parameters() if name.endswith("delay")]
-    grouped = {id(parameter) for parameter in weights + delays}
-    others = [parameter for parameter in net.parameters() if id(parameter) not in grouped]
+    grouped = {*weights, *delays}
+    others = [parameter for parameter in net.parameters() if parameter not in grouped]
     decayed = {"params": weights, "weight_decay": options.weight_decay}
     return torch.optim.Adam([decayed, {"params": delays}, {"params": others}], fused=True)
 
@@ -90,15 +87,14 @@ def one_cycle(epoch: int, epochs: int, peak: float) -> tuple[float, float]:
     along half a cosine to peak / 250,000.  beta1 goes from 0.95 to 0.85 and back.  These are the
     values of torch's OneCycleLR, except that runs of up to three epochs begin at the peak.
     """
-    # top: the epoch of the peak, counted from 0.  low: the rate at the first or the last epoch,
-    # whichever is on this side of the peak.  nearness: 1 at the peak and 0 in those epochs.
-    top = max(0.3 * epochs - 1, 0)
-    if epoch < top:
-        low, nearness = peak / 25, epoch / top
+    # nearness goes from 0 in the first epoch to 1 at the peak and back to 0 in the last epoch.
+    peak_at = max(0.3 * epochs - 1, 0)
+    if epoch < peak_at:
+        lowest, nearness = peak / 25, epoch / peak_at
     else:
-        low, nearness = peak / 25e4, 1 - (epoch - top) / max(epochs - 1 - top, 1)
-    height = (1 - math.cos(math.pi * nearness)) / 2  # also 0 to 1, along half a cosine
-    return low + (peak - low) * height, 0.95 - 0.1 * height
+        lowest, nearness = peak / 25e4, 1 - (epoch - peak_at) / max(epochs - 1 - peak_at, 1)
+    height = (1 - math.cos(math.pi * nearness)) / 2  # the same, along half a cosine
+    return lowest + (peak - lowest) * height, 0.95 - 0.1 * height
 
 
 def set_schedules(net: nn.Module, optimizer, epoch: int, options: argparse.Namespace) -> None:
@@ -107,11 +103,10 @@ def set_schedules(net: nn.Module, optimizer, epoch: int, options: argparse.Names
     The delays' rate falls along a cosine from its initial value towards 0, with a constant beta1.
     """
     lr, beta1 = one_cycle(epoch, options.epochs, options.lr)
-    delay_lr = options.delay_lr * (1 + math.cos(math.pi * epoch / options.epochs)) / 2
     weights, delays, others = optimizer.param_groups
     weights.update(lr=lr, betas=(beta1, 0.999))
     others.update(lr=lr, betas=(beta1, 0.999))
-    delays.update(lr=delay_lr, betas=(0.9, 0.999))
+    delays["lr"] = options.delay_lr * (1 + math.cos(math.pi * epoch / options.epochs)) / 2
 
     shrinks = options.delays == "learned"  # constant-sigma: always 0.5; fixed: not used
     for layer in delayed_layers(net):
@@ -131,13 +126,9 @@ def cross_entropy(net, counts: Tensor, membrane: Tensor, labels: Tensor) -> Tens
     return F.cross_entropy(class_scores(membrane), labels)
 
 
-def train_epoch(
-    net, optimizer, spikes, epoch, options, loss=cross_entropy, augment=None
-) -> list[float]:
+def train_epoch(net, optimizer, spikes, epoch, options, loss=cross_entropy, augment=None) -> list:
     """Train on all samples once.  Returns the means of loss, accuracy and each firing rate."""
     net.train()
-    batches = math.ceil(len(spikes.labels) / options.batch_size)
-    begun = time.time()
     sums = 0  # accumulates on the device; the tolist() below is the only wait for a GPU
     for number, (indices, counts) in enumerate(data.batches(spikes, options.batch_size), 1):
         labels = spikes.labels[indices]  # [B]
@@ -155,9 +146,7 @@ def train_epoch(
         guess = class_scores(membrane.detach()).argmax(1)
         accuracy = (guess == labels).double().mean()
         sums = sums + torch.stack([batch_loss, accuracy, *net.rates]).detach() * len(labels)
-        to_come = batches * (options.epochs - epoch) - number
-        minutes = (time.time() - begun) / number * to_come / 60
-        data.progress(f"epoch {epoch + 1}, batch {number} of {batches}, {minutes:.0f} min left")
+        data.progress(f"epoch {epoch + 1} of {options.epochs}, batch {number}")
     return (sums / len(spikes.labels)).tolist()
 
 
@@ -167,7 +156,7 @@ def predict(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=T
 
     A sample's scores are summed over its own steps and the tail, so they do not depend on the rest
     of its batch.  The network runs in evaluation mode, and its mode is restored.
-    rounded: False uses the training kernels instead of whole steps.
+    rounded: False uses the training kernels instead of rounded delays.
     """
     was_training = net.training
     net.eval()
@@ -188,24 +177,24 @@ def predict(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=T
 def hidden_spikes(net, spikes: data.Spikes, batch_size: int = 256) -> list[float] | None:
     """Return the spikes per sample of each hidden layer, of the network with rounded delays.
 
-    They count where they reach the next layer, within a sample's own steps and the tails so far.
-    Returns None for a network without .layers.
+    They are counted within a sample's own steps and the tails of the layers so far.  What a layer
+    emits in its tail depends on the layer before it after its own, so predict's zeros are needed.
+    Returns None for a network that is not a DelaySNN.
     """
-    if not isinstance(getattr(net, "layers", None), nn.ModuleList):
+    if not isinstance(net, DelaySNN):
         return None
-    copies = net.count if isinstance(net, DelaySNN) else 1  # of its inputs, which a layer sees
     counted = dict.fromkeys(net.layers[1:], 0.0)
 
     def count(layer, inputs):
-        end = inputs[0].shape[1] - net.tail  # predict appends as many zeros to the sample
-        counted[layer] += inputs[0][:, :end].double().sum().item()
+        end = inputs[0].shape[1] - net.tail  # without the zeros that predict appends
+        counted[layer] += inputs[0][:, :end].double().sum().item() / net.count
 
     hooks = [layer.register_forward_pre_hook(count) for layer in counted]
     for steps in spikes.steps.unique():  # samples of one length, so there is no padding
         predict(net, spikes.select((spikes.steps == steps).numpy()), batch_size)
     for hook in hooks:
         hook.remove()
-    return [total / copies / len(spikes.labels) for total in counted.values()]
+    return [total / len(spikes.labels) for total in counted.values()]
 
 
 def evaluate(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=True) -> float:
@@ -228,7 +217,8 @@ def train(options, net=None, loss=None, augment=None, before_epoch=None, after_e
         It may change T.
     before_epoch: a function of (net, optimizer, epoch from 0, options), called in each epoch after
         its learning rates and sigma are set.  It may change them, and the network.
-    after_epoch: a function of (net, row of the log), called after the epoch is saved.
+    after_epoch: a function of (net, row of the log), called before the epoch is saved.  It may add
+        numbers to the row.  It must not change the network, whose accuracies the row has.
     These functions have to draw from torch's generator: NumPy's is not seeded.
     Returns the content of result.json, and leaves the network in evaluation mode.
     Raises a UserError for mistakes that the user can fix.
@@ -238,16 +228,18 @@ def train(options, net=None, loss=None, augment=None, before_epoch=None, after_e
     net = (build(options) if net is None else net).to(options.device)
     loss = loss or cross_entropy
     optimizer = make_optimizer(net, options)
-    # Copy the initial delays now: resuming overwrites them.
+    # Copy the initial delays now: in a resumed run, its trained ones will overwrite them.
     first_delays = [layer.delay.detach().clone() for layer in delayed_layers(net)]
     parts = {"loss": loss, "augment": augment, "before_epoch": before_epoch}
     names = {"network": type(net).__name__} | {part: name_of(own) for part, own in parts.items()}
 
     rows = []  # of the log
-    if not options.resume:
+    if options.resume:
+        check_resumed(datasets, names, options)
+    else:
         start(net, datasets, names, options)
-    elif os.path.exists(os.path.join(options.out, "last.pt")):  # else no epoch has ended yet
-        saved = load_checkpoint(options.out, "last.pt", net, names)
+    if os.path.exists(os.path.join(options.out, "last.pt")):  # else no epoch has ended yet
+        saved = load_checkpoint(options.out, "last.pt", net)
         optimizer.load_state_dict(saved["adam"])
         rows = saved["rows"]
     # With a validation set, the test set is not evaluated until the last epoch has ended.
@@ -262,12 +254,10 @@ def train(options, net=None, loss=None, augment=None, before_epoch=None, after_e
         if before_epoch is not None:
             before_epoch(net, optimizer, epoch, options)
         means = train_epoch(net, optimizer, datasets["train"], epoch, options, loss, augment)
-        if not math.isfinite(means[0]):
-            raise UserError(f"the loss of epoch {epoch + 1} is {means[0]}: try a lower --lr")
-        # A nan silences its neuron (nan >= 1 is False), so the loss may stay finite.
-        for name, value in [*net.named_parameters(), *net.named_buffers()]:
-            if value.isnan().any():
-                raise UserError(f"{name} is nan after epoch {epoch + 1}: try a lower --lr")
+        # A nan silences its neuron (nan >= 1 is False), so the loss alone may stay finite.
+        for name, value in {"the loss": torch.tensor(means[0]), **net.state_dict()}.items():
+            if not value.isfinite().all():
+                raise UserError(f"{name} is not finite after epoch {epoch + 1}: try a lower --lr")
 
         accuracy = evaluate(net, datasets[monitored], options.batch_size)
         first_layer = delayed_layers(net)[0]
@@ -283,11 +273,11 @@ def train(options, net=None, loss=None, augment=None, before_epoch=None, after_e
             **{f"rate_{i}": rate for i, rate in enumerate(means[2:], 1)},
             "seconds": time.time() - begun,
         }
-        rows.append(row)
-        print_row(row)
-        save(net, optimizer, names, rows, options)
         if after_epoch is not None:
             after_epoch(net, row)
+        rows.append(row)
+        save(net, optimizer, names, rows, options)
+        print_row(row)
 
     return finish(net, datasets, rows, options)
 
@@ -327,15 +317,10 @@ def finish(net: DelaySNN, datasets: dict[str, data.Spikes], rows: list[dict], op
 
 
 def load_sets(options: argparse.Namespace) -> dict[str, data.Spikes]:
-    """Return the splits that a run needs, on its device: train, and valid, test or both.
-
-    With --eval, train is left out unless samples are held out from it.
-    """
+    """Return the splits that a run needs, on its device.  With --eval, train may be left out."""
     holds_out = options.valid_speakers or options.valid_share is not None
-    unread = {"test"} if options.no_test else set()
-    if options.eval and not holds_out:
-        unread.add("train")
-    splits = [split for split in data.DATASETS[options.dataset].splits if split not in unread]
+    unread = {"test": options.no_test, "train": options.eval and not holds_out}
+    splits = [split for split in data.DATASETS[options.dataset].splits if not unread.get(split)]
     datasets = {split: data.load(options.dataset, split, options.data_dir) for split in splits}
     if holds_out:  # replaces the data set's own validation set
         everyone = datasets["train"]
@@ -355,8 +340,7 @@ def held_out(spikes: data.Spikes, options: argparse.Namespace) -> np.ndarray:
         if not set(wanted) < set(found):  # a proper subset
             raise UserError(f"--valid-speakers {wanted}: expected some, not all, of {found[:20]}")
         return np.isin(speakers, wanted)
-    # A generator of its own, so a seed holds out the same samples for every variant.  NumPy takes
-    # [1, 0] for 1, the seed by which experiments/regenerate.py shuffles: hence not [1, seed].
+    # With a generator of its own, a seed holds out the same samples for every variant.
     rank = np.random.default_rng([options.seed, 1]).permutation(len(spikes.labels))
     which = rank < options.valid_share * len(rank)
     if which.all() or not which.any():
@@ -366,11 +350,9 @@ def held_out(spikes: data.Spikes, options: argparse.Namespace) -> np.ndarray:
 
 def moved_ms(net: nn.Module, first_delays: list[Tensor], options: argparse.Namespace) -> float:
     """Return how far the delays have moved, in ms: the mean over all synapses."""
-    distances = []
-    for layer, before in zip(delayed_layers(net), first_delays, strict=True):
-        distance = (layer.delay.detach() - before).abs().expand_as(layer.weight)
-        distances.append(distance[layer.mask])
-    return torch.cat(distances).mean().item() * data.DATASETS[options.dataset].step_ms
+    layers = zip(delayed_layers(net), first_delays, strict=True)
+    moved = [(own.delay.detach() - was).abs().expand_as(own.mask)[own.mask] for own, was in layers]
+    return torch.cat(moved).mean().item() * data.DATASETS[options.dataset].step_ms
 
 
 def count_parameters(net: nn.Module) -> int:
@@ -395,6 +377,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser()
     # A first pass, without -h, finds the data set or the run that sets the defaults.
     first, _ = parser.parse_known_args([word for word in argv if word not in ("-h", "--help")])
+    if "" in (first.resume, first.eval):  # as from a shell variable that is not set
+        raise UserError("--resume and --eval expect the folder of a run, not an empty name")
     run = first.resume or first.eval
     saved = read_options(run) if run else {}
     defaults = saved or (DEFAULTS["shd"] | DEFAULTS.get(first.dataset, {}))
@@ -404,12 +388,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.set_defaults(**defaults)
     options = parser.parse_args(argv)
 
-    for name in saved.keys() - {"resume", "eval", "out", "device", "data_dir"}:
+    for name in sorted(saved.keys() - {"resume", "eval", "out", "device", "data_dir"}):
         if vars(options)[name] != saved[name]:
             raise UserError(f"{run} used {name} {saved[name]}: leave it out, or start a new run")
-    files = os.listdir(options.resume) if options.resume else []
-    if "result.json" in files and "last.pt" not in files:
-        raise UserError(f"{options.resume} has ended and has no last.pt: it cannot be continued")
+    if options.resume and os.path.exists(os.path.join(options.resume, "result.json")):
+        raise UserError(f"{run} has ended and cannot be resumed: --eval {run} prints its accuracy")
     options.out = options.resume or options.out
     if options.device == "auto":
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -419,21 +402,18 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        usage="python train.py [option ...]; -h lists the options",
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
+    form = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(formatter_class=form, allow_abbrev=False)
+    parser.usage = "python train.py [option ...]; -h lists the options"
+    parser.description = __doc__.splitlines()[0]
     add = parser.add_argument
     variants = ["learned", "constant-sigma", "fixed", "none"]
 
-    add("--dataset", choices=list(data.DATASETS), default="shd", help="-h shows its defaults")
+    add("--dataset", choices=list(data.DATASETS), default="shd", help="NAME -h: its defaults")
     add("--data-dir", default="data", help="folder of the files; missing ones are fetched")
     at_most_one = parser.add_mutually_exclusive_group().add_argument
     at_most_one("--valid-speakers", default="", help="speakers to hold out for validation: 3,6")
-    words = "random fraction of the training samples to hold out; flatters, as speakers are shared"
-    at_most_one("--valid-share", type=fraction, help=words)
+    at_most_one("--valid-share", type=fraction, help="fraction to hold out, from all speakers")
     add("--no-test", action="store_true", help="do not read the test set; needs a validation set")
 
     add("--delays", choices=variants, default="learned", help="constant-sigma: sigma is 0.5 steps")
@@ -446,7 +426,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--tau-readout", type=float, help="time constant of the readout, ms; None: same as --tau")
     add("--dropout", type=fraction, help="fraction of the hidden neurons silenced in training")
 
-    add("--epochs", type=positive, help="passes over the training samples")
+    add("--epochs", type=positive, help="passes over the data; fewer than 4 skip the wide start")
     add("--batch-size", type=positive, help="samples in a batch")
     add("--lr", type=float, default=5e-3, help="peak learning rate of the weights")
     add("--delay-lr", type=float, default=0.1, help="initial rate of the delays, in steps")
@@ -470,30 +450,23 @@ def positive(text: str) -> int:
 
 def fraction(text: str) -> float:
     """Convert an option to a number from 0 to below 1, for argparse."""
-    if not 0 <= float(text) < 1:  # refuses nan too
+    if not 0 <= float(text) < 1:  # also rejects nan
         raise argparse.ArgumentTypeError(f"{text}: expected a fraction from 0 to below 1")
     return float(text)
 
 
 def set_backend() -> None:
-    """Set full precision on a GPU, and two settings that make a CPU fast.
-
-    The setting for denormal numbers does not reach threads that already run.
-    """
+    """Set full precision on a GPU, and two settings that make a CPU fast."""
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     # Outer taps of a Gaussian may be denormal numbers, which slow some CPUs down.
     torch.set_flush_denormal(True)
     if platform.libc_ver()[0] == "glibc":
         # Otherwise big blocks of memory go back to the system when they are freed, and have to be
-        # cleared again in every step, which takes a tenth of its time or more.
+        # cleared again in every step, which can take a third of its time.
         libc = ctypes.CDLL(None)
         libc.mallopt(-4, 0)  # M_MMAP_MAX: no block is mapped on its own
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: freed memory is kept
-
-
-# The folder of a run without --out.  If it exists, -2, -3, ... is added.
-RUNS = "runs/{dataset}-{delays}-{seed}"
 
 
 def start(net: nn.Module, datasets: dict[str, data.Spikes], names: dict, options) -> None:
@@ -505,16 +478,13 @@ def start(net: nn.Module, datasets: dict[str, data.Spikes], names: dict, options
     while os.path.exists(folder):
         number += 1
         folder = f"{usual}-{number}"
-    if number > 1:
-        print(f"{usual} exists (--resume continues it); this run is {folder}")
     os.makedirs(folder)
 
     options.out = folder
-    paths = [data.find(options.dataset, split, options.data_dir) for split in datasets]
     config = names | {
         "options": vars(options),
         "samples": {split: len(spikes.labels) for split, spikes in datasets.items()},
-        "md5": {os.path.basename(path): data.md5(path) for path in paths if path},
+        "md5": md5_of_files(datasets, options),
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if options.device == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
@@ -522,6 +492,24 @@ def start(net: nn.Module, datasets: dict[str, data.Spikes], names: dict, options
     write(options.out, "config.json", json.dumps(config, indent=1))
     print(f"{options.dataset} {config['samples']}, {count_parameters(net):,} parameters")
     print(f"results in {options.out}; if stopped, continue with --resume {options.out}")
+
+
+def md5_of_files(splits, options) -> dict[str, str]:
+    """Return the md5 of the published file of each split, by its name.  Other data have none."""
+    paths = [data.find(options.dataset, split, options.data_dir) for split in splits]
+    return {os.path.basename(path): data.md5(path) for path in paths if path}
+
+
+def check_resumed(splits, names: dict, options) -> None:
+    """Raise a UserError unless a run is resumed with its network, functions and data files."""
+    with open(os.path.join(options.out, "config.json")) as file:
+        saved = json.load(file)
+    for part, name in names.items():
+        if saved.get(part, name) != name:  # runs of earlier versions lack some names
+            raise UserError(f"{part} is {saved[part]}, not {name}: use the script of the run")
+    for name, md5 in md5_of_files(splits, options).items():
+        if saved["md5"].get(name, md5) != md5:
+            raise UserError(f"{options.out} read another {name}: give its folder by --data-dir")
 
 
 def save(net: nn.Module, optimizer, names: dict, rows: list[dict], options) -> None:
@@ -538,25 +526,18 @@ def save(net: nn.Module, optimizer, names: dict, rows: list[dict], options) -> N
 
 def name_of(function) -> str:
     """Return the name of a loss, augmentation or hook, which config.json and checkpoints hold."""
-    if isinstance(function, functools.partial):  # with its arguments, but without addresses
-        return re.sub(r" at 0x[0-9a-f]+", "", repr(function))
+    function = getattr(function, "func", function)  # of a functools.partial, its function
     return getattr(function, "__name__", type(function).__name__)
 
 
-def load_checkpoint(folder: str, name: str, net: nn.Module, names: dict | None = None) -> dict:
-    """Load the weights and sigma of a checkpoint into a network.  Returns all that it holds.
-
-    names: of the network's class, loss, augmentation and hook, which have to be those of the
-        checkpoint.  None compares only the class.
-    Raises a UserError if the file cannot be read or does not fit.
-    """
+def load_checkpoint(folder: str, name: str, net: nn.Module) -> dict:
+    """Load the weights and sigma of a checkpoint into a network.  Returns all that it holds."""
     path = os.path.join(folder, name)
-    names = names or {"network": type(net).__name__}
+    own = type(net).__name__
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        for part, wanted in names.items():
-            if saved.get(part, wanted) != wanted:  # runs of earlier versions lack some names
-                raise UserError(f"{part} is {saved[part]}, not {wanted}: use the script of the run")
+        if saved.get("network", own) != own:
+            raise UserError(f"network is {saved['network']}, not {own}: use the script of the run")
         net.load_state_dict(saved["net"])
     except Exception as problem:  # torch raises many kinds, some of several lines
         raise UserError(f"{path} cannot be loaded: {' '.join(str(problem).split())}") from problem
@@ -567,19 +548,23 @@ def load_checkpoint(folder: str, name: str, net: nn.Module, names: dict | None =
 
 def read_options(folder: str) -> dict:
     """Return the options of a saved run.  An option newer than the run has its default."""
-    with open(os.path.join(folder, "config.json")) as file:
-        options = json.load(file)["options"]
-    if options["dataset"] not in data.DATASETS:
-        raise UserError(f"{folder} was trained on {options['dataset']}: use the script of the run")
+    path = os.path.join(folder, "config.json")
+    try:
+        with open(path) as file:
+            options = json.load(file)["options"]
+        dataset = options["dataset"]
+    except (ValueError, LookupError, TypeError) as problem:
+        raise UserError(f"{path} is not that of a run: {problem!r}") from problem
+    if dataset not in data.DATASETS:
+        raise UserError(f"{folder} was trained on {dataset}: use the script of the run")
     return vars(make_parser().parse_args([])) | options
 
 
 def load_run(folder: str, net: DelaySNN | None = None) -> tuple[DelaySNN, argparse.Namespace]:
-    """Return the network of a run, in evaluation mode, and the options of the run.
+    """Return the network of a run at its reported epoch, in evaluation mode, and its options.
 
-    The weights are those of the reported epoch.
-    net: a network of your own to load them into, built like the one that was trained.  None builds
-        one on the CPU, which seeds torch.
+    net: a network of your own to load the weights into, built like the one that was trained.
+        Without it, one is built on the CPU, which seeds torch.
     """
     options = argparse.Namespace(**read_options(folder))
     net = build(options) if net is None else net
@@ -606,30 +591,24 @@ def print_row(row: dict) -> None:
     print(*(f"{value:>9}" for value in values), flush=True)
 
 
-def print_evaluation(options: argparse.Namespace, net: DelaySNN) -> None:
-    """Print the accuracy of the run of --eval: on test, or on valid if the run has no test."""
-    set_backend()
-    net, _ = load_run(options.eval, net)
-    datasets = load_sets(options)
-    split = "test" if "test" in datasets else "valid"
-    accuracy = evaluate(net.to(options.device), datasets[split], options.batch_size)
-    print(f"{split} accuracy {accuracy:.2%} ({options.eval})")
+def main(argv=None, net_class=DelaySNN, **hooks) -> None:
+    """Run the command line, for networks of the class net_class.
 
-
-def main(
-    argv=None, net_class=DelaySNN, loss=None, augment=None, before_epoch=None, after_epoch=None
-) -> None:
-    """Run the command line, for networks of the class net_class.  For the rest see train.
-
+    hooks: loss, augment, before_epoch and after_epoch of train.
     A UserError or OSError is printed as one line.  Any other error keeps its traceback.
     """
     try:
         options = parse(argv)
         net = build(options, net_class)
-        if options.eval:
-            print_evaluation(options, net)
-        else:
-            train(options, net, loss, augment, before_epoch, after_epoch)
+        if not options.eval:
+            train(options, net, **hooks)
+            return
+        set_backend()
+        load_checkpoint(options.eval, "net.pt", net)
+        datasets = load_sets(options)
+        split = "test" if "test" in datasets else "valid"
+        accuracy = evaluate(net.to(options.device), datasets[split], options.batch_size)
+        print(f"{split} accuracy {accuracy:.2%} ({options.eval})")
     except (UserError, OSError) as problem:
         sys.exit(f"train.py: {problem}")
 

@@ -3,15 +3,20 @@
     python -m experiments.figures
     python -m experiments.figures --run RUN   # RUN: the folder of a run
 
-The second writes run.png and confusions.png to RUN, also while RUN is still training.  Both need
-matplotlib, pandas and scipy.
+The second writes run.png and confusions.png to RUN, also while RUN is still training, and prints
+its most frequent errors.  Both need matplotlib and pandas, the first scipy too.
 """
 
 import argparse
+import json
 import os
 import sys
+from collections import Counter
+from functools import partial
+from pathlib import Path
 
 import numpy as np
+import pandas
 import torch
 from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.figure import Figure
@@ -23,12 +28,14 @@ import train
 from data import UserError
 from delays import (
     DelayedLinear,
+    DelaySNN,
     class_scores,
     gaussian_kernel,
     leaky_integrator,
     lif,
     shrinking_sigma,
 )
+from experiments import ideas
 from experiments.export import class_names
 
 INK, GREY, PALE = "#222222", "#b8b8b8", "#dcdcdc"
@@ -166,11 +173,9 @@ def gradient_by_parts(sigma: float) -> tuple[Tensor, Tensor, Tensor]:
     hidden.delay.data[0, 3] -= 6
     current = hidden(patterns)  # [patterns, steps, neurons]
     (asked,) = torch.autograd.grad(-loss_by_hand(current, readout), current)
-
-    def kernel(delay):
-        return gaussian_kernel(hidden.weight[:1, 3:4], delay, sigma, taps=15)[0, 0]
-
-    slopes = torch.autograd.functional.jacobian(kernel, hidden.delay[:1, 3:4]).flatten()  # [taps]
+    weight, delay = hidden.weight[:1, 3:4], hidden.delay[:1, 3:4]
+    kernel_of = partial(gaussian_kernel, weight, sigma=sigma, taps=15)
+    slopes = torch.autograd.functional.jacobian(kernel_of, delay).flatten()  # [taps]
     slope = torch.zeros(4, 29, dtype=slopes.dtype)
     for pattern, sent in enumerate(times[:, 3]):
         slope[pattern, sent : sent + 15] = slopes
@@ -180,37 +185,28 @@ def gradient_by_parts(sigma: float) -> tuple[Tensor, Tensor, Tensor]:
 def gradient_figure() -> Figure:
     """Draw how the loss reaches a delay that is six steps too short, with two widths."""
     figure = Figure(figsize=(7.6, 7.6), layout="constrained")
-    title = (
-        "How the loss moves a delay that is six steps too short (blue: right way, red: wrong way)"
-    )
-    heading(figure, title)
+    heading(figure, "How the loss moves a delay six steps too short (blue: right way, red: wrong)")
     columns = figure.subplots(5, 2, height_ratios=(3, 3, 3, 3, 4)).T
+    names = ["current", "what the loss asks", "slope of the tap", "asked x slope", "sum of steps"]
     for column, sigma in zip(columns, (3.0, 0.5), strict=True):
         current, asked, slope = gradient_by_parts(sigma)
         moves = asked * slope  # [patterns, steps]
-        sums = torch.cat([moves.sum(1), moves.sum()[None]])
-        panels = [current[0], asked[0], slope[0], moves[0], sums]
-        for row, (axis, values) in enumerate(zip(column, panels, strict=True)):
+        panels = [parts[0].tolist() for parts in (current, asked, slope, moves)]
+        panels.append([*moves.sum(1).tolist(), moves.sum().item()])
+        for row, (axis, values, name) in enumerate(zip(column, panels, names, strict=True)):
             colors = [BLUE if value > 0 else RED for value in values]
-            axis.bar(range(len(values)), values.tolist(), color=GREY if row < 3 else colors)
+            axis.bar(range(len(values)), values, color=GREY if row < 3 else colors)
             axis.axhline(0, color=GREY, linewidth=0.8)
-            style(axis, f"sigma {sigma:g}, largest {values.abs().max():.2g}")
+            style(axis, f"sigma {sigma:g}, largest {max(map(abs, values)):.2g}", y=name)
             axis.set_yticks([])
-            if row < 4:
-                axis.axvline(7, color=INK, linewidth=0.8, linestyle=":")
-                axis.axvline(13, color=PALE, linewidth=12, zorder=0)
+        for axis in column[:4]:
+            axis.axvline(7, color=INK, linewidth=0.8, linestyle=":")
+            axis.axvline(13, color=PALE, linewidth=12, zorder=0)
         column[3].set_xlabel("step (dotted: it arrives; grey: the other five arrive)", fontsize=8)
-        for k, value in enumerate(sums.tolist()):
-            place = (0, 6 if value > 0 else -6)
-            look = dict(textcoords="offset points", fontsize=7, ha="center", va="center")
-            column[4].annotate(f"{value:+.1e}", (k, value), place, **look)
+        column[4].bar_label(column[4].containers[0], fmt="{:+.1e}", fontsize=7, padding=2)
         column[4].margins(y=0.2)
         column[4].set_xticks(range(5), ["0 (its own)", "1", "2", "3", "all four"])
         column[4].set_xlabel("pattern", fontsize=8)
-    names = ["current", "asked\nby the loss", "slope\nof the tap", "asked x slope"]
-    names += ["asked x slope,\nsum over steps"]
-    for axis, name in zip(columns[0], names, strict=True):
-        axis.set_ylabel(name, fontsize=8, color=INK)
     return figure
 
 
@@ -229,55 +225,44 @@ def why_figure() -> Figure:
         for step, i in patterns[pattern].nonzero().tolist():
             paths.plot([step, step + delay[i].item()], [i, -2], color=BLUE, linewidth=2)
             paths.plot(step, i, "|", color=INK, markersize=5)
-        sums = current[pattern, :, 0]
-        summed.bar(range(len(sums)), sums.tolist(), 1, color=INK)
-        fired = lif(sums[None, :, None], tau=1.005)[0, :, 0].nonzero()
-        summed.plot(fired, [1] * len(fired), ".", color=RED, markersize=5)
+        summed.bar(range(current.shape[1]), current[pattern, :, 0].tolist(), 1, color=INK)
         summed.axhline(1, color=RED, linewidth=0.8, linestyle="--")
         style(paths, name, y="input")
         paths.set_yticks([-2, *range(6)], ["neuron", *range(6)])
-        style(summed, f"the sum; spikes (dots): {len(fired)}", "time (steps)")
+        style(summed, "what arrives, summed", "time (steps)")
     return figure
 
 
-# The rows of part A of results.png, each with its sides on SHD and on the toy task.
+# The rows of results.png, with the sides of a comparison on SHD and on the toy task.
 ROWS = {
     "learned delays": ("learned", "learned"),
-    "learned delays, inputs shifted": ("shift", "shift"),
-    "fixed delays, more neurons": ("fixed --hidden 388", "fixed --hidden 76"),
-    "learned delays, half the parameters": ("learned --hidden 165", "learned --hidden 21"),
-    "fixed random delays": ("fixed", "fixed"),
-    "control: Gaussians narrow,\nbut delays stay where they are": ("control", "control"),
-    "no delays, slow membrane": ("none --tau 400.0 --tau-readout 10.05", "none --tau 100.0"),
+    "learned, fewer neurons\n(165; toy: 21)": ("learned --hidden 165", "learned --hidden 21"),
+    "fixed delays, as many neurons": ("fixed", "fixed"),
+    "fixed, as many parameters\n(388 neurons; toy: 76)": (
+        "fixed --hidden 388",
+        "fixed --hidden 76",
+    ),
+    "no delays, tau 10.05 ms": ("none", ""),
+    "no delays, tau 400 (toy: 100)": ("none --tau 400.0 --tau-readout 10.05", "none --tau 100.0"),
+    "recipe: learned delays,\nshifted training samples": ("shift", ""),
 }
 
 
 def results_figure() -> Figure:
-    """Draw the accuracy of each run of ROWS, and the differences marked with results.png."""
+    """Draw the accuracy of each run of ROWS, and the means over seeds."""
     from experiments import results
 
-    found = results.all_rows()
-    rows = found.query("speakers == '' and seed < 10")
-    # Two processors ran some seeds of the toy task.
-    rows = rows.drop_duplicates(["data", "epochs", "side", "seed"])
-    figure = Figure(figsize=(9.2, 6.2), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=[3, 2])
-    heading(top, "A. Test accuracy: each dot is a run with another seed, each number a mean")
-    axes = top.subplots(1, 2, sharey=True)
-    draw_runs(axes[0], rows[rows["data"] == results.SHD], 0, {150: BLUE, 30: PALE_BLUE})
-    draw_runs(axes[1], rows[rows["data"] == "toy"], 1, {20: BLUE})
-    style(axes[0], f"{results.SHD}: 150 epochs (dark) and 30", "test accuracy (%)")
-    style(axes[1], "toy task: 20 epochs", "test accuracy (%)")
-    axes[0].set_yticks(range(len(ROWS)), ROWS)
-    axes[0].invert_yaxis()
-
-    heading(bottom, "B. How many points better, with 95 % intervals (filled: shown; open: not)")
-    lines = results.differences(found).query("where.str.contains('results.png')")
-    axis = bottom.subplots()
-    draw_differences(axis, lines)
-    epochs = [f" ({line.data[:3]}, {line.one_epochs} epochs)" for line in lines.itertuples()]
-    axis.set_yticks(range(len(lines)), lines["name"] + epochs)
-    style(axis, "", "points")
+    rows = results.all_rows().query("speakers == '' and seed < 10")
+    figure = Figure(figsize=(9.2, 4.6), layout="constrained")
+    heading(figure, "Test accuracy: each dot is a run with another seed, each number a mean")
+    shd, toy = figure.subplots(1, 2, sharey=True)
+    draw_runs(shd, rows[rows["data"] == results.SHD], 0, {150: BLUE, 30: PALE_BLUE})
+    # README's runs of the toy task.  Another processor ran some of these seeds again.
+    draw_runs(toy, rows.query("data == 'toy' and processor == 'Intel Xeon'"), 1, {20: BLUE})
+    style(shd, f"{results.SHD}: after 150 epochs (dark) and 30 (pale)", "test accuracy (%)")
+    style(toy, "toy task: after 20 epochs", "test accuracy (%)")
+    shd.set_yticks(range(len(ROWS)), ROWS)
+    shd.invert_yaxis()
     return figure
 
 
@@ -294,48 +279,22 @@ def draw_runs(axis, rows, k: int, colors: dict[int, str]) -> None:
     axis.margins(x=0.12)
 
 
-def draw_differences(axis, lines) -> None:
-    """Draw differences: filled if tested and shown, pale if 0 is in the interval."""
-    for level, line in enumerate(lines.itertuples()):
-        color = PALE_BLUE if line.low <= 0 <= line.high else BLUE
-        fill = color if line.verdict == "holds" else "white"
-        axis.hlines(level, line.low, line.high, color=color, linewidth=1.6)
-        axis.plot(line.points, level, "o", color=color, markerfacecolor=fill, markersize=5)
-        axis.text(line.high, level, f"  {line.points:+.2f}", fontsize=8, va="center", color=INK)
-    axis.axvline(0, color=GREY, linewidth=0.8, zorder=0)
-    axis.set_ylim(len(lines) - 0.5, -0.5)
-
-
-def parts_figure() -> Figure:
-    """Draw how accuracy changes without each part of the method, with 95 % intervals."""
-    from experiments import results
-
-    found = results.differences(results.all_rows()).query("where.str.contains('parts.png')")
-    names = list(found["name"].unique())
-    figure = Figure(figsize=(7.2, 2.8), layout="constrained")
-    axes = figure.subplots(1, 2, sharex=True, sharey=True)
-    for axis, task in zip(axes, ("toy", results.SHD), strict=True):
-        draw_differences(axis, found[found["data"] == task].set_index("name").reindex(names))
-        style(axis, task, "points, compared with the unchanged method")
-    axes[0].text(-6, names.index("dropout anew in each step"), "toy: no dropout", fontsize=8)
-    axes[0].set_yticks(range(len(names)), names)
-    return figure
-
-
 # ---------------------------------------------------- run.png and confusions.png: look into a run
 
 
 def run_figures(folder: str, data_dir=None, index: int = 0, net=None) -> dict[str, Figure]:
-    """Return pictures of a run by file name: run.png and confusions.png.
+    """Return pictures of a run by file name, run.png and confusions.png, and print its errors.
 
     data_dir: the folder of the data files; None: where the run had them.
     index: of the sample to show, in the test set (with --no-test, in the validation set).
     net: a network of your own, built like the one that was trained; None: that of an idea.
     """
-    from experiments import results
-
-    net = results.network_of(folder)[0] if net is None else train.load_run(folder, net)[0]
     options = argparse.Namespace(**train.read_options(folder))
+    if net is None:
+        config = json.loads(Path(folder, "config.json").read_text())
+        net_class = ideas.IDEAS[ideas.find(config)].get("net_class", DelaySNN)
+        net = train.build(options, net_class)
+    net, _ = train.load_run(folder, net)
     options.data_dir, options.device = data_dir or options.data_dir, "cpu"
     sets = train.load_sets(options)
     split = "test" if "test" in sets else "valid"
@@ -346,7 +305,7 @@ def run_figures(folder: str, data_dir=None, index: int = 0, net=None) -> dict[st
     top, bottom = figure.subfigures(2, 1)
     kind = f"{options.delays} delays, seed {options.seed}"
     heading(top, f"{type(net).__name__}, {options.dataset}, {kind}")
-    log = results.pandas.read_csv(os.path.join(folder, "log.csv"), index_col="epoch")
+    log = pandas.read_csv(os.path.join(folder, "log.csv"), index_col="epoch")
     shown = ("loss", "accuracy", "sigma", "moved_ms", "rate_")
     for axis, name in zip(top.subplots(1, 5), shown, strict=True):
         columns = log.filter(like=name).dropna(axis=1)
@@ -355,6 +314,7 @@ def run_figures(folder: str, data_dir=None, index: int = 0, net=None) -> dict[st
             axis.legend(fontsize=7, frameon=False)
         style(axis, f"sigma (steps of {step_ms} ms)" if name == "sigma" else "", "epoch")
     labels, guess = sets[split].labels, train.predict(net, sets[split]).argmax(1)
+    print_errors(labels, guess, sets[split].speakers, names)
     heading(bottom, f"sample {index} of the {split} set: {names[labels[index]]}")
     draw_sample(bottom, net, sets[split].counts[index], int(labels[index]), names, step_ms)
     return {"run.png": figure, "confusions.png": confusion_figure(labels, guess, split, names)}
@@ -384,6 +344,20 @@ def draw_sample(panel, net, counts: Tensor, own: int, names: list[str], step_ms:
         sums.plot(time, score[:, c], color=color, linewidth=1.6, label=names[c])
     style(sums, f"scores so far: {names[guess]} wins", "time (ms)")
     sums.legend(fontsize=7, frameon=False)
+
+
+def print_errors(labels: Tensor, guess: Tensor, speakers: np.ndarray, names: list[str]) -> None:
+    """Print the most frequent errors, and the accuracy by speaker where there are speakers."""
+    errors = zip(labels.tolist(), guess.tolist(), strict=True)
+    counts = Counter((own, heard) for own, heard in errors if own != heard)
+    print(f"{counts.total():,} of {len(labels):,} samples are errors, most frequently:")
+    for (own, heard), count in counts.most_common(5):
+        print(f"{count:>5} x {names[own]}, heard as {names[heard]}")
+    right = (guess == labels).numpy()
+    for speaker in np.unique(speakers):
+        if speaker != -1:  # of data without speakers
+            own = right[speakers == speaker]
+            print(f"speaker {speaker}: {own.mean():.2%} of {len(own)} right")
 
 
 def confusion_figure(labels: Tensor, guess: Tensor, split: str, names: list) -> Figure:
@@ -432,7 +406,7 @@ def main(argv: list[str] | None = None) -> None:
             figures = run_figures(options.run, options.data_dir, options.sample)
         else:
             learning_gif(os.path.join(folder, "learning.gif"))
-            drawn = [why_figure, gradient_figure, kernel_figure, parts_figure, results_figure]
+            drawn = [why_figure, gradient_figure, kernel_figure, results_figure]
             figures = {f"{draw.__name__[:-7]}.png": draw() for draw in drawn}
     except (UserError, OSError) as problem:
         sys.exit(f"figures.py: {problem}")

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import train
+from data import UserError
 from delays import DelayedLinear, DelaySNN, class_scores, delay_conv, integer_kernel, lif, spike
 
 
@@ -304,7 +305,7 @@ def warp(counts, labels):
 
 # ------------------------------------------------------------------------------------ command line
 
-# Arguments of train.main.  Checkpoints tell ideas apart by the names of classes and functions.
+# Arguments of train.main.  A config.json tells ideas apart by the names of classes and functions.
 IDEAS = {
     "base": {},  # the network of delays.py, one delay per synapse
     "axonal": dict(net_class=Axonal),  # one delay per input of a layer
@@ -328,6 +329,20 @@ IDEAS = {
     "from-zero": dict(net_class=FromZero),  # all delays start at 0
     "no-norm": dict(net_class=NoNorm),  # no batch norm
 }
+
+SEAMS = ["network", "loss", "augment", "before_epoch"]  # which config.json has by name
+
+
+def find(config: dict) -> str:
+    """Return the idea that a run was, from its config.json: "base" for a run of train.py."""
+    usual = dict(net_class=DelaySNN, loss=train.cross_entropy, augment=None, before_epoch=None)
+    for idea, hooks in IDEAS.items():
+        parts = usual | hooks
+        names = [parts["net_class"].__name__, *(train.name_of(parts[seam]) for seam in SEAMS[1:])]
+        # Older runs name no hook.
+        if names == [config.get(seam, name) for seam, name in zip(SEAMS, names, strict=True)]:
+            return idea
+    raise UserError(f"{config['network']} with its loss and hooks is no idea of ideas.py")
 
 
 def main(argv: list[str]) -> None:

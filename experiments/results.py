@@ -1,30 +1,28 @@
-"""Keep a row per run in runs.csv, print what follows from the rows, and compare runs of your own.
+"""Print what follows from runs.csv, compare runs of your own, and add runs to runs.csv.
 
-    python -m experiments.results tables tested
-    python -m experiments.results add runs/shd-learned-0 --data-dir DIR --commit HASH
+    python -m experiments.results
     python -m experiments.results compare runs/mine-0 runs/mine-1 runs/mine-2 -- runs/theirs-*
+    python -m experiments.results add runs/shd-learned-0 --commit HASH
 
-tables   prints the named tables, or all of them, with accuracies in % and differences in points
-add      appends finished runs to runs.csv: call it on the machine that trained them
-compare  prints how far the first runs are above the others, which need no row in runs.csv
+The first prints two wide tables: every accuracy that follows from runs.csv, in %, and every
+difference that comparisons.csv names, in points.  The second prints how far the first runs are
+above the others, which need no row in runs.csv.  Call the third on the machine that trained.
 """
 
 import argparse
 import json
 import math
+import os
 import platform
 import re
 import sys
 from pathlib import Path
 
 import pandas
-import torch
 from scipy import stats
 
-import data
 import train
 from data import UserError
-from delays import DelaySNN
 from experiments import ideas
 
 FOLDER = Path(__file__).resolve().parent
@@ -35,9 +33,27 @@ PAIRS = ["1,8", "2,10", "3,6", "0,9", "7,11"]  # speakers of SHD that are held o
 def all_rows() -> pandas.DataFrame:
     """Return the rows of runs.csv, with the side of a comparison that each run can be on."""
     texts = {"options": "", "speakers": "", "commit": ""}
-    rows = pandas.read_csv(Path(FOLDER, "runs.csv"), dtype=dict.fromkeys(texts, str)).fillna(texts)
+    rows = pandas.read_csv(FOLDER / "runs.csv", dtype=dict.fromkeys(texts, str)).fillna(texts)
     rows["side"] = (rows["variant"] + " " + rows["options"]).str.strip()
     return rows
+
+
+def spread(accuracies: pandas.Series) -> str:
+    """Return mean ± standard deviation in % and n, or the values if there are fewer than three."""
+    values = 100 * accuracies.dropna()
+    if len(values) < 3:
+        return ", ".join(values.map("{:.2f}".format))
+    return f"{values.mean():.2f} ± {values.std():.2f} (n = {len(values)})"
+
+
+def accuracies(rows: pandas.DataFrame) -> pandas.DataFrame:
+    """Return a line for all runs that differ only in seed (on SHD, in processor too)."""
+    rows = rows.assign(rule=rows["rule"].str.partition(", epoch")[0])
+    # Two processors ran some seeds of the toy task, which may not count twice.
+    rows["processor"] = rows["processor"].where(rows["data"] == "toy", "")
+    same = ["data", "side", "epochs", "rule", "speakers", "processor"]
+    values = ["accuracy", "unrounded", "best_on_test", "new_speakers", "known_speakers"]
+    return rows.groupby(same)[values].agg(spread).reset_index()
 
 
 # ------------------------------------------------------------------------------------- differences
@@ -53,144 +69,82 @@ def over_seeds(accuracies: pandas.Series) -> pandas.Series:
     return accuracies.groupby("speakers").mean()
 
 
-def difference(one: pandas.Series, other: pandas.Series, paired: bool) -> list:
-    """Return by how many points one side is above the other, the 95 % interval, p, and a text.
+def each_gain(one: pandas.Series, other: pandas.Series) -> pandas.Series:
+    """Return the points by which one side is above the other, by pair of speakers or by seed."""
+    gains = 100 * (over_seeds(one) - over_seeds(other))
+    kind = gains.index.names[-1]
+    return gains.set_axis([f"{kind} {name}" for name in gains.index.get_level_values(kind)])
 
-    Returns nan and "-" if a side has fewer than three values.
-    one, other: accuracies as fractions, by speakers and seed.
+
+def difference(one: pandas.Series, other: pandas.Series, paired: bool) -> dict:
+    """Return n, the points by which one side is above the other, the 95 % interval, p, and a text.
+
+    one, other: accuracies as fractions, by speakers and seed.  Fewer than three have no interval.
     paired: over the labels of the index, which are equal.  Otherwise the test is Welch's.
     """
     if paired:
         one, other = over_seeds(one), over_seeds(other)
-    if min(len(one), len(other)) < 3:
-        return [math.nan] * 4 + ["-"]
+    n = f"{len(one)} pairs" if paired else f"{len(one)} and {len(other)}"
     one, other = 100 * one, 100 * other
-    test = stats.ttest_rel(one, other) if paired else stats.ttest_ind(one, other, equal_var=False)
     points = one.mean() - other.mean()
+    if min(len(one), len(other)) < 3:
+        return dict(n=n, points=points, p=math.nan, difference=f"{points:+.2f}")
+    test = stats.ttest_rel(one, other) if paired else stats.ttest_ind(one, other, equal_var=False)
     low, high = test.confidence_interval(0.95)
-    return [points, low, high, test.pvalue, f"{points:+.2f} [{low:+.2f}, {high:+.2f}]"]
+    text = f"{points:+.2f} [{low:+.2f}, {high:+.2f}]"
+    return dict(n=n, points=points, low=low, high=high, p=test.pvalue, difference=text)
 
 
-def runs_of(rows, name, epochs, side, seeds="0-99", paired="", processor="") -> pandas.DataFrame:
-    """Return the runs of a variant and its options, by held-out speakers and seed.
-
-    seeds: the first and the last of them, as in 0-4, or a single one.
-    paired: "speakers" returns the runs that held out one of PAIRS.
-    processor: of the runs; "" returns those of all.
-    """
-    first, _, last = seeds.partition("-")
-    found = rows[(rows["data"] == name) & (rows["epochs"] == epochs) & (rows["side"] == side)]
-    found = found[found["seed"].between(int(first), int(last or first))]
-    found = found[found["speakers"].isin(PAIRS if paired == "speakers" else [""])]
-    found = found[found["processor"].eq(processor) | (processor == "")]
-    return found.set_index(["speakers", "seed"])
-
-
-def sides_of(rows: pandas.DataFrame, line: pandas.Series) -> list[pandas.Series]:
-    """Return the accuracies of both sides of a line of comparisons.csv."""
+def sides_of(rows: pandas.DataFrame, line: dict) -> list[pandas.Series]:
+    """Return the accuracies of both sides of a line of comparisons.csv, by speakers and seed."""
+    speakers = PAIRS if line["paired"] == "speakers" else [""]
+    rows = rows[rows["speakers"].isin(speakers) & (rows["data"] == line["data"])]
+    rows = rows[(rows["processor"] == line["processor"]) | (line["processor"] == "")]
     found = []
     for side in "one", "other":
-        what = ["data", f"{side}_epochs", side, f"{side}_seeds", "paired", "processor"]
-        found.append(runs_of(rows, *line[what])[line[f"{side}_value"]])
+        first, _, last = line[f"{side}_seeds"].partition("-")  # as in 0-4, or only one
+        own = rows[rows["seed"].between(int(first), int(last or first))]
+        own = own[(own["side"] == line[side]) & (own["epochs"] == int(line[f"{side}_epochs"]))]
+        found.append(own.set_index(["speakers", "seed"])[line[f"{side}_value"]].sort_index())
     return found[0].align(found[1], join="inner") if line["paired"] else found
 
 
 def holm(p: pandas.Series) -> pandas.Series:
-    """Return for each p whether it holds at 0.05 after Holm's correction for all of them."""
+    """Return for each p whether it is significant at 5 %, after Holm's correction for all."""
     ordered = p.sort_values()
     corrected = ordered * list(range(len(p), 0, -1))
-    holds = (corrected <= 0.05).cummin()  # up to the first that does not
-    return holds.map({True: "holds", False: "not shown"})
+    return (corrected <= 0.05).cummin()  # up to the first that is not
 
 
 def differences(rows: pandas.DataFrame) -> pandas.DataFrame:
     """Return the lines of comparisons.csv with what follows from them, and verdicts if tested."""
-    found = pandas.read_csv(Path(FOLDER, "comparisons.csv"), dtype=str, keep_default_na=False)
-    found = found.astype({"one_epochs": int, "other_epochs": int})
-    for i, line in found.iterrows():
+    csv = pandas.read_csv(FOLDER / "comparisons.csv", dtype=str, keep_default_na=False)
+    lines = csv.to_dict("records")
+    for line in lines:
         one, other = sides_of(rows, line)
-        columns = ["points", "low", "high", "p", "difference"]
-        found.loc[i, columns] = difference(one, other, paired=line["paired"] != "")
-        if line["paired"]:
-            one, other = over_seeds(one), over_seeds(other)
-        found.loc[i, "n"] = f"{len(one)} and {len(other)}"
-    verdicts = holm(found["p"][found["written_before"] != ""])
-    found["verdict"] = verdicts.reindex(found.index, fill_value="")
-    return found
+        line |= difference(one, other, line["paired"] != "")
+        line |= {"one side": spread(one), "other side": spread(other), "each": ""}
+        line["epochs"] = " and ".join(dict.fromkeys([line["one_epochs"], line["other_epochs"]]))
+        if one.index.equals(other.index) and len(one) <= 5:
+            gains = each_gain(one, other)
+            line["each"] = "; ".join(f"{name} {gain:+.2f}" for name, gain in gains.items())
+    found = pandas.DataFrame(lines)
+    significant = holm(found["p"][found["written_before"] != ""].dropna())
+    found["verdict"] = significant.map({True: "yes", False: "not significant"})
+    return found.fillna({"verdict": ""})
 
 
-# ------------------------------------------------------------------------------------------ tables
-
-SAME = ["data", "epochs", "variant", "options"]  # for all runs of a line
-MEASURED = ["accuracy", "unrounded", "best_on_test", "new_speakers", "known_speakers"]
-HEADS = ["variant", "parameters", "epochs", "accuracy", "unrounded", "best_on_test", "n"]
-TOY_HEADS = ["variant", "parameters", "accuracy", "unrounded", "n"]
-LAST = "speakers == '' and rule == 'last epoch' and"
-TOY = f"{LAST} data == 'toy' and"
-SPARSE = "options.str.contains('--connections')"
-# Of each table, its runs and its columns.  Lines have one processor if that is a column.
-TABLES = {
-    "shd": (f"{LAST} data == @SHD and epochs == 150 and not {SPARSE}", HEADS),
-    "shd, fewer epochs": (f"{LAST} data == @SHD and epochs < 150 and not {SPARSE}", HEADS),
-    "ten inputs": (f"{LAST} data == @SHD and {SPARSE}", HEADS),
-    "toy": (f"{TOY} processor == 'Intel Xeon'", TOY_HEADS),
-    "toy, other processors": (f"{TOY} processor != 'Intel Xeon'", ["processor", *TOY_HEADS]),
-    "validation": ("data == @SHD and rule != 'last epoch'", HEADS),
-    "speech": ("data == @SPEECH", HEADS),
-    "speakers": ("new_speakers >= 0", ["variant", "epochs", "new_speakers", "known_speakers", "n"]),
-    "held-out": ("speakers in @PAIRS and epochs == 30", ["variant", *PAIRS, "mean", "n"]),
-    "recipe": ("speakers in @PAIRS and epochs == 40", ["variant", *PAIRS, "mean", "n"]),
-    "other data": ("data not in ['toy', @SHD, @SPEECH]", ["data", *HEADS]),
-}
-
-
-def spread(shares: pandas.Series) -> str:
-    """Return mean ± sample standard deviation, or the values if there are fewer than three."""
-    values = 100 * shares.dropna()
-    if len(values) < 3:
-        return ", ".join(f"{value:.2f}" for value in values) or "-"
-    return f"{values.mean():.2f} ± {values.std():.2f}"
-
-
-def table(rows: pandas.DataFrame, columns: list[str]) -> pandas.DataFrame:
-    """Return these columns, with a line for all runs that differ only in seed or speakers."""
-    lines = []
-    rows = rows.sort_values("epochs", ascending=False, kind="stable")
-    for _, runs in rows.groupby([*SAME, *{"processor"}.intersection(columns)], sort=False):
-        line = runs.iloc[0].to_dict()
-        line["variant"] = ", ".join(filter(None, [line["variant"], line["options"]]))
-        line["parameters"] = f"{line['parameters']:,.0f}".replace("nan", "-")
-        line |= {column: spread(runs[column]) for column in MEASURED}
-        line |= {pair: spread(own["accuracy"]) for pair, own in runs.groupby("speakers")}
-        mean = runs.groupby("speakers")["accuracy"].mean().mean()
-        line |= {"mean": f"{100 * mean:.2f}", "n": len(runs)}
-        lines.append(line)
-    return pandas.DataFrame(lines, columns=columns)
-
-
-def all_tables() -> dict[str, str]:
-    """Return every table by its name, in Markdown."""
+def print_tables() -> None:
+    """Print all accuracies and differences, and how many of the tested ones are significant."""
     rows = all_rows()
+    print(accuracies(rows).to_string(index=False), end="\n\n")
     found = differences(rows)
-    found["data, epochs"] = found["data"] + ", " + found["one_epochs"].astype(str)
+    tested = found["verdict"][found["verdict"] != ""]
+    print(f"{len(tested)} differences are tested, {(tested == 'yes').sum()} of them significant")
+    print("(at 5 %, after Holm's correction for all of them):\n")
     found["p"] = found["p"].map("{:.2g}".format)
-    tables = {name: table(rows.query(query), heads) for name, (query, heads) in TABLES.items()}
-    for name, epochs in ("held-out", 30), ("recipe", 40):
-        paired = (found["paired"] == "speakers") & (found["one_epochs"] == epochs)
-        for _, line in found[paired].iterrows():  # pair by pair
-            one, other = sides_of(rows, line)
-            points = 100 * (over_seeds(one) - over_seeds(other)).reindex(PAIRS)
-            texts = [f"{value:+.2f}".replace("+nan", "-") for value in [*points, points.mean()]]
-            tables[name].loc[len(tables[name])] = [line["name"], *texts, points.count()]
-    heads = ["name", "data, epochs", "difference", "n"]
-    tables["differences"] = found[heads]
-    tested = found[found["written_before"] != ""]
-    tables["tested"] = tested[[*heads, "p", "written_before", "verdict"]]
-    for name, frame in tables.items():
-        heads = [head.replace("_", " ") for head in frame.columns]
-        lines = [heads, ["---"] * len(heads), *frame.astype(object).fillna("-").to_numpy()]
-        tables[name] = "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
-    return tables
+    heads = ["name", "data", "epochs", "n", "one side", "other side", "difference", "p"]
+    print(found[[*heads, "written_before", "verdict", "each"]].to_string(index=False))
 
 
 # --------------------------------------------------------------------------------- runs of your own
@@ -198,39 +152,35 @@ def all_tables() -> dict[str, str]:
 # By the first digits of the training file's md5, packed or not: the published files, and ours.
 DATA_NAMES = {"8e9877c8": "SHD", "d47c9825": "SHD", "d102be95": "SSC"}
 DATA_NAMES |= {"db7189fb": SHD, "210a81f5": SHD, "63f094f4": SPEECH}
-SEAMS = ["network", "loss", "augment", "before_epoch"]  # what checkpoints hold by name
-FREE = ["seed", "data_dir", "device", "out", "resume", "eval"]  # options of no variant
+FREE = {"seed", "data_dir", "device", "out", "resume", "eval"}  # options of no variant
 
 
-def read_run(folder: str) -> tuple[dict, dict, str]:
-    """Return the config and the result of a finished run, and the name of its data."""
+def read_run(folder: str) -> dict:
+    """Return what the files of a finished run of train.py or a fork hold, and what is compared.
+
+    Runs that held out samples and did not read test are for choosing: their last epoch counts.
+    """
     try:
-        config = json.loads(Path(folder, "config.json").read_text())
-        result = json.loads(Path(folder, "result.json").read_text())
+        run = json.loads(Path(folder, "config.json").read_text())
+        run |= json.loads(Path(folder, "result.json").read_text())
+        log = pandas.read_csv(Path(folder, "log.csv"))
     except OSError as problem:
         raise UserError(f"{folder} is not the folder of a finished run: {problem}") from problem
-    name = result["dataset"]
-    md5 = [digest[:8] for digest in config["md5"].values()]
-    if md5:  # of the files of SHD or SSC
-        name = DATA_NAMES.get(md5[0], f"{name} (files {' '.join(md5)})")
-    return config, result, name
-
-
-def side_of(folders: list[str]) -> pandas.DataFrame:
-    """Return what a comparison needs of runs of train.py or a fork, by speakers and seed."""
-    lines = []
-    for folder in folders:
-        config, result, name = read_run(folder)
-        split = "valid" if result["test_accuracy"] is None else "test"
-        # An option newer than the run has its default.
-        options = vars(train.make_parser().parse_args([])) | config["options"]
-        line = {"run": folder, "place": Path(folder).resolve(), "seed": result["seed"]}
-        line |= {"speakers": options["valid_speakers"], "accuracy": result[f"{split}_accuracy"]}
-        line["of"] = f"{name}, {split} accuracy, {result['rule'].partition(', epoch')[0]}"
-        options |= {part: config[part] for part in SEAMS if part in config}
-        line["options"] = {f"{key} {options[key]}" for key in options.keys() - set(FREE)}
-        lines.append(line)
-    return pandas.DataFrame(lines).set_index(["speakers", "seed"]).sort_index()
+    # An option newer than the run has its default.
+    options = vars(train.make_parser().parse_args([])) | run["options"]
+    split = "valid" if run["test_accuracy"] is None else "test"
+    run |= {"run": folder, "options": options, "speakers": options["valid_speakers"]}
+    run |= {"accuracy": run[f"{split}_accuracy"], "train_accuracy": log["train_accuracy"].iloc[-1]}
+    if split == "valid" and (options["valid_speakers"] or options["valid_share"]):
+        run |= {"accuracy": log["valid_accuracy"].iloc[-1], "rule": "last epoch"}
+    md5 = [digest[:8] for digest in run["md5"].values()]  # of the files of SHD or SSC
+    unknown = f"{run['dataset']} (files {' '.join(md5)})"
+    run["data"] = DATA_NAMES.get(md5[0], unknown) if md5 else run["dataset"]
+    rule = run["rule"].partition(", epoch")[0]
+    run["of"] = f"{run['data']}, {split} accuracy in %, {rule}"
+    told = options | {name: run[name] for name in ideas.SEAMS if name in run}
+    run["told"] = {f"{name} {told[name]}" for name in told.keys() - FREE}
+    return run
 
 
 def check(one: pandas.DataFrame, other: pandas.DataFrame, paired: bool) -> None:
@@ -240,153 +190,109 @@ def check(one: pandas.DataFrame, other: pandas.DataFrame, paired: bool) -> None:
     if len(kinds) > 1:
         found = "; ".join(f"{run.run} has {run.of}" for run in kinds.itertuples())
         raise UserError(f"{found}: both sides need the same data, files and rule")
-    twice = runs["run"][runs["place"].duplicated()]
-    if len(twice):
-        raise UserError(f"{', '.join(twice)} is given twice: leave one out")
-    for side in one, other:
+    for side in one, other, runs.set_index(runs["run"].map(os.path.realpath)):
         same = side["run"][side.index.duplicated(keep=False)]
         if len(same):
-            raise UserError(f"{', '.join(same)} are of one seed: a side counts a seed once")
+            raise UserError(f"{', '.join(same)} are one run, or one seed of a side: leave one out")
     alone = runs["run"][runs.index.isin(one.index.symmetric_difference(other.index))]
     if paired and len(alone):
         raise UserError(f"--paired: the other side has no run of the seed of {', '.join(alone)}")
 
 
 def compare(folders: list[str], others: list[str], paired: bool) -> None:
-    """Print how far the first runs are above the others, by Welch's test or paired.
-
-    Runs are paired by seed, or by held-out speakers: then each pair is the mean over its seeds.
-    """
+    """Print how far the first runs are above the others, by Welch's test or paired."""
     if not folders or not others:
         raise UserError("expected runs before and after a --, as in: compare RUN ... -- RUN ...")
-    one, other = side_of(folders), side_of(others)
+    sides = [pandas.DataFrame(map(read_run, side)) for side in (folders, others)]
+    one, other = [side.set_index(["speakers", "seed"]).sort_index() for side in sides]
     check(one, other, paired)
     print(one["of"].iloc[0])
     for name, side, against in ("first", one, other), ("others", other, one):
-        print(f"{name:<11} {spread(side['accuracy'])} % (n = {len(side)})")
-        words = sorted(set.union(*side["options"]) - set.union(*against["options"]))
-        print(f"{'':<11} {', '.join(words) or 'no option differs'}")
-    if min(len(one), len(other)) >= 3:
-        *_, text = difference(one["accuracy"], other["accuracy"], paired)
-        print(f"difference  {text} points, 95 % interval ({'paired' if paired else 'Welch'})")
+        print(f"{name:<14}{spread(side['accuracy'])}")
+        words = sorted(set.union(*side["told"]) - set.union(*against["told"]))
+        print(f"{'':<14}{', '.join(words) or 'no option differs'}")
+    if paired:  # by seed, or by held-out speakers: then by the means over seeds
+        gains = each_gain(one["accuracy"], other["accuracy"])
+        for name, gain in gains.items():
+            print(f"{name:<14}{gain:+.2f}")
+        print(f"{'first wins':<14}{(gains > 0).sum()} of {len(gains)}")
+    found = difference(one["accuracy"], other["accuracy"], paired)
+    limits = "no interval below three" if math.isnan(found["p"]) else "95 % interval"
+    method = "paired" if paired else "Welch"
+    print(f"{'difference':<14}{found['difference']} points, {limits} ({method}, n = {found['n']})")
 
 
 # ---------------------------------------------------------- adding runs: skip it on a first reading
 
 
-def network_of(folder: str) -> tuple[DelaySNN, argparse.Namespace, str | None]:
-    """Return the network of a run, its options, and the idea of ideas.py that it was, if any."""
-    saved = torch.load(Path(folder, "net.pt"), map_location="cpu", weights_only=True)
-    usual = dict(net_class=DelaySNN, loss=train.cross_entropy, augment=None, before_epoch=None)
-    for idea, seams in ideas.IDEAS.items():
-        parts = usual | seams
-        names = {"network": parts["net_class"].__name__}
-        names |= {part: train.name_of(parts[part]) for part in SEAMS[1:]}
-        if names.items() <= (names | saved).items():  # older checkpoints name no hook
-            options = argparse.Namespace(**train.read_options(folder))
-            net, _ = train.load_run(folder, train.build(options, parts["net_class"]))
-            return net, options, None if idea == "base" else idea
-    raise UserError(f"{folder} has a network that is not in ideas.py: add it to IDEAS there")
-
-
-def changed_options(options: argparse.Namespace, idea: str | None) -> str:
-    """Return the options of a run that are not the defaults and have no column, as words."""
-    usual = vars(train.parse(["--dataset", options.dataset]))
-    others = ["epochs", *FREE] if idea else ["delays", "epochs", *FREE]
-    if options.valid_speakers and options.no_test:
-        others += ["valid_speakers", "no_test"]
-    words = [
-        f"--{name.replace('_', '-')} {value}"
-        for name, value in vars(options).items()
-        if name not in others and value != usual[name]
-    ]
-    return " ".join(words).replace("--no-test True", "--no-test")
-
-
-def row_of_run(folder: str, data_dir: str | None, commit: str) -> dict:
-    """Return the row of a finished run of train.py or ideas.py.
-
-    data_dir: the folder of the data files; None: where the run had them.
-    commit: of the program that trained.
-    """
-    config, result, name = read_run(folder)
-    net, options, idea = network_of(folder)
-    log = pandas.read_csv(Path(folder, "log.csv"), dtype=str).iloc[-1]
-    row = config | result | {"run": Path(folder).resolve().name, "data": name}
-    row["commit"] = commit
-    row |= {"variant": idea or result["delays"], "options": changed_options(options, idea)}
-    row |= {"train_accuracy": log["train_accuracy"], "best_on_valid": result["valid_accuracy"]}
-    if options.no_test:  # for choosing, which compares last epochs
-        row |= {"accuracy": log["valid_accuracy"], "rule": "last epoch", "spikes": None}
-        row["speakers"] = options.valid_speakers
+def row_of_run(folder: str) -> dict:
+    """Return the row of a finished run of train.py or ideas.py."""
+    run = read_run(folder)
+    options, idea = run["options"], ideas.find(run)
+    free = FREE | {"epochs"}
+    row = run | {"run": Path(folder).resolve().name, "variant": idea, "spikes": None}
+    if idea == "base":
+        row["variant"] = options["delays"]
+        free |= {"delays"}
+    if options["no_test"] and run["speakers"]:
+        free |= {"valid_speakers", "no_test"}
     else:
-        test = data.load(options.dataset, "test", data_dir or options.data_dir)
-        spikes = result.get("spikes") or train.hidden_spikes(net, test)  # older runs lack them
-        row |= {"accuracy": result["test_accuracy"], "spikes": round(sum(spikes), 1)}
-        if result["delays"] not in ("fixed", "none"):  # those are whole steps in any case
-            row["unrounded"] = result["unrounded_accuracy"]
-        if options.dataset == "shd":
-            right = pandas.Series(train.predict(net, test).argmax(1) == test.labels)
-            new = pandas.Series(test.speakers).isin([4, 5])  # who are in the test set alone
-            row |= {"new_speakers": right[new].mean(), "known_speakers": right[~new].mean()}
-    ended = pandas.Timestamp(Path(folder, "result.json").stat().st_mtime, unit="s")  # in UTC
-    row["ended"] = ended.strftime("%Y-%m-%d %H:%M")
-    row["processor"] = config["device"] if config["options"]["device"] == "cuda" else processor()
+        row["speakers"] = ""
+    usual = vars(train.parse(["--dataset", options["dataset"]]))
+    changed = [name for name in usual if options[name] != usual[name] and name not in free]
+    words = [f"--{name} {options[name]}" for name in changed]
+    row |= {"options": " ".join(words).replace("_", "-"), "best_on_valid": run["valid_accuracy"]}
+    if run["test_accuracy"] is not None:
+        row["spikes"] = round(sum(run["spikes"]), 1)
+        if options["delays"] not in ("fixed", "none"):  # those are whole steps in any case
+            row["unrounded"] = run["unrounded_accuracy"]
+    row["processor"] = run["device"] if options["device"] == "cuda" else processor()
     return row
 
 
 def processor() -> str:
-    """Return the full model of this machine's processor."""
+    """Return the model of this machine's processor."""
     cpu = Path("/proc/cpuinfo")
     found = dict(re.findall(r"(.*\S)\s*: (.*)", cpu.read_text())) if cpu.exists() else {}
-    if "model name" not in found:
-        return platform.processor() or platform.machine()
-    return f"{found['model name']}, family {found['cpu family']} model {found['model']}"
+    name = found.get("model name", platform.machine())
+    return f"{name}, family {found.get('cpu family')} model {found.get('model')}"
 
 
-def add(folders: list[str], data_dir: str | None, commit: str | None) -> None:
+def add(folders: list[str], commit: str | None) -> None:
     """Add all of the runs, or none if one of them has a problem."""
     if not re.fullmatch("[0-9a-f]{7,40}", commit or ""):
         raise UserError(f"--commit {commit}: expected that of the program that trained the runs")
-    rows = pandas.read_csv(Path(FOLDER, "runs.csv"), dtype=str, keep_default_na=False)
-    same = [*SAME, "speakers", "seed", "processor"]
+    rows = pandas.read_csv(FOLDER / "runs.csv", dtype=str, keep_default_na=False)
     for folder in folders:
-        row = pandas.Series(row_of_run(folder, data_dir, commit))
-        row = row.reindex(rows.columns).fillna("").astype(str)
-        there = rows["run"][(rows[same] == row[same]).all(axis=1)]
-        if len(there):
-            rule = "delete that row first if this run replaces it"
-            raise UserError(f"runs.csv already has {folder}, as {there.iloc[0]}: {rule}")
-        rows.loc[len(rows)] = row
+        row = pandas.Series(row_of_run(folder) | {"commit": commit})
+        rows.loc[len(rows)] = row.reindex(rows.columns).fillna("").astype(str)
+    same = ["data", "variant", "options", "epochs", "speakers", "seed", "processor"]
+    twice = rows["run"][rows.duplicated(same)]
+    if len(twice):
+        rule = "delete the older row if this run replaces it"
+        raise UserError(f"runs.csv already has a row like {', '.join(twice)}: {rule}")
     train.write(FOLDER, "runs.csv", rows.to_csv(index=False, lineterminator="\n"))
 
 
 def main(argv: list[str] | None = None) -> None:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form, allow_abbrev=False)
-    parser.add_argument("command", choices=["tables", "add", "compare"])
-    parser.add_argument("names", nargs="*", help="of tables, or of the folders of runs")
-    parser.add_argument("--data-dir", help="for add: folder of the data files, if they were moved")
-    parser.add_argument("--commit", help="for add: hash of the commit that trained the runs")
-    parser.add_argument(
-        "--paired", action="store_true", help="for compare: by speakers, or by seed"
-    )
+    add_argument = parser.add_argument
+    add_argument("command", nargs="?", choices=["compare", "add"], help="without: the tables")
+    add_argument("runs", nargs="*", help="folders of runs")
+    add_argument("--paired", action="store_true", help="for compare: by held-out speakers or seed")
+    add_argument("--commit", help="for add: hash of the commit that trained the runs")
     words = sys.argv[1:] if argv is None else argv
     # argparse would swallow the -- between two sides.
     options = parser.parse_intermixed_args(["|" if word == "--" else word for word in words])
-    names = options.names
     try:
-        if options.command == "add":
-            add(names, options.data_dir, options.commit)
-        elif options.command == "compare":
-            middle = [*names, "|"].index("|")
-            compare(names[:middle], names[middle + 1 :], options.paired)
+        if options.command == "compare":
+            middle = [*options.runs, "|"].index("|")
+            compare(options.runs[:middle], options.runs[middle + 1 :], options.paired)
+        elif options.command == "add":
+            add(options.runs, options.commit)
         else:
-            tables = all_tables()
-            for name in names or tables:
-                if name not in tables:
-                    raise UserError(f"no table is called {name!r}, but {', '.join(tables)}")
-                print(f"{name}:\n\n{tables[name]}\n")
+            print_tables()
     except (UserError, OSError) as problem:
         sys.exit(f"results.py: {problem}")
 
