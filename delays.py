@@ -110,8 +110,8 @@ def conv_direct(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
 def spike(x: Tensor, alpha: float = 5.0) -> Tensor:
     """Return 1 where x >= 0 and 0 elsewhere, with a surrogate gradient.
 
-    The slope of a step function is 0 except at the jump, so nothing before a spike would learn.  The
-    backward pass uses the slope of the smooth step arctan((pi/2) alpha x) / pi (SpikingJelly's ATan):
+    The slope of a step function is 0 except at the jump, so nothing before it would learn.  The
+    backward pass takes the slope of the smooth step arctan((pi/2) alpha x) / pi (SpikingJelly's):
 
         slope(x) = (alpha/2) / (1 + ((pi/2) alpha x)^2)
 
@@ -225,8 +225,8 @@ class DelayedLinear(nn.Module):
         self.learn_delays = learn_delays
         self.sigma = None
 
-        # Kaiming's uniform distribution for relu is the authors' choice.  Batch norm hides the scale
-        # of the weights, but not from Adam, whose updates are as large for small weights.
+        # Kaiming's uniform distribution for relu is the authors' choice.  Batch norm hides the
+        # weights' scale, but not from Adam, whose updates are as large for small weights.
         bound = math.sqrt(6 / fan_in)
         self.weight = nn.Parameter(torch.empty(outputs, inputs).uniform_(-bound, bound))
         delay = torch.empty(delay_shape or (outputs, inputs)).uniform_(0, taps - 1)
