@@ -64,10 +64,10 @@ def shrinking_sigma(epoch: int, epochs: int, taps: int) -> float:
     Over the first quarter of the epochs, sigma - 0.27 falls exponentially from taps // 2 to 0.23,
     and stays there.  With 25 taps, sigma goes from 12 + 0.27 to 0.23 + 0.27 = 0.5.
 
-    A wide Gaussian lets a delay learn from spikes far from it, so that it captures broad temporal
-    dependencies at first (DelRec, arXiv 2509.24852, section 2.2).  A narrow one is closer to the
-    single tap of evaluation.  DCLS adds 0.27 to every width.  taps // 2, 0.5 and a quarter are the
-    authors' choice.
+    A wide Gaussian shows a delay which way to go, but blurs: at a constant wide sigma, delays that
+    are lined up drift apart.  A narrow one keeps them, but shows the way only from two or three
+    steps off.  So each width brings a delay near enough for the next (experiments/tour.ipynb).
+    DCLS adds 0.27 to every width.  taps // 2, 0.5 and a quarter are the authors' choice.
     """
     quarter = epochs // 4
     if epoch >= quarter:  # always true for a run of fewer than four epochs
@@ -110,8 +110,8 @@ def conv_direct(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
 def spike(x: Tensor, alpha: float = 5.0) -> Tensor:
     """Return 1 where x >= 0 and 0 elsewhere, with a surrogate gradient.
 
-    The slope of a step function is 0 except at the jump, so nothing would learn.  The backward pass
-    uses the slope of the smooth step arctan((pi/2) alpha x) / pi instead (SpikingJelly's ATan):
+    The slope of a step function is 0 except at the jump, so nothing before it would learn.  The
+    backward pass takes the slope of the smooth step arctan((pi/2) alpha x) / pi (SpikingJelly's):
 
         slope(x) = (alpha/2) / (1 + ((pi/2) alpha x)^2)
 
@@ -189,8 +189,8 @@ def class_scores(membrane: Tensor, steps: Tensor | None = None) -> Tensor:
     steps: [B], how many steps of each sample to include: its own plus the network's tail.  None
         includes all.
     Summing a softmax of each step, and training with the cross-entropy of the sums, which applies a
-    second softmax, are from sparch, the code of Bittar and Garner (2022).  We know no reason for
-    the second one.
+    second softmax, are from sparch, the code of Bittar and Garner (2022).  A likely reason for the
+    second one is that it sets the right class against its strongest rival (RESULTS.md).
     """
     probability = membrane.softmax(2)
     if steps is not None:
@@ -206,8 +206,8 @@ class DelayedLinear(nn.Module):
     """A linear layer whose synapses have delays, without bias: [B, T, in] -> [B, T + taps//2, out].
 
     taps: delays are 0..taps-1 steps.  The output is taps // 2 steps longer than the input, so that
-        late spikes arrive.  Those that would arrive after its end are lost.  The length is the
-        authors' choice.
+        late spikes arrive.  Those that would arrive after its end are lost: about a quarter of
+        what would be lost without a tail.  The length is the authors' choice.
     learn_delays: False rounds the random delays to whole steps and does not train them.
     connections: how many inputs each neuron has.  Which ones is drawn at random.  0 connects all.
     delay_shape: (1, inputs) for a delay per input, (outputs, 1) for one per neuron.  In a network
@@ -225,8 +225,8 @@ class DelayedLinear(nn.Module):
         self.learn_delays = learn_delays
         self.sigma = None
 
-        # Kaiming's uniform distribution for relu is the authors' choice.  Where batch norm
-        # follows, the scale of the weights matters little.
+        # Kaiming's uniform distribution for relu is the authors' choice.  Batch norm hides the
+        # weights' scale, but not from Adam, whose updates are as large for small weights.
         bound = math.sqrt(6 / fan_in)
         self.weight = nn.Parameter(torch.empty(outputs, inputs).uniform_(-bound, bound))
         delay = torch.empty(delay_shape or (outputs, inputs)).uniform_(0, taps - 1)
@@ -275,8 +275,8 @@ class DelaySNN(nn.Module):
 
     hidden: the sizes of the hidden layers.  Each is a delayed sum, batch norm, LIF neurons, and
         dropout.  The readout is a delayed sum into leaky integrators.  Batch norm brings each
-        neuron's sums, over all samples and steps, to mean 0 and variance 1, which suits a threshold
-        of 1; a learned scale and shift follow.  In training the steps of padding count too.
+        neuron's sums, over all samples and steps, to mean 0 and variance 1, so that they fit a
+        threshold of 1; a learned scale and shift follow.  In training padding counts too.
     taps: delays are 0..taps-1 steps.
     tau, tau_readout: time constants of the hidden neurons and of the readout, in steps.  If
         tau_readout is None, it is the same as tau.

@@ -165,8 +165,8 @@ def predict(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=T
     steps = spikes.steps.to(spikes.labels.device)
     order, scores = [], []
     for indices, counts in data.batches(spikes, batch_size, shuffle=False):
-        # Batch norm adds a constant, so neurons may spike in silence, after the end of a sample.
-        # To treat all samples alike, zeros follow the longest one too, up to the end of the tail.
+        # A layer's output ends soon after its input.  Zeros give the longest sample of a batch as
+        # much time after its end as padding gives the others.
         counts = F.pad(counts, (0, 0, 0, net.tail))
         scores.append(class_scores(net(counts), steps[indices] + net.tail))
         order.append(indices)

@@ -125,9 +125,9 @@ def differences(rows: pandas.DataFrame) -> pandas.DataFrame:
         line |= difference(one, other, line["paired"] != "")
         line |= {"one side": spread(one), "other side": spread(other), "each": ""}
         line["epochs"] = " and ".join(dict.fromkeys([line["one_epochs"], line["other_epochs"]]))
-        if one.index.equals(other.index) and len(one) <= 5:
-            gains = each_gain(one, other)
-            line["each"] = "; ".join(f"{name} {gain:+.2f}" for name, gain in gains.items())
+        if one.index.equals(other.index):
+            gains = [f"{name} {gain:+.2f}" for name, gain in each_gain(one, other).items()]
+            line["each"] = "; ".join(gains) if len(gains) <= 5 else ""
     found = pandas.DataFrame(lines)
     significant = holm(found["p"][found["written_before"] != ""].dropna())
     found["verdict"] = significant.map({True: "yes", False: "not significant"})

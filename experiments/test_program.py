@@ -14,7 +14,6 @@ import threading
 import zipfile
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from unittest.mock import Mock
 
 import h5py
@@ -423,7 +422,6 @@ def test_every_parameter_of_a_network_is_trained_at_its_rate(little, tmp_path):
     layers = {name: part for name, part in net.named_modules() if isinstance(part, Residual)}
     assert list(layers) == ["layers.0", "layers.1", "layers.2", "echo"]
     start = oracle.state_of(net)
-    first = torch.cat([layer.delay.detach().flatten() for layer in layers.values()])
     names = {parameter: name for name, parameter in net.named_parameters()}
     groups = train.make_optimizer(net, options).param_groups  # which the slow trainer checks
     weights, moving, others = ([names[own] for own in group["params"]] for group in groups)
@@ -443,24 +441,13 @@ def test_every_parameter_of_a_network_is_trained_at_its_rate(little, tmp_path):
     assert train.count_parameters(sparse) == 2 * 5 * 2 + 6  # of the synapses there are
     sparse.axon_delay.requires_grad_(False)
     assert train.count_parameters(sparse) == 2 * 5 * 2
-    last = torch.cat([layer.delay.detach().flatten() for layer in layers.values()])
-    moved_ms = float(log_of(tmp_path / "run")[-1]["moved_ms"])
-    assert moved_ms == pytest.approx(4.0 * (last - first).abs().mean().item(), rel=1e-5, abs=0)
-    loaded, _ = train.load_run(tmp_path / "run", Own())
-    assert oracle.same_bits(oracle.state_of(loaded), oracle.state_of(net))
+    assert not any(layer._forward_pre_hooks for layer in layers.values())  # of counting spikes
     assert (net(torch.zeros(1, 9, 5)) > 50).all()  # that is the readout of its own
     modes = []  # of the nested layer: True where it has the kernel of training
     net.echo.register_forward_hook(lambda layer, *given: modes.append(layer.training))
     for rounded in (True, False):
         train.predict(net, data.load("little", "test", ""), rounded=rounded)
     assert modes == [False] * 2 + [True] * 2  # each hidden layer has an echo
-
-
-def test_counting_spikes_leaves_no_hooks_and_needs_our_network(little):
-    spikes, net = data.load("little", "test", ""), train.build(parsed("--dataset", "little"))
-    assert min(train.hidden_spikes(net, spikes)) > 0
-    assert not any(layer._forward_pre_hooks for layer in net.layers)
-    assert train.hidden_spikes(SimpleNamespace(layers=2), spikes) is None
 
 
 def test_a_fork_has_the_command_line_and_is_not_taken_for_the_papers(little, tmp_path, capsys):
@@ -519,7 +506,6 @@ def test_a_fork_has_the_command_line_and_is_not_taken_for_the_papers(little, tmp
         ("--dataset toy --no-test", "no test and no validation set: hold out samples, as by --val"),
         ("--dataset toy --valid-share 0", "--valid-share 0.0 leaves no sample on one of the sides"),
         ("--dataset toy --valid-share 0.9999", "--valid-share 0.9999 leaves no sample on one of"),
-        ("--resume torn --out new", "argument --out: not allowed with argument --resume"),
         ("--resume torn --eval torn", "argument --eval: not allowed with argument --resume"),
         ("--dataset toy --taps 2 --lr 1e30", "the loss is not finite after epoch 1: try a lower"),
         ("--device cuda", "--device cuda: torch finds no GPU here"),
@@ -529,7 +515,7 @@ def test_a_fork_has_the_command_line_and_is_not_taken_for_the_papers(little, tmp
         ("--eval text", "text/config.json is not that of a run: JSONDecodeError"),
         ("--resume bare", "bare/config.json is not that of a run: KeyError('options')"),
         ("--resume cut", "cut/config.json is not that of a run: TypeError"),
-        ("--resume other", "other read another shd_train.h5: give its folder by --data-dir"),
+        ("--resume other", "other read another shd_test.h5: give its folder by --data-dir"),
         ("--resume torn", "torn/last.pt cannot be loaded"),
         ("--dataset toy --out text/shd_train.h5/x", "Not a directory: 'text/shd_train.h5/x'"),
         ("--data-dir cut", "cut/shd_train.h5.gz could not be read: Compressed file ended before"),
@@ -566,8 +552,8 @@ def workplace(tmp_path_factory):
     (place / "text/shd_train.h5").write_text("<html>gone</html>")
     (place / "torn/last.pt").write_bytes(packed)
     torn = {"options": vars(parsed("--dataset", "toy")), "md5": {}}
-    other = vars(parsed("--data-dir", place / "good"))
-    other = {"options": other, "md5": {"shd_train.h5": "0", "shd_test.h5.gz": "0"}}
+    md5 = {"shd_train.h5.gz": "0", "shd_test.h5": "0"}  # the first is not there, so it may differ
+    other = {"options": vars(parsed("--data-dir", place / "good")), "md5": md5}
     for name, config in dict(torn=torn, other=other, bare={}, cut=[]).items():
         (place / name / "config.json").write_text(json.dumps(config))
     (place / "text/config.json").write_text("<html>gone</html>")
@@ -610,11 +596,8 @@ def test_events_with_a_mistake_are_refused():
         with pytest.raises(ValueError, match=sentence):
             data.from_events(**(events | change), inputs=3)
     assert data.join([np.ones((2, 3))] * 2, [70_000, 0]).labels.dtype == torch.int64
-    for kind in (np.int64, np.uint8):
-        with pytest.raises(
-            data.UserError, match="select got an array of u?int.*: expected a NumPy"
-        ):
-            data.from_events(**events, inputs=3).select(np.array([0, 1, 1], kind))
+    with pytest.raises(data.UserError, match="select got an array of uint8: expected a NumPy"):
+        data.from_events(**events, inputs=3).select(np.array([0, 1, 1], np.uint8))
 
 
 def test_a_data_set_unlike_its_row_and_a_wrong_row_are_refused(short_run, tmp_path, monkeypatch):
