@@ -10,6 +10,8 @@ from experiments import one_file
 from experiments import test_program as program
 from test_delays import close, options_of
 
+pytestmark = pytest.mark.paper
+
 
 @pytest.fixture(autouse=True)
 def double():

@@ -53,6 +53,7 @@ class Peer(nn.Module):
         return self.lif[2].v_seq.transpose(0, 1)  # [B, T', 20]
 
 
+@pytest.mark.paper
 def test_the_authors_libraries_compute_the_same_network():
     """Scores, gradients of all parameters and running statistics; then scores with whole steps."""
     torch.manual_seed(0)
