@@ -416,7 +416,7 @@ def test_finished_runs_are_added_once(results, tmp_path, monkeypatch):
     results.main(["add", *folders, "--commit", "0123456"])
     for commit, problem in (
         (["--commit=0123456"], "already has .* shift: "),
-        ([], "--commit None"),
+        (["--commit=0123456-dirty"], "--commit 0123456-dirty: expected"),
     ):
         with pytest.raises(SystemExit, match=problem):
             results.main(["add", folders[1], *commit])
