@@ -95,9 +95,8 @@ def refusal(text):
 def outcome(device, words, folder):
     """Return what a run on a device writes and prints: stopped, resumed and then evaluated."""
     data.DATASETS["little"] = data.Dataset(oracle.read_little, ("train", "test"), 5, 3, step_ms=4)
-    train.DEFAULTS["little"] = oracle.LITTLE | dict(
-        device=device, layers=1, batch_size=31, epochs=2
-    )
+    sizes = dict(layers=1, batch_size=31, epochs=2)
+    train.DEFAULTS["little"] = oracle.LITTLE | sizes | dict(device=device)
     train.time = Mock(time=Mock(return_value=0))
     delays.fourier_is_faster = lambda spikes, kernel: spikes.device.type != "cpu"  # on neither
     torch._C._set_only_lift_cpu_tensors(True)  # or torch.tensor would pass Card by
@@ -111,9 +110,8 @@ def outcome(device, words, folder):
         assert device == "cpu" or Card.reads == [len(means)], f"an epoch read {Card.reads}"
         return means
 
-    idea, *argv = words.split()
-    run, hooks = str(folder / device), ideas.IDEAS[idea]
-    argv += ["--dataset=little", "--out", run]
+    idea, *argv = [*words.split(), "--dataset=little", "--out", str(folder / device)]
+    run, hooks = argv[-1], ideas.IDEAS[idea]
     with Card(), patch("builtins.print") as printed:
         with pytest.raises(KeyboardInterrupt), patch.object(train, "train_epoch", watched):
             train.main(argv, **hooks)
