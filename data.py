@@ -52,7 +52,7 @@ class Spikes(NamedTuple):
     def select(self, which: np.ndarray) -> "Spikes":
         """Return the samples for which `which`, a bool array [samples], is True."""
         if which.dtype != bool:  # indices would select other counts than labels
-            raise UserError(f"select got an array of {which.dtype}: expected a NumPy bool a sample")
+            raise UserError(f"select got an array of {which.dtype}: expected NumPy bools")
         counts = [self.counts[i] for i in which.nonzero()[0]]
         chosen = torch.from_numpy(which).to(self.labels.device)
         return Spikes(counts, self.labels[chosen], self.speakers[which])

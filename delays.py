@@ -31,8 +31,8 @@ def gaussian_kernel(weight: Tensor, delay: Tensor, sigma: float | Tensor, taps: 
         k[o,i,d] = w[o,i] g[d] / (sum_d' g[d'] + 1e-7)
         g[d] = exp(-((d - delay[o,i]) / sigma)^2 / 2)
 
-    The division makes the taps of each synapse add up to its weight.  The 1e-7 prevents 0 / 0 at
-    very small sigmas.
+    The division makes a synapse's taps add up to its weight.  1e-7 avoids 0 / 0 at small sigmas.
+
     weight: [out, in].
     delay: in steps, 0..taps-1, [out, in] or a shape that broadcasts to it, such as [1, in] for one
         delay per input.
@@ -110,7 +110,7 @@ def conv_direct(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
 def spike(x: Tensor, alpha: float = 5.0) -> Tensor:
     """Return 1 where x >= 0 and 0 elsewhere, with a surrogate gradient.
 
-    The slope of a step function is 0 except at the jump, so nothing before it would learn.  The
+    A step function has slope 0 except at the jump, so nothing before a spike would learn.  The
     backward pass takes the slope of the smooth step arctan((pi/2) alpha x) / pi (SpikingJelly's):
 
         slope(x) = (alpha/2) / (1 + ((pi/2) alpha x)^2)
@@ -189,8 +189,8 @@ def class_scores(membrane: Tensor, steps: Tensor | None = None) -> Tensor:
     steps: [B], how many steps of each sample to include: its own plus the network's tail.  None
         includes all.
     Summing a softmax of each step, and training with the cross-entropy of the sums, which applies a
-    second softmax, are from sparch, the code of Bittar and Garner (2022).  A likely reason for the
-    second one is that it sets the right class against its strongest rival (RESULTS.md).
+    second softmax, are from sparch, the code of Bittar and Garner (2022).  On the toy task the
+    second one seems to set the right class against its strongest rival; on SHD it is not known.
     """
     probability = membrane.softmax(2)
     if steps is not None:
