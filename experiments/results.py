@@ -121,7 +121,7 @@ def differences(rows: pandas.DataFrame) -> pandas.DataFrame:
     csv = pandas.read_csv(FOLDER / "comparisons.csv", dtype=str, keep_default_na=False)
     lines = csv.to_dict("records")
     for line in lines:
-        one, other = sides_of(rows, line)
+        one, other = map(over_seeds, sides_of(rows, line))
         line |= difference(one, other, line["paired"] != "")
         line |= {"one side": spread(one), "other side": spread(other), "each": ""}
         line["epochs"] = " and ".join(dict.fromkeys([line["one_epochs"], line["other_epochs"]]))

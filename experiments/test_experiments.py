@@ -258,6 +258,8 @@ def test_verdicts_are_holms_and_no_seed_counts_twice(results, lines):
     rows, tested = results.all_rows(), {True: [], False: []}
     for line in lines:
         assert all(side.index.is_unique for side in results.sides_of(rows, line))
+        if line["paired"] == "speakers":  # the seeds of a pair are one value
+            assert "(n = 5)" in line["one side"] and "(n = 5)" in line["other side"]
         tested[line["written_before"] != ""].append(line)
     holds = results.holm(results.pandas.Series([line["p"] for line in tested[True]])).sort_index()
     words = ["yes" if held else "not significant" for held in holds]
