@@ -315,6 +315,8 @@ IDEAS = {
     "whole-steps": dict(net_class=WholeSteps, before_epoch=freeze_delays),  # rounded at the end
     "shift": dict(augment=shift),  # training samples are shifted along the inputs
     "warp": dict(augment=warp),  # and stretched along them
+    # On trial (experiments/APPENDIX.md, "The adoption rule"): what gained together, and SETTINGS.
+    "recipe": dict(augment=warp, loss=rival),
     "between-taps": dict(net_class=BetweenTaps),  # linear between two taps, without a Gaussian
     "control": dict(net_class=Control),  # Gaussians narrow, but delays stay where they are
     # The method without one part:
@@ -329,6 +331,8 @@ IDEAS = {
     "from-zero": dict(net_class=FromZero),  # all delays start at 0
     "no-norm": dict(net_class=NoNorm),  # no batch norm
 }
+
+SETTINGS = {"recipe": dict(dropout=0.2, delay_lr=0.3)}  # defaults of an idea, for every data set
 
 SEAMS = ["network", "loss", "augment", "before_epoch"]  # which config.json has by name
 
@@ -351,7 +355,12 @@ def main(argv: list[str]) -> None:
     if idea not in IDEAS:
         sys.exit(f"ideas.py: the first word has to be one of {', '.join(IDEAS)}")
     train.RUNS = "runs/{dataset}-" + idea + "-{delays}-{seed}"
-    train.main(words, **IDEAS[idea])
+    usual = train.DEFAULTS
+    train.DEFAULTS = {name: row | SETTINGS.get(idea, {}) for name, row in usual.items()}
+    try:
+        train.main(words, **IDEAS[idea])
+    finally:
+        train.DEFAULTS = usual
 
 
 if __name__ == "__main__":
