@@ -46,7 +46,7 @@ def gaussian_kernel(weight: Tensor, delay: Tensor, sigma: float | Tensor, taps: 
     return kernel.permute(1, 2, 0)  # [out, in, taps]
 
 
-def integer_kernel(weight: Tensor, delay: Tensor, taps: int) -> Tensor:
+def rounded_kernel(weight: Tensor, delay: Tensor, taps: int) -> Tensor:
     """Return the kernel of evaluation and of fixed delays: one nonzero tap, at round(delay).
 
     Arguments and result are those of gaussian_kernel, without sigma.  Delays get no gradient.
@@ -239,7 +239,7 @@ class DelayedLinear(nn.Module):
             self.mask.zero_().scatter_(1, chosen, True)
         self.weight.data.mul_(self.mask)  # missing synapses are 0 in saved files too
 
-    def soft_kernel(self, weight):
+    def training_kernel(self, weight):
         """Return the training kernel, [out, in, taps].  Override this to use another.
 
         weight: [out, in], with 0 for missing synapses.
@@ -250,14 +250,14 @@ class DelayedLinear(nn.Module):
         return gaussian_kernel(weight, self.delay, self.sigma, self.taps)
 
     def kernel(self):
-        """Return the kernel in use, [out, in, taps]: soft_kernel if delays are being trained.
+        """Return the kernel in use, [out, in, taps]: training_kernel if delays are being trained.
 
         In evaluation, and with fixed delays, each synapse has one nonzero tap.
         """
         weight = self.weight * self.mask  # so missing synapses get no gradient
         if self.training and self.learn_delays:
-            return self.soft_kernel(weight)
-        return integer_kernel(weight, self.delay, self.taps)
+            return self.training_kernel(weight)
+        return rounded_kernel(weight, self.delay, self.taps)
 
     def forward(self, x):
         return delay_conv(x, self.kernel(), self.taps // 2)
@@ -282,7 +282,7 @@ class DelaySNN(nn.Module):
         tau_readout is None, it is the same as tau.
     dropout: fraction of the neurons that are silenced in training, each for a whole sample: a mask
         drawn anew in each step would average out (SpikingJelly, after Lee et al., 2019).
-    count: synapses for each pair of neurons.  Each layer sees its inputs `count` times.
+    kernel_count: synapses for each pair of neurons.  Each layer sees its inputs that many times.
     options: learn_delays and connections of DelayedLinear.
     taps=1, learn_delays=False gives the network without delays.
 
@@ -304,20 +304,20 @@ class DelaySNN(nn.Module):
         tau=1.005,
         dropout=0.4,
         tau_readout=None,
-        count=1,
+        kernel_count=1,
         **options,
     ):
         super().__init__()
         sizes = [inputs, *hidden, classes]
         self.layers = nn.ModuleList(
-            self.layer_class(count * before, after, taps, **options)
+            self.layer_class(kernel_count * before, after, taps, **options)
             for before, after in pairwise(sizes)
         )
         self.norms = nn.ModuleList(nn.BatchNorm1d(size) for size in hidden)
         self.tau = tau
         self.tau_readout = tau if tau_readout is None else tau_readout
         self.dropout = dropout
-        self.count = count
+        self.kernel_count = kernel_count
 
     @property
     def tail(self):
@@ -335,13 +335,13 @@ class DelaySNN(nn.Module):
         self.rates = []
         *hidden, last = self.layers
         for i, layer in enumerate(hidden):
-            current = layer(x.repeat(1, 1, self.count))  # [B, T + taps//2, N]
+            current = layer(x.repeat(1, 1, self.kernel_count))  # [B, T + taps//2, N]
             current = self.norms[i](current.flatten(0, 1)).view_as(current)
             x = self.neurons(i, current)
             self.rates.append(x.mean())
             # dropout1d drops whole rows of [B, N, T].
             x = F.dropout1d(x.transpose(1, 2), self.dropout, self.training).transpose(1, 2)
-        return self.readout(last(x.repeat(1, 1, self.count)))
+        return self.readout(last(x.repeat(1, 1, self.kernel_count)))
 
 
 # -------------------------------------------- the same thing, faster: skip this on a first reading

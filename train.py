@@ -27,6 +27,7 @@ from delays import DelayedLinear, DelaySNN, class_scores, shrinking_sigma
 # membrane forgets almost at once.
 DEFAULTS = {
     "shd": dict(hidden=256, layers=2, taps=25, tau=10.05, dropout=0.4, batch_size=256, epochs=150),
+    "shd-regenerated": {},  # SHD's
     "ssc": dict(hidden=512, layers=3, taps=31, tau=15.0, dropout=0.25, batch_size=128, epochs=60),
     "toy": dict(hidden=40, layers=1, taps=33, tau=10.05, dropout=0.0, batch_size=50, epochs=20),
 }
@@ -52,7 +53,7 @@ def build(options: argparse.Namespace, net_class: type[DelaySNN] = DelaySNN) -> 
         tau=options.tau / dataset.step_ms,
         tau_readout=tau_readout / dataset.step_ms,
         dropout=options.dropout,
-        count=options.kernel_count,
+        kernel_count=options.kernel_count,
         learn_delays=options.delays in ("learned", "constant-sigma"),
         connections=options.connections,
     )
@@ -187,7 +188,7 @@ def hidden_spikes(net, spikes: data.Spikes, batch_size: int = 256) -> list[float
 
     def count(layer, inputs):
         end = inputs[0].shape[1] - net.tail  # without the zeros that predict appends
-        counted[layer] += inputs[0][:, :end].double().sum().item() / net.count
+        counted[layer] += inputs[0][:, :end].double().sum().item() / net.kernel_count
 
     hooks = [layer.register_forward_pre_hook(count) for layer in counted]
     for steps in spikes.steps.unique():  # samples of one length, so there is no padding
@@ -282,25 +283,31 @@ def train(options, net=None, loss=None, augment=None, before_epoch=None, after_e
     return finish(net, datasets, rows, options)
 
 
-def reported_epoch(rows: list[dict]) -> int:
-    """Return the reported epoch: the first of the best on validation, or else the last."""
+def reported_epoch(rows: list[dict], options: argparse.Namespace) -> int:
+    """Return the reported epoch: the first of the best on validation, or else the last.
+
+    Held-out speakers are for comparing ideas and do not choose the epoch: it is the last one too.
+    """
     accuracy = [row["valid_accuracy"] for row in rows]
-    return len(rows) if None in accuracy else accuracy.index(max(accuracy)) + 1
+    if None in accuracy or options.valid_speakers:
+        return len(rows)
+    return accuracy.index(max(accuracy)) + 1
 
 
 def finish(net: DelaySNN, datasets: dict[str, data.Spikes], rows: list[dict], options) -> dict:
     """Evaluate the network of the reported epoch, print its accuracy and write result.json."""
     load_checkpoint(options.out, "net.pt", net)  # the network of the reported epoch
     net.eval()
-    epoch = reported_epoch(rows)
+    epoch = reported_epoch(rows, options)
     validated = "valid" in datasets
+    chosen = validated and not options.valid_speakers  # the epoch, by its validation accuracy
     split = "test" if "test" in datasets else "valid"
     accuracy = evaluate(net, datasets[split], options.batch_size)
     result = {key: vars(options)[key] for key in ("dataset", "delays", "seed", "epochs")}
     result |= {
         "parameters": count_parameters(net),
         "test_accuracy": accuracy if split == "test" else None,
-        "rule": f"best on validation, epoch {epoch}" if validated else "last epoch",
+        "rule": f"best on validation, epoch {epoch}" if chosen else "last epoch",
         "valid_accuracy": rows[epoch - 1]["valid_accuracy"],
         "best_on_test": None if validated else max(row["test_accuracy"] for row in rows),
         "unrounded_accuracy": evaluate(net, datasets[split], options.batch_size, rounded=False),
@@ -309,10 +316,10 @@ def finish(net: DelaySNN, datasets: dict[str, data.Spikes], rows: list[dict], op
     }
     write(options.out, "result.json", json.dumps(result, indent=1))
 
-    if not validated:
-        print(f"best on test {result['best_on_test']:.2%}")
-    print(f"unrounded accuracy {result['unrounded_accuracy']:.2%}")
-    print(f"{split} accuracy {accuracy:.2%} ({result['rule']})")
+    unrounded = f"; {result['unrounded_accuracy']:.2%} with the training kernels"
+    if options.delays in ("fixed", "none"):  # their delays are whole steps in training too
+        unrounded = ""
+    print(f"{split} accuracy {accuracy:.2%} ({result['rule']}{unrounded})")
     return result
 
 
@@ -355,12 +362,17 @@ def moved_ms(net: nn.Module, first_delays: list[Tensor], options: argparse.Names
     return torch.cat(moved).mean().item() * data.DATASETS[options.dataset].step_ms
 
 
-def count_parameters(net: nn.Module) -> int:
-    """Return the number of trained parameters, without those of missing synapses."""
-    total = sum(value.numel() for value in net.parameters() if value.requires_grad)
+def count_parameters(net: nn.Module, ending: str = "") -> int:
+    """Return the number of trained parameters, without those of missing synapses.
+
+    ending: of the names of the parameters to count.  make_optimizer trains "delay" as delays.
+    """
+    counted = [value for name, value in net.named_parameters() if name.endswith(ending)]
+    total = sum(value.numel() for value in counted if value.requires_grad)
     for layer in delayed_layers(net):
-        for value in layer.parameters(recurse=False):
-            if value.requires_grad and value.shape == layer.weight.shape:  # one per synapse
+        for name, value in layer.named_parameters(recurse=False):
+            per_synapse = value.shape == layer.weight.shape
+            if per_synapse and value.requires_grad and name.endswith(ending):
                 total -= int((~layer.mask).sum())
     return total
 
@@ -490,7 +502,10 @@ def start(net: nn.Module, datasets: dict[str, data.Spikes], names: dict, options
         "threads": torch.get_num_threads(),
     }
     write(options.out, "config.json", json.dumps(config, indent=1))
-    print(f"{options.dataset} {config['samples']}, {count_parameters(net):,} parameters")
+    found = (
+        f"{count_parameters(net):,} parameters, {count_parameters(net, 'delay'):,} of them delays"
+    )
+    print(f"{options.dataset} {config['samples']}, {found}")
     print(f"results in {options.out}; if stopped, continue with --resume {options.out}")
 
 
@@ -516,7 +531,7 @@ def save(net: nn.Module, optimizer, names: dict, rows: list[dict], options) -> N
     """Write an epoch's checkpoints and log: last.pt comes last, since --resume reads it."""
     state = names | {"net": net.state_dict(), "epoch": len(rows)}
     state["sigma"] = [float(layer.sigma) for layer in delayed_layers(net)]
-    if reported_epoch(rows) == len(rows):  # so far, this epoch would be reported
+    if reported_epoch(rows, options) == len(rows):  # so far, this epoch would be reported
         write(options.out, "net.pt", state)
     lines = [rows[0].keys(), *(row.values() for row in rows)]
     texts = [["" if value is None else str(value) for value in line] for line in lines]

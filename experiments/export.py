@@ -85,11 +85,11 @@ def arrays_of(net: DelaySNN, options: argparse.Namespace) -> dict[str, np.ndarra
             factor = norm.weight.detach() / (norm.running_var.double() + norm.eps).sqrt()
             current = norm.bias.detach() - factor * norm.running_mean
 
-        weight = layer.weight.detach() * factor[:, None]  # [out, count * in]
+        weight = layer.weight.detach() * factor[:, None]  # [out, kernel_count * in]
         delay = layer.delay.detach().round().expand_as(weight)
         connected = layer.mask
         post, pre = connected.nonzero(as_tuple=True)
-        pre = pre % (weight.shape[1] // net.count)  # a layer sees its inputs `count` times
+        pre = pre % (weight.shape[1] // net.kernel_count)  # a layer sees its inputs repeatedly
         arrays[f"pre_{i}"] = pre.int().numpy()
         arrays[f"post_{i}"] = post.int().numpy()
         arrays[f"weight_{i}"] = weight[connected].float().numpy()

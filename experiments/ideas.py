@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 import train
 from data import UserError
-from delays import DelayedLinear, DelaySNN, class_scores, delay_conv, integer_kernel, lif, spike
+from delays import DelayedLinear, DelaySNN, class_scores, delay_conv, lif, rounded_kernel, spike
 
 
 class AxonLayer(DelayedLinear):
@@ -71,9 +71,9 @@ class Recurrent(DelaySNN):
         weight = echo.weight * echo.mask
         ones = torch.ones_like(echo.delay)  # [1, N]
         if echo.training and echo.learn_delays:
-            spread = echo.soft_kernel(ones)
+            spread = echo.training_kernel(ones)
         else:
-            spread = integer_kernel(ones, echo.delay, echo.taps)
+            spread = rounded_kernel(ones, echo.delay, echo.taps)
         # How much of a spike arrives d + 1 steps later, [taps, 1, N].
         spread = spread.permute(2, 0, 1)
         v = torch.zeros_like(current[:, 0])  # [B, N]
@@ -133,14 +133,14 @@ class Adaptive(DelaySNN):
 
 
 class LateSteps(DelayedLinear):
-    def soft_kernel(self, weight):
+    def training_kernel(self, weight):
         if self.sigma == 0:
-            return integer_kernel(weight, self.delay, self.taps)
-        return super().soft_kernel(weight)
+            return rounded_kernel(weight, self.delay, self.taps)
+        return super().training_kernel(weight)
 
 
 class WholeSteps(DelaySNN):
-    """In the last fifth of the epochs, weights learn with the kernels of evaluation."""
+    """In the last fifth of the epochs, weights learn with rounded kernels."""
 
     layer_class = LateSteps
 
@@ -153,7 +153,7 @@ def freeze_delays(net, optimizer, epoch, options):
 
 
 class BetweenTapsLayer(DelayedLinear):
-    def soft_kernel(self, weight):
+    def training_kernel(self, weight):
         d = torch.arange(self.taps, dtype=weight.dtype, device=weight.device)[:, None, None]
         share = (1 - (d - self.delay).abs()).clamp(min=0)  # [taps, out, in]
         return (share * weight).permute(1, 2, 0)
@@ -237,7 +237,7 @@ class Alpha20(Alpha2):
 class TriangleLayer(DelayedLinear):
     """A triangle of half-width sqrt(6) sigma, which has the variance sigma^2."""
 
-    def soft_kernel(self, weight):
+    def training_kernel(self, weight):
         d = torch.arange(self.taps, device=weight.device)[:, None, None]
         distance = (d - self.delay).abs()  # [taps, out, in]
         g = (1 - distance / (math.sqrt(6) * self.sigma)).clamp(min=0)

@@ -209,7 +209,7 @@ def test_speech_commands_from_files_to_the_last_line(tmp_path, monkeypatch, caps
     runpy.run_path(str(FOLDER / "train.py"), run_name="__main__")
     result = result_of(tmp_path / "run")
     accuracy = f"test accuracy {result['test_accuracy']:.2%}"
-    assert capsys.readouterr().out.endswith(f"\n{accuracy} ({result['rule']})\n")
+    assert f"\n{accuracy} ({result['rule']}; " in capsys.readouterr().out
     _, options = train.load_run(tmp_path / "run")
     config = json.loads((tmp_path / "run/config.json").read_text())
     assert config["samples"] == {"train": 70, "valid": 21, "test": 35}
@@ -433,7 +433,7 @@ def test_every_parameter_of_a_network_is_trained_at_its_rate(little, tmp_path):
     assert train.count_parameters(sparse) == 2 * 5 * 2
     assert not any(layer._forward_pre_hooks for layer in layers.values())  # of counting spikes
     assert (net(torch.zeros(1, 9, 5)) > 50).all()  # that is the readout of its own
-    modes = []  # of the nested layer: True where it has the kernel of training
+    modes = []  # of the nested layer: True where it has the training kernel
     net.echo.register_forward_hook(lambda layer, *given: modes.append(layer.training))
     for rounded in (True, False):
         train.predict(net, data.load("little", "test", ""), rounded=rounded)
