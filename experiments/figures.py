@@ -4,7 +4,7 @@
     python -m experiments.figures --run RUN   # RUN: the folder of a run
 
 The second writes run.png and confusions.png to RUN, also while RUN is still training, and prints
-its most frequent errors.  Both need matplotlib and pandas, the first scipy too.
+its most frequent errors.  It needs matplotlib and pandas, the first also scipy.
 """
 
 import argparse
@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pandas
 import torch
 from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.figure import Figure
@@ -33,6 +32,7 @@ from delays import (
     gaussian_kernel,
     leaky_integrator,
     lif,
+    rounded_kernel,
     shrinking_sigma,
 )
 from experiments import ideas
@@ -90,22 +90,27 @@ def learning_gif(path: str) -> None:
     """Write an animation of the tour's training, with sigma shrinking and with sigma always 0.5."""
     figure = Figure(figsize=(7.2, 4.2))
     figure.subplots_adjust(left=0.1, right=0.98, top=0.8, bottom=0.12, wspace=0.08)
-    heading(figure, "Each neuron has to gather the six spikes of its pattern (dots) into one step")
-    counter = figure.text(0.1, 0.88, "", fontsize=10, color=INK)
-    settings = {"sigma shrinks": shrinking(), "sigma is always small": [0.5] * 200}
+    heading(figure, "Each neuron has to gather the six spikes of its pattern into one step")
+    counter = figure.text(0.1, 0.88, "", fontsize=9, color=INK)
+    settings = {"sigma shrinks": shrinking(), "sigma stays small": [0.5] * 200}
     sides = []
     for axis, (name, sigmas) in zip(figure.subplots(1, 2), settings.items(), strict=True):
         sides.append((axis, name, sigmas, *by_hand(sigmas)))
+    marks = "tick: a spike is sent, dot: it arrives, blue: its kernel"
+    weight = torch.ones(4, 6)
 
     def draw(step):
-        counter.set_text(f"update {min(step + 1, 200)} of 200")
+        counter.set_text(f"update {step + 1} of 200 ({marks})")
         for axis, name, sigmas, times, delays, *_, right in sides:
+            title = f"{name}: {sigmas[min(step, 199)]:.1f}"
             if step < 200:
-                title = f"{name}: {sigmas[step]:.1f}"
-                draw_arrivals(axis, title, times + delays[step], sigmas[step])
-            else:  # with the rounded delays of evaluation
-                title = f"{name}: {right} of 4 patterns right"
-                draw_arrivals(axis, title, times + delays[step].round())
+                kernels = gaussian_kernel(weight, delays[step], sigmas[step], taps=15)
+                draw_arrivals(axis, title, times, delays[step], kernels)
+            else:
+                counter.set_text(f"after training, with rounded delays ({marks})")
+                title += f", {right} of 4 patterns right"
+                kernels = rounded_kernel(weight, delays[step], taps=15)
+                draw_arrivals(axis, title, times, delays[step].round(), kernels)
 
     # Most of the movement is at the start.  The last picture stays for four seconds.
     steps = [*range(30), *range(30, 60, 2), *range(69, 200, 10), *[200] * 32]
@@ -113,24 +118,22 @@ def learning_gif(path: str) -> None:
     print(path)
 
 
-def draw_arrivals(axis, title: str, arrivals: Tensor, sigma: float = 0.0) -> None:
-    """Draw the arrivals of each neuron's pattern, [neurons, inputs], and Gaussians around them."""
+def draw_arrivals(axis, title: str, sent: Tensor, delay: Tensor, kernels: Tensor) -> None:
+    """Draw the spikes of each neuron's pattern: sent and delay [4, 6], kernels [4, 6, 15]."""
     axis.clear()
-    steps = np.linspace(0, 28, 281)
-    if sigma:
-        rows = np.zeros((4, 8, len(steps)))  # six for each neuron, and an empty one on either side
-        rows[:, 1:7] = np.exp(-(((steps - arrivals[:, :, None].numpy()) / sigma) ** 2) / 2)
-        shades = np.round(6 * rows.reshape(32, -1, 1)) / 6  # few colors, which make a small file
-        colors = 1 - shades * (0.45, 0.25, 0.1)  # [32, steps, 3]: from white to blue
-        box = (-0.05, 28.05, 3.5, -0.5)
-        axis.imshow(colors, extent=box, aspect="auto", interpolation="nearest")
+    rows = torch.zeros(4, 8, 29)  # six for each neuron, and an empty one on either side
+    rows[:, 1:7].scatter_(2, sent[:, :, None] + torch.arange(15), kernels)
+    shades = (5 * rows.sqrt()).round().view(32, 29, 1) / 5  # few colors make a small file
+    colors = 1 - shades * torch.tensor([0.7, 0.45, 0.2])  # from white to blue
+    box = (-0.5, 28.5, 3.5, -0.5)
+    axis.imshow(colors.numpy(), extent=box, aspect="auto", interpolation="nearest")
     heights = torch.arange(4)[:, None] + (torch.arange(6) - 2.5) / 8
-    axis.plot(arrivals.flatten(), heights.flatten(), "o", color=RED, markersize=4.5)
-    axis.hlines([0.5, 1.5, 2.5], 0, 28, color=PALE, linewidth=0.8)
-    style(axis, title, "step of arrival")
+    axis.plot(sent.flatten(), heights.flatten(), "|", color=INK, markersize=5)
+    axis.plot((sent + delay).flatten(), heights.flatten(), "o", color=RED, markersize=4.5)
+    axis.hlines([0.5, 1.5, 2.5], -0.5, 28.5, color=PALE, linewidth=0.8)
+    style(axis, title, "step")
     axis.set_yticks(range(4), [f"neuron {c}" for c in range(4)])
     axis.label_outer()
-    axis.set(xlim=(0, 28), ylim=(3.5, -0.5))
 
 
 def kernel_figure() -> Figure:
@@ -149,8 +152,8 @@ def kernel_figure() -> Figure:
         axis.vlines(delays[k, 0, i], level, level + 0.85, color=RED, linewidth=1.5)
         words = f"{name}\ndelay {delays[k, 0, i]:.1f}, peak {kernel.max():.2f}"
         axis.text(15, level + 0.4, words, fontsize=8, va="center")
-    title = "the kernel of a synapse of weight 1, drawn with equal peaks (red: the delay)"
-    style(axis, title, "tap (delay in steps)")
+    heading(figure, "The kernel of the synapse whose delay moves farthest, of one neuron's six")
+    style(axis, "weight 1, drawn with equal peaks (red: the delay)", "tap (delay in steps)")
     axis.set_yticks([])
     return figure
 
@@ -159,12 +162,9 @@ def gradient_by_parts(sigma: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return what makes up the gradient of one delay, which is six steps too short.
 
     The network is that of by_hand, after training and with its hidden delays rounded.  Then the
-    delay of input 3 at neuron 0 is set to 5 steps instead of 11.  What the input sends in step u of
-    pattern p reaches step t through tap t - u of the kernel k.  So a step against the gradient is
-
-        -dL/ddelay = sum_{p,t} -dL/dI[p,t] dk[t - u]/ddelay
-
-    Returns I, -dL/dI and dk[t - u]/ddelay for neuron 0, each [patterns, steps].
+    delay of input 3 at neuron 0 is set to 5 steps instead of 11.
+    Returns for neuron 0 in each step, [patterns, steps]: its current I; what the loss L asks of it,
+    -dL/dI; and the slope, with respect to the delay, of the tap through which the spike arrives.
     """
     times, delays, _, (patterns, hidden, readout), _ = by_hand(shrinking())
     hidden, readout = hidden.double().train(), readout.double().train()
@@ -192,35 +192,34 @@ def gradient_figure() -> Figure:
         current, asked, slope = gradient_by_parts(sigma)
         moves = asked * slope  # [patterns, steps]
         panels = [parts[0].tolist() for parts in (current, asked, slope, moves)]
-        panels.append([*moves.sum(1).tolist(), moves.sum().item()])
+        panels.append([moves[0].sum().item(), moves[1:].sum().item(), moves.sum().item()])
         for row, (axis, values, name) in enumerate(zip(column, panels, names, strict=True)):
             colors = [BLUE if value > 0 else RED for value in values]
             axis.bar(range(len(values)), values, color=GREY if row < 3 else colors)
             axis.axhline(0, color=GREY, linewidth=0.8)
-            style(axis, f"sigma {sigma:g}, largest {max(map(abs, values)):.2g}", y=name)
-            axis.set_yticks([])
+            style(axis, "" if row else f"sigma {sigma:g}, pattern 0 (its own)", y=name)
+            axis.locator_params(axis="y", nbins=4)
+            axis.ticklabel_format(axis="y", scilimits=(-2, 2))
+            axis.yaxis.offsetText.set_fontsize(7)
         for axis in column[:4]:
             axis.axvline(7, color=INK, linewidth=0.8, linestyle=":")
             axis.axvline(13, color=PALE, linewidth=12, zorder=0)
         column[3].set_xlabel("step (dotted: it arrives; grey: the other five arrive)", fontsize=8)
         column[4].bar_label(column[4].containers[0], fmt="{:+.1e}", fontsize=7, padding=2)
         column[4].margins(y=0.2)
-        column[4].set_xticks(range(5), ["0 (its own)", "1", "2", "3", "all four"])
-        column[4].set_xlabel("pattern", fontsize=8)
+        column[4].set_xticks(range(3), ["pattern 0", "the other three", "all four"])
     return figure
 
 
 def why_figure() -> Figure:
-    """Draw what one trained neuron receives from its own pattern and from another.
-
-    Above, the path of each spike, from where it was sent to where it arrives.  Below, the sums.
-    """
+    """Draw the paths of the spikes of two patterns to a trained neuron, and their sums."""
     _, delays, current, (patterns, *_), _ = by_hand(shrinking())
     delay = delays[-1, 0].round()  # of the inputs of neuron 0
+    scattered = 1 + int((current[1:, :, 0] > 0.1).sum(1).argmax())  # arrives in the most steps
     figure = Figure(figsize=(7.2, 4.1), layout="constrained")
     heading(figure, "One of the four neurons after training (weights 0.3; dashed: threshold)")
     axes = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=(5, 3))
-    panels = {"its own pattern": 0, "another neuron's pattern": 2}
+    panels = {"its own pattern": 0, "of the other three patterns, the most scattered": scattered}
     for (paths, summed), (name, pattern) in zip(axes.T, panels.items(), strict=True):
         for step, i in patterns[pattern].nonzero().tolist():
             paths.plot([step, step + delay[i].item()], [i, -2], color=BLUE, linewidth=2)
@@ -233,18 +232,42 @@ def why_figure() -> Figure:
     return figure
 
 
-# The rows of results.png, with the sides of a comparison on SHD and on the toy task.
+def delays_figure() -> Figure:
+    """Draw how the delays of the included network are spread, before and after training."""
+    net, options = train.load_run(str(Path(__file__).parent / "trained" / "shd-learned"))
+    first = train.build(options)
+    figure = Figure(figsize=(7.2, 2.1), layout="constrained")
+    heading(figure, "The delays of a network trained on SHD (regenerated); line: before training")
+    names = ["hidden layer 1", "hidden layer 2", "readout"]
+    axes = figure.subplots(1, 3, sharey=True)
+    for axis, name, after, before in zip(axes, names, net.layers, first.layers, strict=True):
+        steps = [layer.delay.detach().round().flatten() for layer in (before, after)]
+        looks = dict(color=INK, histtype="step"), dict(color=PALE_BLUE, rwidth=0.8, zorder=0)
+        for delay, look in zip(steps, looks, strict=True):
+            axis.hist(delay, np.arange(after.taps + 1) - 0.5, density=True, **look)
+        style(axis, f"{name}: {len(delay):,} synapses", "delay (steps of 10 ms)")
+    axes[0].set_ylabel("fraction of synapses", fontsize=8)
+    return figure
+
+
+# The rows of results.png: for each data set, a side of a comparison and its name.
 ROWS = {
-    "learned delays": ("learned", "learned"),
-    "learned, fewer neurons\n(165; toy: 21)": ("learned --hidden 165", "learned --hidden 21"),
-    "fixed delays, as many neurons": ("fixed", "fixed"),
-    "fixed, as many parameters\n(388 neurons; toy: 76)": (
-        "fixed --hidden 388",
-        "fixed --hidden 76",
-    ),
-    "no delays, tau 10.05 ms": ("none", ""),
-    "no delays, tau 400 (toy: 100)": ("none --tau 400.0 --tau-readout 10.05", "none --tau 100.0"),
-    "recipe: learned delays,\nshifted training samples": ("shift", ""),
+    "shd": {
+        "learned": "learned delays",
+        "learned --hidden 165": "learned, 165 neurons a layer",
+        "fixed": "fixed delays",
+        "fixed --hidden 388": "fixed, 388 neurons a layer",
+        "none": "no delays, tau 10.05 ms",
+        "none --tau 400.0 --tau-readout 10.05": "no delays, tau 400 ms",
+        "shift": "learned, shifted samples",
+    },
+    "toy": {
+        "learned": "learned delays",
+        "learned --hidden 21": "learned, 21 neurons",
+        "fixed": "fixed delays",
+        "fixed --hidden 76": "fixed, 76 neurons",
+        "none --tau 100.0": "no delays, tau 100 ms",
+    },
 }
 
 
@@ -255,28 +278,29 @@ def results_figure() -> Figure:
     rows = results.all_rows().query("speakers == '' and seed < 10")
     figure = Figure(figsize=(9.2, 4.6), layout="constrained")
     heading(figure, "Test accuracy: each dot is a run with another seed, each number a mean")
-    shd, toy = figure.subplots(1, 2, sharey=True)
-    draw_runs(shd, rows[rows["data"] == results.SHD], 0, {150: BLUE, 30: PALE_BLUE})
+    shd, toy = figure.subplots(1, 2, sharex=True)
+    draw_runs(shd, rows[rows["data"] == results.SHD], ROWS["shd"], {150: BLUE, 30: PALE_BLUE})
     # README's runs of the toy task.  Another processor ran some of these seeds again.
-    draw_runs(toy, rows.query("data == 'toy' and processor == 'Intel Xeon'"), 1, {20: BLUE})
+    toy_rows = rows.query("data == 'toy' and processor == 'Intel Xeon'")
+    draw_runs(toy, toy_rows, ROWS["toy"], {20: BLUE})
     style(shd, f"{results.SHD}: after 150 epochs (dark) and 30 (pale)", "test accuracy (%)")
     style(toy, "toy task: after 20 epochs", "test accuracy (%)")
-    shd.set_yticks(range(len(ROWS)), ROWS)
-    shd.invert_yaxis()
     return figure
 
 
-def draw_runs(axis, rows, k: int, colors: dict[int, str]) -> None:
-    """Draw the accuracy of each run of the sides k of ROWS, in the color of its epochs."""
-    sides = [pair[k] for pair in ROWS.values()]
+def draw_runs(axis, rows, sides: dict[str, str], colors: dict[int, str]) -> None:
+    """Draw the accuracy of each run of some sides, in the color of its epochs."""
+    places = list(sides)
     for (side, epochs), runs in rows.groupby(["side", "epochs"]):
         if side in sides and epochs in colors:
-            accuracy, height = 100 * runs["accuracy"], sides.index(side)
+            accuracy, height = 100 * runs["accuracy"], places.index(side)
             height += (len(colors) - 1) * (0.2 if epochs == 30 else -0.2)
-            axis.plot(accuracy, 0 * accuracy + height, "o", color=colors[epochs], markersize=4.5)
-            words = f"   {accuracy.mean():.2f}"
+            aside = 0.06 * (np.arange(len(accuracy)) % 5 - 2)  # equal values would hide each other
+            axis.plot(accuracy, height + aside, "o", color=colors[epochs], markersize=4)
+            words = f"   {accuracy.mean():.2f} (n = {len(accuracy)})"
             axis.text(accuracy.max(), height, words, fontsize=8, va="center", color=INK)
-    axis.margins(x=0.12)
+    axis.set_yticks(range(len(sides)), sides.values())
+    axis.set(xlim=(40, 112), xticks=range(40, 101, 10), ylim=(len(sides) - 0.5, -0.5))
 
 
 # ---------------------------------------------------- run.png and confusions.png: look into a run
@@ -305,12 +329,14 @@ def run_figures(folder: str, data_dir=None, index: int = 0, net=None) -> dict[st
     top, bottom = figure.subfigures(2, 1)
     kind = f"{options.delays} delays, seed {options.seed}"
     heading(top, f"{type(net).__name__}, {options.dataset}, {kind}")
+    import pandas  # the tour and the exercises do without it
+
     log = pandas.read_csv(os.path.join(folder, "log.csv"), index_col="epoch")
     shown = ("loss", "accuracy", "sigma", "moved_ms", "rate_")
     for axis, name in zip(top.subplots(1, 5), shown, strict=True):
         columns = log.filter(like=name).dropna(axis=1)
         if columns.size:  # fixed delays have no sigma
-            columns.plot(ax=axis, color=[BLUE, RED, INK])
+            columns.plot(ax=axis, color=[BLUE, RED, INK], logy=name == "loss")
             axis.legend(fontsize=7, frameon=False)
         style(axis, f"sigma (steps of {step_ms} ms)" if name == "sigma" else "", "epoch")
     labels, guess = sets[split].labels, train.predict(net, sets[split]).argmax(1)
@@ -322,10 +348,11 @@ def run_figures(folder: str, data_dir=None, index: int = 0, net=None) -> dict[st
 
 @torch.no_grad()
 def draw_sample(panel, net, counts: Tensor, own: int, names: list[str], step_ms: float) -> None:
-    """Draw the spikes of a sample in each layer, and the class scores as they accumulate."""
+    """Draw the spikes of a sample in each layer, and its scores so far.  Dotted: its last step."""
     reached = []  # what comes into each layer, [1, T, neurons]
     layers = train.delayed_layers(net)
     hooks = [x.register_forward_pre_hook(lambda _, x: reached.append(x[0])) for x in layers]
+    end = len(counts) * step_ms
     counts = F.pad(counts, (0, 0, 0, net.tail))[None]
     steps = counts.shape[1]  # those whose scores count
     score = net(counts)[0, :steps].softmax(1).cumsum(0)  # [steps, classes]
@@ -344,6 +371,8 @@ def draw_sample(panel, net, counts: Tensor, own: int, names: list[str], step_ms:
         sums.plot(time, score[:, c], color=color, linewidth=1.6, label=names[c])
     style(sums, f"scores so far: {names[guess]} wins", "time (ms)")
     sums.legend(fontsize=7, frameon=False)
+    for axis in (*axes, sums):
+        axis.axvline(end, color=RED, linewidth=0.8, linestyle=":")
 
 
 def print_errors(labels: Tensor, guess: Tensor, speakers: np.ndarray, names: list[str]) -> None:
@@ -406,7 +435,7 @@ def main(argv: list[str] | None = None) -> None:
             figures = run_figures(options.run, options.data_dir, options.sample)
         else:
             learning_gif(os.path.join(folder, "learning.gif"))
-            drawn = [why_figure, gradient_figure, kernel_figure, results_figure]
+            drawn = [why_figure, gradient_figure, kernel_figure, delays_figure, results_figure]
             figures = {f"{draw.__name__[:-7]}.png": draw() for draw in drawn}
     except (UserError, OSError) as problem:
         sys.exit(f"figures.py: {problem}")

@@ -3,9 +3,9 @@
     python experiments/one_file.py       trains the toy task
     python experiments/one_file.py shd   trains SHD (regenerated), which the repository includes
 
-Everything else in this repository is speed (on SHD this file takes 4.6 times as long on AMD's Zen 5
-and 6 to 7 on Zen 4), options, resuming and checks.  The losses are those of train.py, until float
-rounding moves a spike.  In delays.py, make_kernel is gaussian_kernel and rounded_kernel,
+Everything else in this repository is speed (on one core of AMD's Zen 5, a step on SHD takes this
+file 4 to 5 times as long), options, resuming and checks.  The losses are those of train.py, until
+float rounding moves a spike.  In delays.py, make_kernel is gaussian_kernel and rounded_kernel,
 delayed_sum is delay_conv, and lif is lif_loop.  Signals are [B, T, N]: batch, time, neurons.
 Delays and tau are in steps.
 """
