@@ -209,7 +209,9 @@ def test_speech_commands_from_files_to_the_last_line(tmp_path, monkeypatch, caps
     runpy.run_path(str(FOLDER / "train.py"), run_name="__main__")
     result = result_of(tmp_path / "run")
     accuracy = f"test accuracy {result['test_accuracy']:.2%}"
-    assert f"\n{accuracy} ({result['rule']}; " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "\n8,448 parameters, 4,200 of them delays\n" in printed
+    assert f"\n{accuracy} ({result['rule']}; " in printed
     _, options = train.load_run(tmp_path / "run")
     config = json.loads((tmp_path / "run/config.json").read_text())
     assert config["samples"] == {"train": 70, "valid": 21, "test": 35}
@@ -617,3 +619,66 @@ def test_a_data_set_unlike_its_row_and_a_wrong_row_are_refused(short_run, tmp_pa
     monkeypatch.delitem(data.DATASETS, "little")
     with pytest.raises(data.UserError, match="run was trained on little: use the script of"):
         train.load_run(tmp_path / "run")
+
+
+# --------------------------------------------------- the included data and network, edited programs
+
+
+MD5 = {  # of counts, steps, labels and speakers, which experiments/shd-regenerated/README.md lists
+    "train": "e79a9681fa8a 13f0e449f30f 80ba3847b821 f62424f5998a",
+    "test": "cce3baed1777 2e75f744c2a2 e4e2adcf3aa9 7167d7fc22ad",
+}
+
+
+@pytest.mark.paper
+def test_the_included_data_are_those_of_the_numbers(tmp_path, monkeypatch):
+    page = (FOLDER / "experiments/shd-regenerated/README.md").read_text()
+    for split, known in MD5.items():
+        spikes = data.load("shd-regenerated", split, "")
+        steps = spikes.steps.numpy().astype(np.int16)
+        arrays = [torch.cat(spikes.counts), steps, spikes.labels.byte(), spikes.speakers]
+        md5 = [hashlib.md5(np.asarray(array).tobytes()).hexdigest() for array in arrays]
+        assert " ".join(digest[:12] for digest in md5) == known
+        assert all(digest in page for digest in md5)
+    monkeypatch.setattr(data, "__file__", str(tmp_path / "data.py"))
+    with pytest.raises(data.UserError, match=r"regenerated/test.npz could not be read .*No such"):
+        data.load("shd-regenerated", "test", "")
+
+
+@pytest.mark.paper
+def test_the_included_network_has_its_accuracy_anywhere(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    folder = FOLDER / "experiments/trained/shd-learned"
+    train.main(["--eval", str(folder), "--device", "cpu"])
+    printed, errors = capfd.readouterr()
+    accuracy = float(re.fullmatch(r"test accuracy (\S+)% .*\n", printed)[1])
+    assert accuracy == pytest.approx(93.15, rel=0, abs=0.3) and errors == ""
+    assert result_of(folder)["test_accuracy"] == pytest.approx(0.9315, rel=0, abs=5e-5)
+
+
+def test_an_edited_program_is_named_when_its_run_is_read(short_run, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "run/config.json"
+    config = json.loads(path.read_text())
+    names = ["delays.py", "data.py", "train.py"]
+    assert config["program"] == {name: data.md5(FOLDER / name) for name in names}
+    path.write_text(json.dumps(config | {"program": config["program"] | {"delays.py": "0"}}))
+    for read in (train.load_run, lambda folder: parsed("--eval", folder)):
+        capsys.readouterr()
+        read(tmp_path / "run")
+        line = f"delays.py changed since the run in {tmp_path / 'run'} began\n"
+        assert capsys.readouterr().err == line
+    train.read_options(tmp_path / "run")
+    for known in (config, {name: part for name, part in config.items() if name != "program"}):
+        path.write_text(json.dumps(known))
+        train.load_run(tmp_path / "run")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_stride_is_refused_and_any_seed_holds_out_a_share(little):
+    spikes = data.load("little", "test", "")
+    net = train.build(parsed("--dataset", "little"))
+    whole, net.readout = net.readout, lambda current: whole(current)[:, ::2]
+    with pytest.raises(data.UserError, match=r"returned \d+ steps for \d+: expected at least as"):
+        train.predict(net, spikes)
+    options = parsed("--dataset", "little", "--valid-share", 0.2, "--seed", -1)
+    assert len(train.load_sets(options)["valid"].labels) == 9
