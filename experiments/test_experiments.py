@@ -201,6 +201,10 @@ def test_arrays_have_the_scores_of_a_network_with_all_that_they_can_hold():
     samples = oracle.from_lengths(range(5, 45, 5))
     assert [arrays[name] for name in ("threshold", "step_ms", "channels_per_input")] == [1, 10, 5]
     assert len(arrays["delay_0"]) == 8 * 6
+    again = export.arrays_of(net, argparse.Namespace(dataset="shd-regenerated"))
+    assert again["channels_per_input"] == 5
+    words = export.class_names("shd-regenerated", "test", "")
+    assert [words[0], words[9], words[10], words[19]] == ["zero", "nine", "null", "neun"]
     want = train.predict(net, samples)
     ours = train.predict(export.ArrayNetwork(arrays), samples, batch_size=3)
     oracle.close(ours, want, rtol=0, atol=1e-4)

@@ -682,3 +682,37 @@ def test_a_stride_is_refused_and_any_seed_holds_out_a_share(little):
         train.predict(net, spikes)
     options = parsed("--dataset", "little", "--valid-share", 0.2, "--seed", -1)
     assert len(train.load_sets(options)["valid"].labels) == 9
+
+
+def test_the_programs_of_the_page_on_forking_run(little, tmp_path, monkeypatch):
+    page = (FOLDER / "experiments/FORKING.md").read_text()
+    strength, axon, pruning, tonic, loading = re.findall(r"```python\n(.*?)```", page, re.S)
+    for name in ("make_parser", "RUNS"):
+        monkeypatch.setattr(train, name, getattr(train, name))  # to undo it
+    exec(strength, fork := {"__name__": "fork"})
+    words = ["--dataset", "little", "--strength", 0.5, "--epochs", 3, "--out", tmp_path / "run"]
+    options = parsed(*words)
+    exec(axon, fork)
+    exec(pruning, fork)
+    mine = type("Mine", (DelaySNN,), {"layer_class": fork["AxonAndResidual"]})
+
+    def before(*given):
+        fork["set_strength"](*given)
+        fork["prune"](*given)
+
+    net = train.build(options, mine)
+    result = train.train(options, net, loss=fork["penalty"], before_epoch=before)
+    assert net.strength == 0.5 and result["unrounded_accuracy"] != result["test_accuracy"]
+    kept = [layer.mask.double().mean().item() for layer in net.layers]
+    assert kept == pytest.approx([0.2] * 3, rel=0, abs=0.05)
+    assert max(layer.residual_delay.abs().max() for layer in net.layers) <= 2
+    exec(f"import argparse\n{loading}", space := dict(train=train, run=tmp_path / "run", Mine=mine))
+    for name, value in space["net"].state_dict().items():
+        assert torch.equal(value, net.state_dict()[name]), name
+
+    exec(tonic, fork)
+    kind = [("t", np.int64), ("x", np.int16), ("y", np.int16), ("p", np.int8)]
+    one = np.array([(50_000, 3, 99, 1), (70_001, 0, 0, 0)], kind)
+    spikes = fork["from_tonic"]([(one, 1), (one[:1], 0)], height=100, width=200)
+    found = [sample.nonzero().tolist() for sample in spikes.counts]
+    assert found == [[[0, (100 + 99) * 200 + 3], [2, 0]], [[0, (100 + 99) * 200 + 3]]]
