@@ -14,6 +14,8 @@ import test_delays as oracle
 import train
 from experiments import ideas
 
+RUNS = ["base --valid-share=0.2", "warp --delays=fixed", "recurrent", "between-taps", "triangle"]
+
 try:  # private functions of torch, which it may drop
     disabled = torch._C._disabled_torch_function_impl
     lift_only_cpu_tensors = torch._C._set_only_lift_cpu_tensors
@@ -120,16 +122,9 @@ def outcome(device, words, folder):
 
 
 def test_runs_on_a_mock_device_are_those_of_the_cpu_and_read_it_once_an_epoch(tmp_path):
-    runs = [
-        "base --valid-share=0.2",
-        "warp --delays=fixed",
-        "recurrent",
-        "between-taps",
-        "triangle",
-    ]
     # torch registers a device until a process ends, so these runs have a process of their own.
     with ProcessPoolExecutor(1, get_context("spawn")) as process:
         process.submit(register, "mock").result()
-        for words in runs:
+        for words in RUNS:
             cpu, mock = process.map(outcome, ["cpu", "mock"], [words] * 2, [tmp_path / words] * 2)
             assert [name for name in cpu if cpu[name] != mock[name]] == ["config.json"], words
