@@ -186,7 +186,6 @@ def test_tail_norms_drawn_delays_and_second_softmax_may_be_left_out():
 # ----------------------------------------------------------------------------- export, regenerate
 
 
-@pytest.mark.paper
 def test_arrays_have_the_scores_of_a_network_with_all_that_they_can_hold():
     net = oracle.small(kernel_count=2, connections=4, tau=2.5, tau_readout=6.0).float()
     net.layers[0] = DelayedLinear(2 * 6, 8, taps=4, connections=6)
@@ -199,7 +198,8 @@ def test_arrays_have_the_scores_of_a_network_with_all_that_they_can_hold():
         norm.eps = 0.01
     arrays = export.arrays_of(net.eval(), argparse.Namespace(dataset="shd"))
     samples = oracle.from_lengths(range(5, 45, 5))
-    assert [arrays[name] for name in ("threshold", "step_ms", "channels_per_input")] == [1, 10, 5]
+    names = ("inputs", "threshold", "step_ms", "channels_per_input")
+    assert [arrays[name] for name in names] == [140, 1, 10, 5]
     assert len(arrays["delay_0"]) == 8 * 6
     again = export.arrays_of(net, argparse.Namespace(dataset="shd-regenerated"))
     assert again["channels_per_input"] == 5
@@ -210,7 +210,6 @@ def test_arrays_have_the_scores_of_a_network_with_all_that_they_can_hold():
     oracle.close(ours, want, rtol=0, atol=1e-4)
 
 
-@pytest.mark.paper
 def test_the_program_writes_arrays_that_have_the_accuracy_of_the_run(tmp_path, capsys):
     run, path = str(tmp_path / "run"), str(tmp_path / "net.npz")
     result = train.train(train.parse([*FAST, "--lr=2e-2", "--tau-readout=30", "--out", run]))
@@ -218,7 +217,8 @@ def test_the_program_writes_arrays_that_have_the_accuracy_of_the_run(tmp_path, c
     export.main([run, "--out", path])
     ours, of_run = re.findall(r"(\S+)%", capsys.readouterr().out)
     assert ours == of_run == f"{100 * result['test_accuracy']:.2f}"
-    assert np.load(path, allow_pickle=False)["tau_readout_steps"] == 3
+    arrays = np.load(path, allow_pickle=False)
+    assert [arrays["tau_readout_steps"], arrays["channels_per_input"]] == [3, 1]
 
 
 TRIALS = {  # of each speaker in the Heidelberg Digits; a trial has the ten digits
@@ -250,6 +250,17 @@ def test_channel_spikes_are_those_of_the_program_that_made_the_known_files():
     random = np.random.RandomState(7).random_sample(480)
     spikes = regenerate.channel_spikes(200 * np.sin(t / 4) * np.sin(t / 300), random)
     assert np.flatnonzero(spikes).tolist() == [111, 161, 216, 266, 318, 391, 469]
+
+
+def test_a_file_has_the_spikes_of_its_samples_and_the_words(tmp_path):
+    samples = [regenerate.Sample(name, 0, label, 5) for name, label in (("a", 3), ("b", 4))]
+    clips = {sample: tmp_path / f"{sample.name}.npz" for sample in samples}
+    for path, unit in zip(clips.values(), (0, 699), strict=True):
+        np.savez(path, times=[0.1], units=[unit])
+    regenerate.write(tmp_path / "shd_test.h5", samples[1:], clips)
+    (sample,) = oracle.each_sample(data.load("shd", "test", tmp_path))
+    assert sample == ([[0] * 139 + [1]], 4, 5)
+    assert export.class_names("shd", "test", tmp_path) == regenerate.WORDS.split()
 
 
 # ------------------------------------------------------------------------------------------ results
@@ -598,7 +609,6 @@ def test_the_picture_of_a_gradient_has_the_products_of_plain_loops(figures, monk
         assert [text.get_text() for text in axis.texts] == [f"{value:+.1e}" for value in sums]
 
 
-@pytest.mark.paper
 def test_a_run_is_drawn_and_its_errors_are_printed(figures, tmp_path, monkeypatch, capsys):
     folder = str(tmp_path / "run")
     ideas.main(["control", *FAST, "--out", folder])
@@ -606,7 +616,11 @@ def test_a_run_is_drawn_and_its_errors_are_printed(figures, tmp_path, monkeypatc
     toy = data.load("toy", "test", "")
     scores = train.predict(net, toy)
     capsys.readouterr()
+    config = Path(folder, "config.json")  # as if it had run on a GPU
+    config.write_text(config.read_text().replace('"device": "cpu"', '"device": "cuda"'))
     drawn = figures.run_figures(folder, index=7)
+    raster = drawn["run.png"].subfigs[1].axes[0].images[0].get_array()
+    assert (raster[:, :80] == (toy.counts[7].T.numpy() > 0)).all()
     texts = {x.get_position(): int(x.get_text()) for x in drawn["confusions.png"].axes[0].texts}
     counts = Counter(zip(scores.argmax(1).tolist(), toy.labels.tolist(), strict=True))
     assert texts == counts
@@ -622,5 +636,7 @@ def test_a_run_is_drawn_and_its_errors_are_printed(figures, tmp_path, monkeypatc
         "speaker b: 50.00% of 2 right",
     ]
     assert [line.strip() for line in capsys.readouterr().out.splitlines()[1:]] == lines
+    with pytest.raises(IndexError):  # of 1,000 samples
+        figures.main(["--run", folder, "--sample", "1000"])
     monkeypatch.setattr(ideas, "IDEAS", {})  # as if the network were of a fork
     assert figures.run_figures(folder, net=net).keys() == drawn.keys()

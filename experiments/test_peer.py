@@ -1,7 +1,7 @@
 """The paper's network, built from the authors' libraries, computes what ours computes.
 
-The libraries are dcls and spikingjelly, from PyPI; .ci/run names their versions.  Without them this
-test is skipped, unless the environment variable DELAYS_REQUIRE_PEER is set.
+The libraries are dcls and spikingjelly, from PyPI.  Without them this test is skipped, unless the
+environment variable DELAYS_REQUIRE_PEER is set.
 """
 
 import os
@@ -17,8 +17,8 @@ from delays import DelaySNN, class_scores
 
 if "DELAYS_REQUIRE_PEER" not in os.environ:
     for library in ("DCLS", "spikingjelly"):
-        install = "pip install dcls spikingjelly"
-        pytest.importorskip(library, reason=f"no {library} to compare with: {install}")
+        install = 'python -m pip install "dcls<0.2" "spikingjelly<3"'
+        pytest.importorskip(library, reason=f"not compared with the authors' libraries: {install}")
 
 
 class Peer(nn.Module):

@@ -24,7 +24,7 @@ import torch
 import data
 import test_delays as oracle
 import train
-from delays import DelayedLinear, DelaySNN, spike
+from delays import DelayedLinear, DelaySNN, shrinking_sigma, spike
 from experiments import ideas
 from test_delays import LITTLE, each_sample, log_of, options_of, parsed, result_of
 
@@ -94,6 +94,7 @@ def test_reading_is_the_loop_over_spikes_and_keeps_every_spike(tmp_path):
     units = [rng.integers(0, 700, n) for n in sizes]
     labels = rng.integers(0, 20, 300)
     write_h5(tmp_path / "shd_test.h5", times, units, labels, ["0a7c", "b555", "çelik"] * 100)
+    assert data.load("shd", "test", tmp_path).speakers[2] == "çelik"
     pack(tmp_path / "shd_test.h5", ".zip")
     got = data.load("shd", "test", tmp_path)
     assert {sample.dtype for sample in got.counts} == {torch.uint8}
@@ -311,7 +312,8 @@ def test_a_run_may_end_before_any_of_its_files_has_its_name(little, tmp_path, mo
         assert result_of(cut)["seconds"] == sum(float(row["seconds"]) for row in log_of(cut))
     saved = torch.load(whole / "last.pt")
     assert saved["before_epoch"] == "prune" and not saved["net"]["layers.0.mask"].all()
-    assert [float(row["sigma"]) for row in log_of(whole)] == [3.27, 0.5, 1, 1]
+    sigmas = [shrinking_sigma(e, 4, LITTLE["taps"]) * (1 + (e >= 2)) for e in range(4)]
+    assert [float(row["sigma"]) for row in log_of(whole)] == sigmas
     peak, _ = train.one_cycle(2, 4, 5e-3)
     assert float(log_of(whole)[2]["lr"]) == peak / 2
 
@@ -353,6 +355,8 @@ def test_a_saved_run_keeps_its_options(short_run, tmp_path):
     assert (again.out, again.data_dir, again.epochs) == (str(run), "elsewhere", 2)
     with pytest.raises(data.UserError, match=f"{run} exists: continue it by --resume, or choose"):
         train.train(options_of(run, "--dataset", "little"))
+    moved = run.rename(tmp_path / "moved")
+    assert parsed("--resume", moved).out == str(moved)
 
 
 def test_a_run_is_loaded_without_a_gpu_or_running_code(short_run, tmp_path, monkeypatch):
@@ -366,6 +370,7 @@ def test_a_run_is_loaded_without_a_gpu_or_running_code(short_run, tmp_path, monk
         train.main([words, str(tmp_path / "run")])
         assert [flag.allow_tf32 for flag in flags] == [False, False]
         assert (torch.tensor([1e-30]) * 1e-10).item() == 0  # a denormal number is taken as 0
+        assert not torch.backends.cudnn.benchmark  # it would tune again for each batch's length
     safe = dict(map_location="cpu", weights_only=True)
     assert [call.kwargs for call in load.call_args_list] == [safe] * 3  # last.pt, net.pt twice
 
@@ -426,7 +431,7 @@ def test_every_parameter_of_a_network_is_trained_at_its_rate(little, tmp_path):
     for name, parameter in net.named_parameters():
         assert not torch.equal(parameter, start[name]), name
     for layer in layers.values():  # of the nested one too
-        assert layer.sigma == 0.5 and not layer.training
+        assert layer.sigma == shrinking_sigma(1, 2, 6) and not layer.training
         assert layer.axon_delay.min() >= 1 and layer.axon_delay.max() <= 4
     assert result["parameters"] == sum(parameter.numel() for parameter in net.parameters())
     sparse = Residual(6, 5, 4, connections=2)
