@@ -24,7 +24,7 @@ import torch
 import data
 import test_delays as oracle
 import train
-from delays import DelayedLinear, DelaySNN, shrinking_sigma, spike
+from delays import DelaySNN, shrinking_sigma, spike
 from experiments import ideas
 from test_delays import LITTLE, each_sample, log_of, options_of, parsed, result_of
 
@@ -210,7 +210,9 @@ def test_speech_commands_from_files_to_the_last_line(tmp_path, monkeypatch, caps
     runpy.run_path(str(FOLDER / "train.py"), run_name="__main__")
     result = result_of(tmp_path / "run")
     accuracy = f"test accuracy {result['test_accuracy']:.2%}"
-    assert f"\n{accuracy} ({result['rule']}; " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "\n8,448 parameters, 4,200 of them delays\n" in printed
+    assert f"\n{accuracy} ({result['rule']}; " in printed
     _, options = train.load_run(tmp_path / "run")
     config = json.loads((tmp_path / "run/config.json").read_text())
     assert config["samples"] == {"train": 70, "valid": 21, "test": 35}
@@ -231,6 +233,7 @@ PAPER = {
     "ssc": dict(epochs=60, batch_size=128, hidden=512, layers=3, taps=31, tau=15, dropout=0.25),
     "toy": dict(epochs=20, batch_size=50, hidden=40, layers=1, taps=33, tau=10.05, dropout=0),
 }
+PAPER["shd-regenerated"] = PAPER["shd"]
 
 
 @pytest.mark.paper
@@ -376,20 +379,10 @@ def test_a_run_is_loaded_without_a_gpu_or_running_code(short_run, tmp_path, monk
 # --------------------------------------------------------------------------- a network of one's own
 
 
-class Residual(DelayedLinear):
-    """A delay for each axon, and what each synapse adds to it."""
-
-    def __init__(self, inputs, outputs, taps, **named):
-        super().__init__(inputs, outputs, taps, delay_shape=(1, inputs), **named)
-        self.axon_delay = self._parameters.pop("delay")
-        self.residual_delay = torch.nn.Parameter(torch.zeros_like(self.weight))
-
-    @property
-    def delay(self):
-        return self.axon_delay + self.residual_delay.clamp(-1, 1)
-
-    def clamp_delays(self):
-        self.axon_delay.data.clamp_(1, self.taps - 2)
+FORKING = (FOLDER / "experiments/FORKING.md").read_text()
+STRENGTH, RESIDUAL, PRUNE, TONIC, LOAD = re.findall(r"```python\n(.*?)```", FORKING, re.S)
+exec(RESIDUAL, page := {})
+Residual = page["AxonAndResidual"]  # a delay for each axon, and what each synapse adds to it
 
 
 class Own(DelaySNN):
@@ -412,7 +405,8 @@ class Own(DelaySNN):
 
 
 def test_every_parameter_of_a_network_is_trained_at_its_rate(little, tmp_path):
-    options = options_of(tmp_path / "run", "--dataset", "little", "--epochs", 2)
+    words = "--dataset little --epochs 2 --delay-lr 5"  # which moves delays beyond their bounds
+    options = options_of(tmp_path / "run", *words.split())
     net = Own()
     layers = {name: part for name, part in net.named_modules() if isinstance(part, Residual)}
     assert list(layers) == ["layers.0", "layers.1", "layers.2", "echo"]
@@ -430,7 +424,8 @@ def test_every_parameter_of_a_network_is_trained_at_its_rate(little, tmp_path):
         assert not torch.equal(parameter, start[name]), name
     for layer in layers.values():  # of the nested one too
         assert layer.sigma == shrinking_sigma(1, 2, 6) and not layer.training
-        assert layer.axon_delay.min() >= 1 and layer.axon_delay.max() <= 4
+        assert layer.axon_delay.min() >= 0 and layer.axon_delay.max() <= 5
+        assert layer.residual_delay.abs().max() == 2  # its own bound
     assert result["parameters"] == sum(parameter.numel() for parameter in net.parameters())
     sparse = Residual(6, 5, 4, connections=2)
     assert train.count_parameters(sparse) == 2 * 5 * 2 + 6  # of the synapses there are
@@ -505,8 +500,8 @@ def test_a_fork_has_the_command_line_and_is_not_taken_for_the_papers(little, tmp
         ("--dataset toy --taps 2 --lr 1e30", "the loss is not finite after epoch 1: try a lower"),
         ("--device cuda", "--device cuda: torch finds no GPU here"),
         ("--resume none", "No such file or directory: 'none/config.json'"),
-        ("--eval=", "--resume and --eval expect the folder of a run, not an empty name"),
-        ("--resume=", "--resume and --eval expect the folder of a run, not an empty name"),
+        ("--eval=", "No such file or directory: 'config.json'"),
+        ("--resume=", "No such file or directory: 'config.json'"),
         ("--eval text", "text/config.json is not that of a run: JSONDecodeError"),
         ("--resume bare", "bare/config.json is not that of a run: KeyError('options')"),
         ("--resume cut", "cut/config.json is not that of a run: TypeError"),
@@ -622,3 +617,88 @@ def test_a_data_set_unlike_its_row_and_a_wrong_row_are_refused(short_run, tmp_pa
     monkeypatch.delitem(data.DATASETS, "little")
     with pytest.raises(data.UserError, match="run was trained on little: use the script of"):
         train.load_run(tmp_path / "run")
+
+
+# --------------------------------------------------- the included data and network, edited programs
+
+
+MD5 = {  # of counts, steps, labels and speakers, which experiments/shd-regenerated/README.md lists
+    "train": "e79a9681fa8a 13f0e449f30f 80ba3847b821 f62424f5998a",
+    "test": "cce3baed1777 2e75f744c2a2 e4e2adcf3aa9 7167d7fc22ad",
+}
+
+
+@pytest.mark.paper
+def test_the_included_data_are_those_of_the_numbers(tmp_path, monkeypatch):
+    page = (FOLDER / "experiments/shd-regenerated/README.md").read_text()
+    for split, known in MD5.items():
+        spikes = data.load("shd-regenerated", split, "")
+        steps = spikes.steps.numpy().astype(np.int16)
+        arrays = [torch.cat(spikes.counts), steps, spikes.labels.byte(), spikes.speakers]
+        md5 = [hashlib.md5(np.asarray(array).tobytes()).hexdigest() for array in arrays]
+        assert " ".join(digest[:12] for digest in md5) == known
+        assert all(digest in page for digest in md5)
+    monkeypatch.setattr(data, "__file__", str(tmp_path / "data.py"))
+    with pytest.raises(data.UserError, match=r"regenerated/test.npz could not be read .*No such"):
+        data.load("shd-regenerated", "test", "")
+
+
+@pytest.mark.paper
+def test_the_included_network_has_its_accuracy_anywhere(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    folder = FOLDER / "experiments/trained/shd-learned"
+    train.main(["--eval", str(folder), "--device", "cpu"])
+    printed, errors = capfd.readouterr()
+    accuracy = float(re.fullmatch(r"test accuracy (\S+)% .*\n", printed)[1])
+    assert accuracy == pytest.approx(93.15, rel=0, abs=0.3) and errors == ""
+    assert result_of(folder)["test_accuracy"] == pytest.approx(0.9315, rel=0, abs=5e-5)
+
+
+def test_an_edited_program_is_named_when_its_run_is_read(short_run, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "run/config.json"
+    config = json.loads(path.read_text())
+    names = ["delays.py", "data.py", "train.py"]
+    assert config["program"] == {name: data.md5(FOLDER / name) for name in names}
+    path.write_text(json.dumps(config | {"program": config["program"] | {"delays.py": "0"}}))
+    for read in (train.load_run, lambda folder: parsed("--eval", folder)):
+        capsys.readouterr()
+        read(tmp_path / "run")
+        line = f"delays.py changed since the run in {tmp_path / 'run'} began\n"
+        assert capsys.readouterr().err == line
+    train.read_options(tmp_path / "run")
+    for known in (config, {name: part for name, part in config.items() if name != "program"}):
+        path.write_text(json.dumps(known))
+        train.load_run(tmp_path / "run")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_stride_is_refused_and_any_seed_holds_out_a_share(little):
+    spikes = data.load("little", "test", "")
+    net = train.build(parsed("--dataset", "little"))
+    whole, net.readout = net.readout, lambda current: whole(current)[:, ::2]
+    with pytest.raises(data.UserError, match=r"returned \d+ steps for \d+: expected at least as"):
+        train.predict(net, spikes)
+    options = parsed("--dataset", "little", "--valid-share", 0.2, "--seed", -1)
+    assert len(train.load_sets(options)["valid"].labels) == 9
+
+
+def test_the_other_programs_of_the_page_on_forking_run(little, tmp_path, monkeypatch):
+    for name in ("make_parser", "RUNS"):
+        monkeypatch.setattr(train, name, getattr(train, name))  # to undo it
+    exec(STRENGTH + PRUNE + TONIC, fork := {"__name__": "fork"})
+    words = ["--dataset", "little", "--strength", 0.5, "--epochs", 3, "--out", tmp_path / "run"]
+    mine = type("Mine", (DelaySNN,), {"layer_class": Residual})
+    net = train.build(parsed(*words), mine)
+    train.train(parsed(*words), net, loss=fork["penalty"], before_epoch=fork["set_strength"])
+    assert net.strength == 0.5
+    exec("import argparse\n" + LOAD, space := dict(train=train, run=tmp_path / "run", Mine=mine))
+    assert oracle.same_bits(space["net"].state_dict(), net.state_dict())
+    fork["prune"](net, None, 1, parsed(*words))
+    kept = [layer.mask.double().mean().item() for layer in net.layers]
+    assert kept == pytest.approx([0.2] * 3, rel=0, abs=0.05)
+
+    kind = [("t", np.int64), ("x", np.int16), ("y", np.int16), ("p", np.int8)]
+    one = np.array([(50_000, 3, 99, 1), (70_001, 0, 0, 0)], kind)
+    spikes = fork["from_tonic"]([(one, 1), (one[:1], 0)], height=100, width=200)
+    found = [sample.nonzero().tolist() for sample in spikes.counts]
+    assert found == [[[0, (100 + 99) * 200 + 3], [2, 0]], [[0, (100 + 99) * 200 + 3]]]
