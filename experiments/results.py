@@ -145,8 +145,8 @@ def read_run(folder: str) -> dict:
     run |= {"accuracy": run[f"{split}_accuracy"], "train_accuracy": log["train_accuracy"].iloc[-1]}
     run["best_on_valid"] = log["valid_accuracy"].max()
     if run["speakers"] and run["rule"] != "last epoch":
-        other = "with held-out speakers, the last epoch counts now, so train it again"
-        raise UserError(f"{folder} reports the epoch '{run['rule']}': {other}")
+        now = "with held-out speakers the last epoch counts now, so train it again"
+        raise UserError(f"{folder} reports '{run['rule']}': {now}")
     md5 = " ".join(digest[:8] for digest in run["md5"].values())  # of the files of SHD or SSC
     unknown = f"{run['dataset']} (files {md5})" if md5 else run["dataset"]
     run["data"] = DATA_NAMES.get(md5[:8] or run["dataset"], unknown)
