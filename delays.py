@@ -31,7 +31,9 @@ def gaussian_kernel(weight: Tensor, delay: Tensor, sigma: float | Tensor, taps: 
         k[o,i,d] = w[o,i] g[d] / (sum_d' g[d'] + 1e-7)
         g[d] = exp(-((d - delay[o,i]) / sigma)^2 / 2)
 
-    The division makes a synapse's taps add up to its weight.  1e-7 avoids 0 / 0 at small sigmas.
+    The division makes a synapse's taps add up to its weight.  Near the first and the last tap, part
+    of the Gaussian is cut off.  The division makes up for it, so the kernel's mean shifts inwards.
+    1e-7 is the authors' choice, and too small to matter at the widths of training.
 
     weight: [out, in].
     delay: in steps, 0..taps-1, [out, in] or a shape that broadcasts to it, such as [1, in] for one
@@ -39,9 +41,11 @@ def gaussian_kernel(weight: Tensor, delay: Tensor, sigma: float | Tensor, taps: 
     sigma: the width of the Gaussian in steps, above 0, a number or a tensor that broadcasts.
     Returns [out, in, taps], with gradients for weight, delay and sigma.
     """
-    # The taps come first until the end: with the taps last, this takes 12 to 34 % longer.
+    # The taps come first until the end: with the taps last, this takes longer.
     d = torch.arange(taps, dtype=delay.dtype, device=delay.device)[:, None, None]
-    g = torch.exp(-((d - delay) / sigma).square() / 2)  # [taps, out, in], if delay is [out, in]
+    exponent = -((d - delay) / sigma).square() / 2  # [taps, out, in], if delay is [out, in]
+    # What is too small to matter is exactly 0: denormal numbers would slow some CPUs down.
+    g = exponent.exp() * (exponent > -80)
     kernel = g * (weight / (g.sum(0) + 1e-7))  # [taps, out, in]
     return kernel.permute(1, 2, 0)  # [out, in, taps]
 
@@ -61,11 +65,11 @@ def rounded_kernel(weight: Tensor, delay: Tensor, taps: int) -> Tensor:
 def shrinking_sigma(epoch: int, epochs: int, taps: int) -> float:
     """Return sigma, the width of the Gaussian in steps, for an epoch counted from 0.
 
-    Over the first quarter of the epochs, sigma - 0.27 falls exponentially from taps // 2 to 0.23,
-    and stays there.  With 25 taps, sigma goes from 12 + 0.27 to 0.23 + 0.27 = 0.5.
+    Over the first epochs // 4 epochs, sigma - 0.27 falls exponentially from taps // 2 to 0.23, and
+    stays there.  With 25 taps, sigma goes from 12 + 0.27 to 0.23 + 0.27 = 0.5.
 
     A wide Gaussian shows a delay which way to go, but blurs: at a constant wide sigma, delays that
-    are lined up drift apart.  A narrow one keeps them, but shows the way only from two or three
+    are lined up drift apart.  A narrow one keeps them, but shows the way only from one or two
     steps off.  So each width brings a delay near enough for the next (experiments/tour.ipynb).
     DCLS adds 0.27 to every width.  taps // 2, 0.5 and a quarter are the authors' choice.
     """
@@ -134,8 +138,8 @@ def lif_loop(current: Tensor, tau: float | Tensor, *, alpha: float = 5.0) -> Ten
         such as [N], one per neuron.
     alpha: steepness of the surrogate gradient (see spike).
     The potential v is 0 at first and after a spike.  A spike resets its neuron, so the steps have
-    to be computed one after the other.  Networks use `lif`, which computes the same thing faster.
-    Read this one, and copy it to build other neurons.
+    to be computed one after the other.  Networks use `lif`, at the end of this file, which is the
+    same thing, computed faster.  Read this one, and copy it to build other neurons.
     """
     decay = decay_of(tau)
     v = torch.zeros_like(current[:, 0])  # [B, N]
@@ -143,8 +147,8 @@ def lif_loop(current: Tensor, tau: float | Tensor, *, alpha: float = 5.0) -> Ten
     for current_now in current.unbind(1):  # one time step, [B, N]
         h = decay * v + current_now
         s = spike(h - 1, alpha)
-        # As in the authors' training, no gradient flows through the reset.  It would include that
-        # a spike erases h.  At a tau near 1 this matters little: hardly any of v is kept anyway.
+        # As in the authors' training, no gradient flows through the reset.  It would say what a
+        # spike does to later steps.  At a tau near 1 this matters little: hardly any of v is kept.
         v = h * (1 - s.detach())
         spikes.append(s)
     return torch.stack(spikes, 1)  # [B, T, N]
@@ -160,17 +164,19 @@ def leaky_integrator(current: Tensor, tau: float | Tensor) -> Tensor:
     """
     # In float64, since the relative error of a power grows with its exponent.
     t = torch.arange(current.shape[1], dtype=torch.float64, device=current.device)
-    # t - u, [T, T].  tril cuts off u > t.  The clamp keeps the powers there finite, and so the
-    # gradient of a learned tau.
+    # t - u, [T, T].  tril cuts off u > t.  Without the clamp, the powers there overflow if tau is
+    # near 1 and T above 133, and the gradient of a learned tau is nan.
     elapsed = (t[:, None] - t).clamp(min=0)
     memory = (decay_of(tau) ** elapsed).tril()
+    memory = memory * (memory > 1e-35)  # no denormal numbers, as in gaussian_kernel
     return memory.to(current.dtype) @ current
 
 
 def decay_of(tau: float | Tensor) -> float | Tensor:
     """Return the fraction of its potential that a membrane keeps from step to step, 1 - 1/tau.
 
-    A tensor is clamped to at least 1.  Raises a ValueError if tau is a number below 1.
+    A tensor is clamped to at least 1, since a learned tau may fall below it.  Raises a ValueError
+    if tau is a number below 1.
     """
     if isinstance(tau, Tensor):
         return 1 - 1 / tau.clamp(min=1)
@@ -189,8 +195,10 @@ def class_scores(membrane: Tensor, steps: Tensor | None = None) -> Tensor:
     steps: [B], how many steps of each sample to include: its own plus the network's tail.  None
         includes all.
     Summing a softmax of each step, and training with the cross-entropy of the sums, which applies a
-    second softmax, are from sparch, the code of Bittar and Garner (2022).  On the toy task the
-    second one seems to set the right class against its strongest rival; on SHD it is not known.
+    second softmax, are from sparch, the code of Bittar and Garner (2022).  It is the sum, not the
+    mean: the scores of a sample add up to its steps, about a hundred.  The second softmax of such
+    numbers nearly picks the largest.  So the loss is nearly the margin by which the right class
+    trails its strongest rival, and begins above ln(classes).
     """
     probability = membrane.softmax(2)
     if steps is not None:
@@ -206,8 +214,7 @@ class DelayedLinear(nn.Module):
     """A linear layer whose synapses have delays, without bias: [B, T, in] -> [B, T + taps//2, out].
 
     taps: delays are 0..taps-1 steps.  The output is taps // 2 steps longer than the input, so that
-        late spikes arrive.  Those that would arrive after its end are lost: about a quarter of
-        what would be lost without a tail.  The length is the authors' choice.
+        most late spikes arrive.  The others are lost.  The length is the authors' choice.
     learn_delays: False rounds the random delays to whole steps and does not train them.
     connections: how many inputs each neuron has.  Which ones is drawn at random.  0 connects all.
     delay_shape: (1, inputs) for a delay per input, (outputs, 1) for one per neuron.  In a network
@@ -225,8 +232,10 @@ class DelayedLinear(nn.Module):
         self.learn_delays = learn_delays
         self.sigma = None
 
-        # Kaiming's uniform distribution for relu is the authors' choice.  Batch norm hides the
-        # weights' scale, but not from Adam, whose updates are as large for small weights.
+        # one_file.py draws in this order too (weight, delay, mask): hence its losses are the same.
+        # Kaiming's uniform distribution for relu is the authors' choice.  In hidden layers, batch
+        # norm hides the weights' scale, but not from Adam, whose updates are as large for small
+        # weights.
         bound = math.sqrt(6 / fan_in)
         self.weight = nn.Parameter(torch.empty(outputs, inputs).uniform_(-bound, bound))
         delay = torch.empty(delay_shape or (outputs, inputs)).uniform_(0, taps - 1)
@@ -263,7 +272,7 @@ class DelayedLinear(nn.Module):
         return delay_conv(x, self.kernel(), self.taps // 2)
 
     def clamp_delays(self):
-        """Clamp .delay to 0..taps-1.  Call this after each optimizer step."""
+        """Clamp .delay to 0..taps-1, where there are taps.  Call this after each optimizer step."""
         self.delay.data.clamp_(0, self.taps - 1)
 
 
@@ -274,9 +283,10 @@ class DelaySNN(nn.Module):
     """The paper's network: [B, T, in] counts -> [B, T + tail, classes] potentials of the readout.
 
     hidden: the sizes of the hidden layers.  Each is a delayed sum, batch norm, LIF neurons, and
-        dropout.  The readout is a delayed sum into leaky integrators.  Batch norm brings each
-        neuron's sums, over all samples and steps, to mean 0 and variance 1, so that they fit a
-        threshold of 1; a learned scale and shift follow.  In training padding counts too.
+        dropout.  Batch norm brings each neuron's sums, over all samples and steps, to mean 0 and
+        variance 1, so that they fit a threshold of 1; a learned scale and shift follow.  In
+        training padding counts too.  The readout is a delayed sum into leaky integrators, without
+        batch norm.
     taps: delays are 0..taps-1 steps.
     tau, tau_readout: time constants of the hidden neurons and of the readout, in steps.  If
         tau_readout is None, it is the same as tau.
@@ -418,13 +428,13 @@ def conv_fourier(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
     period = length + max(taps - 1, tail)
     f = torch.arange(period // 2 + 1, device=spikes.device)  # F frequencies
     t = torch.arange(period, device=spikes.device)
-    # f * t modulo period leaves out whole turns: large angles would be less exact.
+    # f * t modulo period leaves out whole turns: large angles are less exact.
     angle = (torch.outer(f, t) % period).double() * (2 * math.pi / period)
     basis = torch.cat([angle.cos(), -angle.sin()]).to(spikes)  # exp(-i angle), [2 F, period]
     # The signals are real, so Y[period - f] is the conjugate of Y[f].  Y[period - f] is left out,
     # and Y[f] counted twice.  Only the frequencies 0 and period / 2 have no such twin.
     twice = (f > 0) & (2 * f < period)
-    scale = (1 + twice.int()).to(spikes) / period  # [F], for K, which is smaller than X
+    scale = (1 + twice.int()).to(spikes) / period  # [F], for the basis of K: it has fewest rows
 
     x = (basis[:, :length] @ spikes).transpose(0, 1)  # [B, 2 F, in], then [2 F, B, in]
     weighted = basis[:, :taps] * scale.repeat(2)[:, None]  # cosines and sines, [2 F, taps]

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -210,17 +211,9 @@ def test_delayed_sum_is_its_equation_and_so_are_its_gradients(method, steps, tap
     kernel = random(4, 3, taps, seed=1).requires_grad_()
     want = turned(plain_delayed_sum(turned(x), kernel, tail))
     assert_same(method(x, kernel, tail), want, (x, kernel))
-
-
-def test_methods_agree_in_single_and_double_precision_at_working_size():
-    x = random(16, 111, 140).clamp(0, 1)
-    kernel = random(64, 140, 25)
-    direct = delays.conv_direct(x, kernel, 12)
-    close(delays.conv_fourier(x, kernel, 12), direct, rtol=0, atol=1e-11)
-    for method in METHODS:
-        result = method(x.float(), kernel.float(), 12)
-        assert result.dtype == torch.float32
-        assert (result - direct).norm() / direct.norm() < 2e-6
+    single = method(x.float(), kernel.float(), tail)
+    assert single.dtype == torch.float32
+    close(single, want, rtol=0, atol=1e-5)
 
 
 SHD = [(140, 256), (256, 256), (256, 20)]  # inputs and outputs of each layer
@@ -270,7 +263,6 @@ def test_neurons_are_their_equations_and_so_are_their_gradients(neurons, tau, na
     current.requires_grad_()
     spikes = neurons(current, tau, **named)
     want = turned(plain_lif(turned(current), tau, **named))
-    assert 0.1 < spikes.mean() < 0.6
     if tau == 2:
         assert spikes[0, :4, 0].tolist() == [1, 0, 1, 1]
     assert_same(spikes, want, (current,))
@@ -388,7 +380,7 @@ def test_predict_keeps_the_order_of_the_samples_and_the_mode_of_the_network(mode
     net = small()
     net.layers[0] = DelayedLinear(6, 8, taps=3).double()  # its tail is not that of the others
     net.layers[0].sigma = 0.5
-    for norm in getattr(net, "norms", []):
+    for norm in net.norms:
         norm.bias.data += 1  # neurons that spike in silence, so that zeros matter
     net.train(mode)
     before = state_of(net)
@@ -402,6 +394,7 @@ def test_predict_keeps_the_order_of_the_samples_and_the_mode_of_the_network(mode
     assert (scores - train.predict(net, spikes, 3, not rounded)).abs().max() > 1e-3
     labelled = spikes._replace(labels=scores.argmax(1))
     assert train.evaluate(net, labelled, 3, rounded) == 1
+    assert train.hidden_spikes(torch.nn.Linear(6, 4), spikes) is None  # has no such layers
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -416,13 +409,12 @@ def test_a_gpu_trains_and_predicts_with_the_same_numbers():
         means = train.train_epoch(net, optimizer, spikes, 0, options)
         scores = train.predict(net, spikes, 3)
         results.append([means, scores.cpu(), *(value.cpu() for value in net.state_dict().values())])
-    for cpu, card in zip(*results, strict=True):
-        close(card, cpu, rtol=1e-6, atol=1e-6)
+    for cpu, gpu in zip(*results, strict=True):
+        close(gpu, cpu, rtol=1e-6, atol=1e-6)
 
 
 def test_schedules_at_named_epochs():
-    assert delays.shrinking_sigma(0, 3, 25) == 0.5  # under four epochs it never is wide
-    assert delays.shrinking_sigma(0, 150, 1) == 0.5  # nor with one tap
+    assert delays.shrinking_sigma(0, 150, 1) == 0.5  # with one tap, sigma is never wide
     assert train.one_cycle(0, 1, 5e-3) == pytest.approx((5e-3, 0.85), rel=1e-12, abs=0)
 
 
@@ -677,8 +669,6 @@ def test_the_whole_training_is_that_of_a_slow_trainer(recipe, little, tmp_path, 
     for batches in epochs:  # each has every sample once, and the ragged rest is one of its batches
         assert sorted(sum(batches, [])) == list(range(samples))
         assert sorted(map(len, batches)) == [samples % 8] + [8] * (samples // 8)
-    for mask, batch in zip(masks[::2], sum(epochs, []), strict=True):
-        assert mask.shape == (len(batch), 7)
     drawn = torch.cat([mask.flatten() for mask in masks])
     assert set(drawn.tolist()) == {0.0, 1 / 0.8}
     assert (drawn == 0).double().mean().item() == pytest.approx(0.2, rel=0, abs=0.03)
@@ -694,22 +684,17 @@ def test_the_whole_training_is_that_of_a_slow_trainer(recipe, little, tmp_path, 
         for name, value in plain_state.items():
             if not name.endswith("num_batches_tracked"):
                 torch.testing.assert_close(state[name], value, rtol=1e-9, atol=1e-9)
-    assert len(want) == 9
     for line, (_, row) in zip(log_of(tmp_path / "run"), seen, strict=True):
         for key, value in row.items():
             assert line[key] == ("" if value is None else str(value)), key
 
     sigma = plain_sigma(8, options)
     assert result["test_accuracy"] == plain_evaluation(want[-1], sets["test"], options)
-    assert 0.35 < result["test_accuracy"] < 0.95  # or little could be seen
     assert result["unrounded_accuracy"] == plain_evaluation(want[-1], sets["test"], options, sigma)
     assert result["valid_accuracy"] == seen[-1][1]["valid_accuracy"]
     assert result["spikes"] == plain_spikes(want[-1], sets["test"], options)
     if not options.valid_speakers:
         assert result["best_on_test"] == max(row["test_accuracy"] for _, row in seen)
-    if sigma is not None:  # the delays came to both ends of their range
-        ends = torch.cat([want[-1][f"layers.{i}.delay"].flatten() for i in (0, 1, 2)])
-        assert (ends == 0).any() and (ends == 5).any()
 
 
 def test_layers_whose_taps_differ_have_a_sigma_each_and_add_up_their_tails(little):
@@ -746,7 +731,7 @@ def test_a_random_share_is_held_out_the_same_for_all_variants_and_after_resume(l
 
 
 def test_a_loss_and_augmentation_of_ones_own_get_the_batch(little, tmp_path, monkeypatch):
-    lengths, losses, texts = {True: [], False: []}, [], []
+    lengths, losses, texts, flushed = {True: [], False: []}, [], [], []
 
     def stretched(counts, labels):
         assert (counts.sum(1).argmax(1) == labels).float().mean() > 0.5  # the class spikes most
@@ -767,12 +752,15 @@ def test_a_loss_and_augmentation_of_ones_own_get_the_batch(little, tmp_path, mon
     clock = SimpleNamespace(time=lambda: len(lengths[True]) + len(lengths[False]))
     monkeypatch.setattr(train, "time", clock)
     monkeypatch.setattr(data, "progress", texts.append)
+    monkeypatch.setattr(sys.stdout, "flush", lambda: flushed.append(len(losses)))
     train.train(options, net, quiet, stretched)
     assert texts[-1] == "epoch 3 of 3, batch 6"
+    assert {6, 12, 18} <= set(flushed)  # a log in a file shows each epoch that has ended
     # Training and evaluation take 6 and 8 batches, and each is a second.
     assert [row["seconds"] for row in log_of(tmp_path / "own")] == ["14", "14", "14"]
     assert len(losses) == len(lengths[True]) == 3 * 6  # batches of the 44 training samples
-    assert max(lengths[True]) == 2 * 14 and max(lengths[False]) == 14 + 9  # not in evaluation
+    assert max(lengths[True]) == 2 * 14
+    assert max(lengths[False]) == 14 + net.tail  # evaluation is not augmented
     assert lengths[False][:8] == sorted(lengths[False][:8])  # with the least padding
     plain, own = log_of(tmp_path / "plain"), log_of(tmp_path / "own")
     mean = sum(size * loss for size, loss in losses[:6]) / 44  # in double precision

@@ -67,8 +67,9 @@ def delayed_layers(net: nn.Module) -> list[DelayedLinear]:
 def make_optimizer(net: nn.Module, options: argparse.Namespace) -> torch.optim.Adam:
     """Return Adam for all parameters of the network, in three groups: weights, delays, others.
 
-    Delays are the parameters whose names end in "delay".  Fixed delays are not parameters, so their
-    group is empty.  set_schedules sets the rates in each epoch.
+    Weights are those of DelayedLinear layers.  Delays are found by name, whatever their layer: what
+    ends in "delay".  Fixed delays are not parameters, so their group is empty.  Only the weights
+    decay, which is the authors' choice.  set_schedules sets the rates in each epoch.
     """
     weights = [layer.weight for layer in delayed_layers(net)]
     delays = [value for name, value in net.named_parameters() if name.endswith("delay")]
@@ -84,9 +85,10 @@ def make_optimizer(net: nn.Module, options: argparse.Namespace) -> torch.optim.A
 def one_cycle(epoch: int, epochs: int, peak: float) -> tuple[float, float]:
     """Return the learning rate and Adam's beta1 of an epoch, counted from 0.
 
-    The rate rises along half a cosine from peak / 25 to the peak, at 30 % of the epochs, and falls
-    along half a cosine to peak / 250,000.  beta1 goes from 0.95 to 0.85 and back.  These are the
-    values of torch's OneCycleLR, except that runs of up to three epochs begin at the peak.
+    The rate rises along half a cosine from peak / 25 to the peak, at epoch 0.3 epochs - 1, which
+    need not be whole, and falls along half a cosine to peak / 250,000.  beta1 goes from 0.95 to
+    0.85 and back.  These are the values of torch's OneCycleLR, except that runs of up to three
+    epochs begin at the peak.
     """
     # nearness goes from 0 in the first epoch to 1 at the peak and back to 0 in the last epoch.
     peak_at = max(0.3 * epochs - 1, 0)
@@ -101,7 +103,7 @@ def one_cycle(epoch: int, epochs: int, peak: float) -> tuple[float, float]:
 def set_schedules(net: nn.Module, optimizer, epoch: int, options: argparse.Namespace) -> None:
     """Set the learning rates, Adam's beta1 and each layer's sigma for an epoch, counted from 0.
 
-    The delays' rate falls along a cosine from its initial value towards 0, with a constant beta1.
+    The delays' rate is delay_lr (1 + cos(pi epoch / epochs)) / 2, with a constant beta1.
     """
     lr, beta1 = one_cycle(epoch, options.epochs, options.lr)
     weights, delays, others = optimizer.param_groups
@@ -158,6 +160,7 @@ def predict(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=T
     A sample's scores are summed over its own steps and the tail, so they do not depend on the rest
     of its batch.  The network runs in evaluation mode, and its mode is restored.
     rounded: False uses the training kernels instead of rounded delays.
+    Raises a UserError if the network returns fewer steps than it gets.
     """
     was_training = net.training
     net.eval()
@@ -166,36 +169,18 @@ def predict(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=T
     steps = spikes.steps.to(spikes.labels.device)
     order, scores = [], []
     for indices, counts in data.batches(spikes, batch_size, shuffle=False):
-        # A layer's output ends soon after its input.  Zeros give the longest sample of a batch as
-        # much time after its end as padding gives the others.
+        # In training, padding follows most samples.  The hidden layers run on in it, and their
+        # late spikes count.  These zeros let them run on after every sample, also after the longest
+        # of a batch, and where all have one length.
         counts = F.pad(counts, (0, 0, 0, net.tail))
-        scores.append(class_scores(net(counts), steps[indices] + net.tail))
+        membrane = net(counts)
+        if membrane.shape[1] < counts.shape[1]:  # then scores would depend on the batch
+            found = f"the network returned {membrane.shape[1]} steps for {counts.shape[1]}"
+            raise UserError(f"{found}: expected at least as many (a stride belongs in the reader)")
+        scores.append(class_scores(membrane, steps[indices] + net.tail))
         order.append(indices)
     net.train(was_training)
     return torch.cat(scores)[torch.cat(order).argsort()]  # back from the order of the batches
-
-
-def hidden_spikes(net, spikes: data.Spikes, batch_size: int = 256) -> list[float] | None:
-    """Return the spikes per sample of each hidden layer, of the network with rounded delays.
-
-    They are counted within a sample's own steps and the tails of the layers so far.  What a layer
-    emits in its tail depends on the layer before it after its own, so predict's zeros are needed.
-    Returns None for a network that is not a DelaySNN.
-    """
-    if not isinstance(net, DelaySNN):
-        return None
-    counted = dict.fromkeys(net.layers[1:], 0.0)
-
-    def count(layer, inputs):
-        end = inputs[0].shape[1] - net.tail  # without the zeros that predict appends
-        counted[layer] += inputs[0][:, :end].double().sum().item() / net.kernel_count
-
-    hooks = [layer.register_forward_pre_hook(count) for layer in counted]
-    for steps in spikes.steps.unique():  # samples of one length, so there is no padding
-        predict(net, spikes.select((spikes.steps == steps).numpy()), batch_size)
-    for hook in hooks:
-        hook.remove()
-    return [total / len(spikes.labels) for total in counted.values()]
 
 
 def evaluate(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=True) -> float:
@@ -231,6 +216,7 @@ def train(options, net=None, loss=None, augment=None, before_epoch=None, after_e
     optimizer = make_optimizer(net, options)
     # Copy the initial delays now: in a resumed run, its trained ones will overwrite them.
     first_delays = [layer.delay.detach().clone() for layer in delayed_layers(net)]
+    # The files of a run name its parts, and --resume checks that its script has the same.
     parts = {"loss": loss, "augment": augment, "before_epoch": before_epoch}
     names = {"network": type(net).__name__} | {part: name_of(own) for part, own in parts.items()}
 
@@ -323,60 +309,6 @@ def finish(net: DelaySNN, datasets: dict[str, data.Spikes], rows: list[dict], op
     return result
 
 
-def load_sets(options: argparse.Namespace) -> dict[str, data.Spikes]:
-    """Return the splits that a run needs, on its device.  With --eval, train may be left out."""
-    holds_out = options.valid_speakers or options.valid_share is not None
-    unread = {"test": options.no_test, "train": options.eval and not holds_out}
-    splits = [split for split in data.DATASETS[options.dataset].splits if not unread.get(split)]
-    datasets = {split: data.load(options.dataset, split, options.data_dir) for split in splits}
-    if holds_out:  # replaces the data set's own validation set
-        everyone = datasets["train"]
-        which = held_out(everyone, options)
-        datasets["train"], datasets["valid"] = everyone.select(~which), everyone.select(which)
-    if datasets.keys() == {"train"}:
-        raise UserError("no test and no validation set: hold out samples, as by --valid-share 0.2")
-    return {split: spikes.to(options.device) for split, spikes in datasets.items()}
-
-
-def held_out(spikes: data.Spikes, options: argparse.Namespace) -> np.ndarray:
-    """Return which training samples the options hold out for validation, bool [samples]."""
-    if options.valid_speakers:
-        speakers = spikes.speakers.astype(str)
-        found = sorted(set(speakers.tolist()))
-        wanted = options.valid_speakers.split(",")
-        if not set(wanted) < set(found):  # a proper subset
-            raise UserError(f"--valid-speakers {wanted}: expected some, not all, of {found[:20]}")
-        return np.isin(speakers, wanted)
-    # With a generator of its own, a seed holds out the same samples for every variant.
-    rank = np.random.default_rng([options.seed, 1]).permutation(len(spikes.labels))
-    which = rank < options.valid_share * len(rank)
-    if which.all() or not which.any():
-        raise UserError(f"--valid-share {options.valid_share} leaves no sample on one of the sides")
-    return which
-
-
-def moved_ms(net: nn.Module, first_delays: list[Tensor], options: argparse.Namespace) -> float:
-    """Return how far the delays have moved, in ms: the mean over all synapses."""
-    layers = zip(delayed_layers(net), first_delays, strict=True)
-    moved = [(own.delay.detach() - was).abs().expand_as(own.mask)[own.mask] for own, was in layers]
-    return torch.cat(moved).mean().item() * data.DATASETS[options.dataset].step_ms
-
-
-def count_parameters(net: nn.Module, ending: str = "") -> int:
-    """Return the number of trained parameters, without those of missing synapses.
-
-    ending: of the names of the parameters to count.  make_optimizer trains "delay" as delays.
-    """
-    counted = [value for name, value in net.named_parameters() if name.endswith(ending)]
-    total = sum(value.numel() for value in counted if value.requires_grad)
-    for layer in delayed_layers(net):
-        for name, value in layer.named_parameters(recurse=False):
-            per_synapse = value.shape == layer.weight.shape
-            if per_synapse and value.requires_grad and name.endswith(ending):
-                total -= int((~layer.mask).sum())
-    return total
-
-
 # ------------------------------------ the rest is options and files: skip this on a first reading
 
 
@@ -403,6 +335,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     for name in sorted(saved.keys() - {"resume", "eval", "out", "device", "data_dir"}):
         if vars(options)[name] != saved[name]:
             raise UserError(f"{run} used {name} {saved[name]}: leave it out, or start a new run")
+    if run:
+        warn_if_edited(run)
     if options.resume and os.path.exists(os.path.join(options.resume, "result.json")):
         raise UserError(f"{run} has ended and cannot be resumed: --eval {run} prints its accuracy")
     options.out = options.resume or options.out
@@ -471,7 +405,8 @@ def set_backend() -> None:
     """Set full precision on a GPU, and two settings that make a CPU fast."""
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
-    # Outer taps of a Gaussian may be denormal numbers, which slow some CPUs down.
+    # Denormal numbers, which slow some CPUs down, become 0.  delays.py has none: this guards
+    # kernels and neurons of your own.
     torch.set_flush_denormal(True)
     if platform.libc_ver()[0] == "glibc":
         # Otherwise big blocks of memory go back to the system when they are freed, and have to be
@@ -479,6 +414,83 @@ def set_backend() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(-4, 0)  # M_MMAP_MAX: no block is mapped on its own
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: freed memory is kept
+
+
+def load_sets(options: argparse.Namespace) -> dict[str, data.Spikes]:
+    """Return the splits that a run needs, on its device.  With --eval, train may be left out."""
+    holds_out = options.valid_speakers or options.valid_share is not None
+    unread = ["test"] if options.no_test else []
+    if options.eval and not holds_out:  # else train is read, since what it holds out is evaluated
+        unread.append("train")
+    splits = [split for split in data.DATASETS[options.dataset].splits if split not in unread]
+    datasets = {split: data.load(options.dataset, split, options.data_dir) for split in splits}
+    if holds_out:  # replaces the data set's own validation set
+        everyone = datasets["train"]
+        which = held_out(everyone, options)
+        datasets["train"], datasets["valid"] = everyone.select(~which), everyone.select(which)
+    if datasets.keys() == {"train"}:
+        raise UserError("no test and no validation set: hold out samples, as by --valid-share 0.2")
+    return {split: spikes.to(options.device) for split, spikes in datasets.items()}
+
+
+def held_out(spikes: data.Spikes, options: argparse.Namespace) -> np.ndarray:
+    """Return which training samples the options hold out for validation, bool [samples]."""
+    if options.valid_speakers:
+        speakers = spikes.speakers.astype(str)
+        found = sorted(set(speakers.tolist()))
+        wanted = options.valid_speakers.split(",")
+        if not set(wanted) < set(found):  # a proper subset
+            raise UserError(f"--valid-speakers {wanted}: expected some, not all, of {found[:20]}")
+        return np.isin(speakers, wanted)
+    # With a generator of its own, a seed holds out the same samples for every variant.
+    rank = np.random.default_rng([abs(options.seed), 1]).permutation(len(spikes.labels))
+    which = rank < options.valid_share * len(rank)
+    if which.all() or not which.any():
+        raise UserError(f"--valid-share {options.valid_share} leaves no sample on one of the sides")
+    return which
+
+
+def moved_ms(net: nn.Module, first_delays: list[Tensor], options: argparse.Namespace) -> float:
+    """Return how far the delays have moved, in ms: the mean over all synapses."""
+    layers = zip(delayed_layers(net), first_delays, strict=True)
+    moved = [(own.delay.detach() - was).abs().expand_as(own.mask)[own.mask] for own, was in layers]
+    return torch.cat(moved).mean().item() * data.DATASETS[options.dataset].step_ms
+
+
+def count_parameters(net: nn.Module, ending: str = "") -> int:
+    """Return the number of trained parameters, without those of missing synapses.
+
+    ending: of the names of the parameters to count.  make_optimizer trains "delay" as delays.
+    """
+    total = 0
+    for name, value in net.named_parameters():
+        if value.requires_grad and name.endswith(ending):
+            owner = net.get_submodule(name.rpartition(".")[0])
+            per_synapse = isinstance(owner, DelayedLinear) and value.shape == owner.mask.shape
+            total += int(owner.mask.sum()) if per_synapse else value.numel()
+    return total
+
+
+def hidden_spikes(net, spikes: data.Spikes, batch_size: int = 256) -> list[float] | None:
+    """Return the spikes per sample of each hidden layer, of the network with rounded delays.
+
+    A layer's output is counted as long as it lasts for an unpadded sample: the sample's own steps,
+    and the tails up to this layer.  Returns None for a network that is not a DelaySNN.
+    """
+    if not isinstance(net, DelaySNN):
+        return None
+    counted = dict.fromkeys(net.layers[1:], 0.0)  # by the layer that the spikes go to
+
+    def count(layer, inputs):
+        end = inputs[0].shape[1] - net.tail  # without the zeros that predict appends
+        counted[layer] += inputs[0][:, :end].double().sum().item() / net.kernel_count
+
+    hooks = [layer.register_forward_pre_hook(count) for layer in counted]
+    for steps in spikes.steps.unique():  # samples of one length, so there is no padding
+        predict(net, spikes.select((spikes.steps == steps).numpy()), batch_size)
+    for hook in hooks:
+        hook.remove()
+    return [total / len(spikes.labels) for total in counted.values()]
 
 
 def start(net: nn.Module, datasets: dict[str, data.Spikes], names: dict, options) -> None:
@@ -497,15 +509,16 @@ def start(net: nn.Module, datasets: dict[str, data.Spikes], names: dict, options
         "options": vars(options),
         "samples": {split: len(spikes.labels) for split, spikes in datasets.items()},
         "md5": md5_of_files(datasets, options),
+        "program": md5_of_program(),
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if options.device == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
     }
     write(options.out, "config.json", json.dumps(config, indent=1))
-    found = (
+    print(options.dataset, config["samples"])
+    print(
         f"{count_parameters(net):,} parameters, {count_parameters(net, 'delay'):,} of them delays"
     )
-    print(f"{options.dataset} {config['samples']}, {found}")
     print(f"results in {options.out}; if stopped, continue with --resume {options.out}")
 
 
@@ -513,6 +526,21 @@ def md5_of_files(splits, options) -> dict[str, str]:
     """Return the md5 of the published file of each split, by its name.  Other data have none."""
     paths = [data.find(options.dataset, split, options.data_dir) for split in splits]
     return {os.path.basename(path): data.md5(path) for path in paths if path}
+
+
+def md5_of_program() -> dict[str, str]:
+    """Return the md5 of each of the three files, by its name."""
+    folder = os.path.dirname(os.path.abspath(__file__))
+    names = ["delays.py", "data.py", "train.py"]
+    return {name: data.md5(os.path.join(folder, name)) for name in names}
+
+
+def warn_if_edited(folder: str) -> None:
+    """Print a line to stderr if the program has changed since a run began."""
+    with open(os.path.join(folder, "config.json")) as file:
+        saved = json.load(file).get("program", {})  # runs of earlier versions have none
+    if changed := [name for name, md5 in md5_of_program().items() if saved.get(name, md5) != md5]:
+        print(f"{', '.join(changed)} changed since the run in {folder} began", file=sys.stderr)
 
 
 def check_resumed(splits, names: dict, options) -> None:
@@ -582,6 +610,7 @@ def load_run(folder: str, net: DelaySNN | None = None) -> tuple[DelaySNN, argpar
         Without it, one is built on the CPU, which seeds torch.
     """
     options = argparse.Namespace(**read_options(folder))
+    warn_if_edited(folder)
     net = build(options) if net is None else net
     load_checkpoint(folder, "net.pt", net)
     return net.eval(), options

@@ -56,6 +56,9 @@ import data
 import train
 from data import UserError
 from delays import DelaySNN, delay_conv, leaky_integrator, lif
+from experiments import regenerate
+
+SPOKEN = ("shd", "shd-regenerated", "ssc")  # data sets whose inputs are groups of channels
 
 # ------------------------------------------------------------------------------------- the arrays
 
@@ -69,7 +72,7 @@ def arrays_of(net: DelaySNN, options: argparse.Namespace) -> dict[str, np.ndarra
     arrays = {
         "dataset": np.array(options.dataset),
         "inputs": np.int32(dataset.inputs),
-        "channels_per_input": np.int32(data.GROUP if options.dataset in ("shd", "ssc") else 1),
+        "channels_per_input": np.int32(data.GROUP if options.dataset in SPOKEN else 1),
         "step_ms": np.float64(dataset.step_ms),
         "tau_steps": np.float64(net.tau),
         "tau_readout_steps": np.float64(net.tau_readout),
@@ -100,6 +103,8 @@ def arrays_of(net: DelaySNN, options: argparse.Namespace) -> dict[str, np.ndarra
 
 def class_names(dataset: str, split: str, data_dir: str) -> list[str]:
     """Return the words in extra/keys of a split's file, or "class 0", "class 1", ... without it."""
+    if dataset == "shd-regenerated":
+        return regenerate.WORDS.split()
     names = [f"class {label}" for label in range(data.DATASETS[dataset].classes)]
     # With held-out speakers, "valid" is a part of the train file.
     path = data.find(dataset, split, data_dir) or data.find(dataset, "train", data_dir)

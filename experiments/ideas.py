@@ -1,7 +1,7 @@
 """Variants of the network: ideas from the literature, controls, and the method without one part.
 
     python -m experiments.ideas recurrent --dataset toy
-    python -m experiments.ideas shift --dataset shd --data-dir DIR --seed 1
+    python -m experiments.ideas shift --dataset shd-regenerated --seed 1
 
 The first word names an idea: IDEAS, at the end of this file, lists them.  All options of train.py
 may follow.  Results go to runs/DATASET-IDEA-DELAYS-SEED (or the next free -2, -3, ...) or to --out.
@@ -212,6 +212,27 @@ def rival(net, counts, membrane, labels):
     return -(s[own] / (s[own] + strongest)).log().mean()
 
 
+def mean_scores(net, counts, membrane, labels):
+    """Return train's loss of scores that are averaged over the steps instead of summed.
+
+    The second softmax then sees numbers from 0 to 1: of ten classes, none gets more than 0.23.
+    """
+    return F.cross_entropy(class_scores(membrane) / membrane.shape[1], labels)
+
+
+def potential_sums(membrane, steps=None):
+    """Sum the potentials over time: class_scores without the softmax in each step."""
+    if steps is not None:
+        t = torch.arange(membrane.shape[1], device=membrane.device)
+        membrane = membrane * (t < steps[:, None]).unsqueeze(2)  # [B, T, 1]
+    return membrane.sum(1)
+
+
+def summed_potentials(net, counts, membrane, labels):
+    """Return the cross-entropy of potential_sums, by which train then predicts too (SCORES)."""
+    return F.cross_entropy(potential_sums(membrane), labels)
+
+
 class DropSteps(DelaySNN):
     """Dropout draws a new mask in each step.  Unlike in DelaySNN, .rates are after dropout."""
 
@@ -232,6 +253,42 @@ class Alpha2(DelaySNN):
 
 class Alpha20(Alpha2):
     alpha = 20.0
+
+
+class SigmoidSlope(DelaySNN):
+    """The surrogate gradient is the slope of sigmoid(4 x), x = h - 1.
+
+        slope(x) = 4 sigmoid(4 x) (1 - sigmoid(4 x))
+
+    It is 1 at the threshold, where that of delays.py is 2.5, and falls exponentially.
+    """
+
+    def neurons(self, i, current):
+        v = torch.zeros_like(current[:, 0])  # [B, N]
+        spikes = []
+        for current_now in current.unbind(1):
+            h = (1 - 1 / self.tau) * v + current_now
+            smooth = torch.sigmoid(4 * (h - 1))
+            s = (h >= 1).to(h.dtype) + (smooth - smooth.detach())
+            v = h * (1 - s.detach())  # as in lif_loop, no gradient flows through the reset
+            spikes.append(s)
+        return torch.stack(spikes, 1)
+
+
+class SmallWeightsLayer(DelayedLinear):
+    """First weights are uniform in +-1/sqrt(inputs), as in nn.Linear."""
+
+    def __init__(self, *sizes, **others):
+        super().__init__(*sizes, **others)
+        self.weight.data /= math.sqrt(6)  # they were in +-sqrt(6 / inputs)
+
+
+class SmallWeights(DelaySNN):
+    layer_class = SmallWeightsLayer
+
+
+class SmallSigmoid(SigmoidSlope):
+    layer_class = SmallWeightsLayer
 
 
 class TriangleLayer(DelayedLinear):
@@ -262,6 +319,35 @@ class NoNorm(DelaySNN):
     def __init__(self, *sizes, **others):
         super().__init__(*sizes, **others)
         self.norms = nn.ModuleList(nn.Identity() for _ in self.norms)
+
+
+class ReadoutNorm(DelaySNN):
+    """The readout has a batch norm too, between its delayed sum and its leaky integrators."""
+
+    def __init__(self, inputs, hidden, classes, **others):
+        super().__init__(inputs, hidden, classes, **others)
+        self.last_norm = nn.BatchNorm1d(classes)
+
+    def readout(self, current):
+        return super().readout(self.last_norm(current.flatten(0, 1)).view_as(current))
+
+
+class NoClampLayer(DelayedLinear):
+    """Delays may leave 0..taps-1.  There a rounded delay has no tap, so its synapse is silent."""
+
+    def clamp_delays(self):
+        pass
+
+    def kernel(self):
+        if self.training:
+            return super().kernel()
+        inside = (self.delay.round() >= 0) & (self.delay.round() < self.taps)
+        delay = self.delay.clamp(0, self.taps - 1)
+        return rounded_kernel(self.weight * self.mask * inside, delay, self.taps)
+
+
+class NoClamp(DelaySNN):
+    layer_class = NoClampLayer
 
 
 # ------------------------------------------------------------------------------------ augmentation
@@ -324,15 +410,23 @@ IDEAS = {
     "one-softmax": dict(loss=one_softmax),  # the loss applies no second softmax
     "rival": dict(loss=rival, augment=shift),  # one softmax, against the best rival; shifted too
     "rival-unshifted": dict(loss=rival),  # the same loss without the shift, as for the toy task
+    "mean-scores": dict(loss=mean_scores),  # scores are means over time, not sums
+    "summed-potentials": dict(loss=summed_potentials),  # scores without a softmax in each step
     "drop-steps": dict(net_class=DropSteps),  # dropout draws a new mask in each step
     "alpha-2": dict(net_class=Alpha2),  # a wider surrogate gradient (alpha 2 instead of 5)
     "alpha-20": dict(net_class=Alpha20),  # a narrower surrogate gradient
+    "sigmoid-slope": dict(net_class=SigmoidSlope),  # a surrogate gradient of another shape
+    "small-weights": dict(net_class=SmallWeights),  # smaller first weights, those of nn.Linear
+    "small-sigmoid": dict(net_class=SmallSigmoid),  # both
     "triangle": dict(net_class=Triangle),  # a triangle of the same variance as the Gaussian
     "from-zero": dict(net_class=FromZero),  # all delays start at 0
     "no-norm": dict(net_class=NoNorm),  # no batch norm
+    "readout-norm": dict(net_class=ReadoutNorm),  # one more batch norm, on the readout
+    "no-clamp": dict(net_class=NoClamp),  # delays are not kept within the taps
 }
 
 SETTINGS = {"recipe": dict(dropout=0.2, delay_lr=0.3)}  # defaults of an idea, for every data set
+SCORES = {"summed-potentials": potential_sums}  # what replaces class_scores in all of train
 
 SEAMS = ["network", "loss", "augment", "before_epoch"]  # which config.json has by name
 
@@ -355,12 +449,13 @@ def main(argv: list[str]) -> None:
     if idea not in IDEAS:
         sys.exit(f"ideas.py: the first word has to be one of {', '.join(IDEAS)}")
     train.RUNS = "runs/{dataset}-" + idea + "-{delays}-{seed}"
-    usual = train.DEFAULTS
-    train.DEFAULTS = {name: row | SETTINGS.get(idea, {}) for name, row in usual.items()}
+    usual = train.DEFAULTS, train.class_scores
+    train.DEFAULTS = {name: row | SETTINGS.get(idea, {}) for name, row in train.DEFAULTS.items()}
+    train.class_scores = SCORES.get(idea, class_scores)
     try:
         train.main(words, **IDEAS[idea])
     finally:
-        train.DEFAULTS = usual
+        train.DEFAULTS, train.class_scores = usual
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
 
 AUDIO is the folder of the 10,420 FLAC files of hd_audio, the Heidelberg Digits (CC BY 4.0), from
 https://zenkelab.org/resources/spiking-heidelberg-datasets-shd/.  OUT gets shd_train.h5 and
-shd_test.h5, in the layout of the published SHD.  The spikes of finished recordings are kept in
+shd_test.h5, in the layout of the published SHD, and train.npz and test.npz, the data set
+shd-regenerated, as in experiments/shd-regenerated.  The spikes of finished recordings are kept in
 OUT/clips, so the same command continues a run that was stopped.
 
 The model is that of the package lauscher: "The Heidelberg Spiking Data Sets for the Systematic
@@ -22,6 +23,8 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+
+import data
 
 RECORDINGS = 10_420
 WORDS = "zero one two three four five six seven eight nine"
@@ -186,6 +189,19 @@ def write(path: Path, samples: list[Sample], clips: dict[Sample, Path]) -> None:
     path.with_suffix(".part").replace(path)
 
 
+def write_counts(out: Path, split: str) -> None:
+    """Write the counts of a split's .h5 file in `out` as the network sees them, as SPLIT.npz."""
+    spikes = data.load("shd", split, str(out))
+    np.savez_compressed(
+        out / "part.npz",
+        counts=np.concatenate(spikes.counts),  # uint8 [steps of all samples, inputs]
+        steps=spikes.steps.numpy().astype(np.int16),
+        labels=spikes.labels.numpy().astype(np.uint8),
+        speakers=spikes.speakers.astype(np.uint8),
+    )
+    (out / "part.npz").replace(out / f"{split}.npz")
+
+
 def main(argv: list[str]) -> None:
     if len(argv) != 2:
         sys.exit(__doc__)
@@ -214,6 +230,7 @@ def main(argv: list[str]) -> None:
                 print(f"{done:,} of {len(todo):,} recordings", flush=True)
     for split in splits:
         write(out / f"shd_{split}.h5", splits[split], clips)
+        write_counts(out, split)
 
 
 if __name__ == "__main__":

@@ -110,6 +110,7 @@ def test_whole_steps_freeze_rounded_delays_in_the_last_fifth(tmp_path, monkeypat
     assert result["unrounded_accuracy"] == result["test_accuracy"]
     with pytest.raises(SystemExit, match="has to be one of base, ax"):
         ideas.main(["other"])
+    assert len(set(map(str, ideas.IDEAS.values()))) == len(ideas.IDEAS)  # no two are the same
 
 
 def test_settings_of_an_idea_are_defaults_of_its_call_alone(monkeypatch):
@@ -124,6 +125,77 @@ def test_settings_of_an_idea_are_defaults_of_its_call_alone(monkeypatch):
 def net_of(idea, **options):
     """Return the network of an idea, with the weights and delays of seed 0."""
     return oracle.small(ideas.IDEAS[idea].get("net_class", DelaySNN), **options)
+
+
+@pytest.mark.paper
+def test_scores_may_be_means_or_sums_of_potentials(monkeypatch):
+    net = net_of("base", tau_readout=6.0).eval()  # potentials last beyond the steps that count
+    samples, seen = oracle.from_lengths([9, 14]), []
+    monkeypatch.setattr(train, "train", lambda *_, **__: seen.append(train.predict(net, samples)))
+    for idea in ("summed-potentials", "base"):
+        ideas.main([idea, *FAST])
+        assert train.class_scores is delays.class_scores
+    for sample, sums, usual in zip(samples.counts, *seen, strict=True):
+        end = len(sample) + net.tail
+        potentials = net(F.pad(sample, (0, 0, 0, net.tail))[None])[0, :end]
+        oracle.close(sums, sum(potentials), rtol=0, atol=1e-12)
+        oracle.close(usual, oracle.plain_scores(potentials), rtol=0, atol=1e-12)
+    membrane, labels = oracle.random(3, 7, 4), [2, 0, 3]
+    for loss, score in (
+        (ideas.mean_scores, lambda sample: oracle.plain_scores(sample) / 7),
+        (ideas.summed_potentials, sum),
+    ):
+        want = 0
+        for sample, label in zip(membrane, labels, strict=True):
+            e = torch.exp(score(sample))
+            want -= math.log(e[label] / sum(e)) / 3
+        got = loss(None, None, membrane, torch.tensor(labels))
+        oracle.close(got.item(), want, rtol=1e-12, atol=0)
+
+
+def test_a_surrogate_gradient_may_be_the_slope_of_a_sigmoid(monkeypatch):
+    def spike(x, alpha):
+        e = torch.exp(-4 * x.detach())  # the slope of 1 / (1 + e) is 4 e / (1 + e)^2
+        return (x >= 0).to(x.dtype) + 4 * e / (1 + e) ** 2 * (x - x.detach())
+
+    monkeypatch.setattr(oracle, "plain_spike", spike)
+    current = oracle.random(2, 12, 8).requires_grad_()
+    want = oracle.turned(oracle.plain_lif(oracle.turned(current), 3.0))
+    for idea in "sigmoid-slope", "small-sigmoid":
+        oracle.assert_same(net_of(idea, tau=3.0).neurons(0, current), want, (current,))
+
+
+@pytest.mark.paper
+@pytest.mark.parametrize("connections, inputs", [(0, 6), (4, 4)])
+def test_first_weights_may_be_those_of_a_linear_layer(connections, inputs):
+    for idea in "small-weights", "small-sigmoid":
+        layer = net_of(idea, connections=connections).layers[0]
+        torch.manual_seed(0)
+        want = torch.empty(8, 6).uniform_(-1, 1) / math.sqrt(inputs)
+        oracle.close(layer.weight, want * layer.mask, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.paper
+def test_a_readout_may_have_a_norm():
+    net, current = net_of("readout-norm", tau_readout=6.0), 3 * oracle.random(3, 9, 4) + 2
+    rows = current.flatten(0, 1)
+    mean = sum(rows) / 27
+    normed = (current - mean) / torch.sqrt(sum((rows - mean) ** 2) / 27 + 1e-5)
+    want = oracle.turned(oracle.plain_readout(oracle.turned(normed), 6.0))
+    oracle.close(net.readout(current), want, rtol=1e-12, atol=1e-12)
+    assert train.count_parameters(net) == train.count_parameters(net_of("base")) + 2 * 4
+
+
+@pytest.mark.paper
+def test_delays_may_be_left_unclamped_and_have_no_tap_outside():
+    layer = net_of("no-clamp").layers[0]
+    delay = layer.delay.detach().clone()
+    delay[0] = torch.tensor([-3, -0.6, -0.4, 4.4, 4.6, 9])
+    layer.delay.data.copy_(delay)
+    layer.clamp_delays()
+    for sigma in (0.5, None):
+        want = oracle.plain_kernel(layer.weight, delay, 5, sigma)
+        oracle.close(layer.train(sigma is not None).kernel(), want, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.paper
@@ -173,6 +245,8 @@ def test_tail_norms_drawn_delays_and_second_softmax_may_be_left_out():
     usual, zero, still = [net_of(idea).layers[1] for idea in ("base", "from-zero", "control")]
     assert not zero.delay.any() and zero.delay.requires_grad
     assert torch.equal(still.delay, usual.delay.round()) and not still.delay.requires_grad
+    fixed = net_of("base", learn_delays=False).layers[1]
+    assert torch.equal(fixed.delay, still.delay)
     membrane, labels = oracle.random(3, 7, 4), torch.tensor([2, 0, 3])
     share = torch.stack([oracle.plain_scores(sample) for sample in membrane]) / 7
     want = -(share[0, 2].log() + share[1, 0].log() + share[2, 3].log()) / 3
@@ -186,7 +260,6 @@ def test_tail_norms_drawn_delays_and_second_softmax_may_be_left_out():
 # ----------------------------------------------------------------------------- export, regenerate
 
 
-@pytest.mark.paper
 def test_arrays_have_the_scores_of_a_network_with_all_that_they_can_hold():
     net = oracle.small(kernel_count=2, connections=4, tau=2.5, tau_readout=6.0).float()
     net.layers[0] = DelayedLinear(2 * 6, 8, taps=4, connections=6)
@@ -199,14 +272,18 @@ def test_arrays_have_the_scores_of_a_network_with_all_that_they_can_hold():
         norm.eps = 0.01
     arrays = export.arrays_of(net.eval(), argparse.Namespace(dataset="shd"))
     samples = oracle.from_lengths(range(5, 45, 5))
-    assert [arrays[name] for name in ("threshold", "step_ms", "channels_per_input")] == [1, 10, 5]
+    names = ("inputs", "threshold", "step_ms", "channels_per_input")
+    assert [arrays[name] for name in names] == [140, 1, 10, 5]
     assert len(arrays["delay_0"]) == 8 * 6
+    again = export.arrays_of(net, argparse.Namespace(dataset="shd-regenerated"))
+    assert again["channels_per_input"] == 5
+    words = export.class_names("shd-regenerated", "test", "")
+    assert [words[0], words[9], words[10], words[19]] == ["zero", "nine", "null", "neun"]
     want = train.predict(net, samples)
     ours = train.predict(export.ArrayNetwork(arrays), samples, batch_size=3)
     oracle.close(ours, want, rtol=0, atol=1e-4)
 
 
-@pytest.mark.paper
 def test_the_program_writes_arrays_that_have_the_accuracy_of_the_run(tmp_path, capsys):
     run, path = str(tmp_path / "run"), str(tmp_path / "net.npz")
     result = train.train(train.parse([*FAST, "--lr=2e-2", "--tau-readout=30", "--out", run]))
@@ -214,7 +291,8 @@ def test_the_program_writes_arrays_that_have_the_accuracy_of_the_run(tmp_path, c
     export.main([run, "--out", path])
     ours, of_run = re.findall(r"(\S+)%", capsys.readouterr().out)
     assert ours == of_run == f"{100 * result['test_accuracy']:.2f}"
-    assert np.load(path, allow_pickle=False)["tau_readout_steps"] == 3
+    arrays = np.load(path, allow_pickle=False)
+    assert [arrays["tau_readout_steps"], arrays["channels_per_input"]] == [3, 1]
 
 
 TRIALS = {  # of each speaker in the Heidelberg Digits; a trial has the ten digits
@@ -246,6 +324,17 @@ def test_channel_spikes_are_those_of_the_program_that_made_the_known_files():
     random = np.random.RandomState(7).random_sample(480)
     spikes = regenerate.channel_spikes(200 * np.sin(t / 4) * np.sin(t / 300), random)
     assert np.flatnonzero(spikes).tolist() == [111, 161, 216, 266, 318, 391, 469]
+
+
+def test_a_file_has_the_spikes_of_its_samples_and_the_words(tmp_path):
+    samples = [regenerate.Sample(name, 0, label, 5) for name, label in (("a", 3), ("b", 4))]
+    clips = {sample: tmp_path / f"{sample.name}.npz" for sample in samples}
+    for path, unit in zip(clips.values(), (0, 699), strict=True):
+        np.savez(path, times=[0.1], units=[unit])
+    regenerate.write(tmp_path / "shd_test.h5", samples[1:], clips)
+    (sample,) = oracle.each_sample(data.load("shd", "test", tmp_path))
+    assert sample == ([[0] * 139 + [1]], 4, 5)
+    assert export.class_names("shd", "test", tmp_path) == regenerate.WORDS.split()
 
 
 # ------------------------------------------------------------------------------------------ results
@@ -594,7 +683,6 @@ def test_the_picture_of_a_gradient_has_the_products_of_plain_loops(figures, monk
         assert [text.get_text() for text in axis.texts] == [f"{value:+.1e}" for value in sums]
 
 
-@pytest.mark.paper
 def test_a_run_is_drawn_and_its_errors_are_printed(figures, tmp_path, monkeypatch, capsys):
     folder = str(tmp_path / "run")
     ideas.main(["control", *FAST, "--out", folder])
@@ -602,7 +690,11 @@ def test_a_run_is_drawn_and_its_errors_are_printed(figures, tmp_path, monkeypatc
     toy = data.load("toy", "test", "")
     scores = train.predict(net, toy)
     capsys.readouterr()
+    config = Path(folder, "config.json")  # as if it had run on a GPU
+    config.write_text(config.read_text().replace('"device": "cpu"', '"device": "cuda"'))
     drawn = figures.run_figures(folder, index=7)
+    raster = drawn["run.png"].subfigs[1].axes[0].images[0].get_array()
+    assert (raster[:, :80] == (toy.counts[7].T.numpy() > 0)).all()
     texts = {x.get_position(): int(x.get_text()) for x in drawn["confusions.png"].axes[0].texts}
     counts = Counter(zip(scores.argmax(1).tolist(), toy.labels.tolist(), strict=True))
     assert texts == counts
@@ -618,5 +710,7 @@ def test_a_run_is_drawn_and_its_errors_are_printed(figures, tmp_path, monkeypatc
         "speaker b: 50.00% of 2 right",
     ]
     assert [line.strip() for line in capsys.readouterr().out.splitlines()[1:]] == lines
+    with pytest.raises(IndexError):  # of 1,000 samples
+        figures.main(["--run", folder, "--sample", "1000"])
     monkeypatch.setattr(ideas, "IDEAS", {})  # as if the network were of a fork
     assert figures.run_figures(folder, net=net).keys() == drawn.keys()

@@ -17,7 +17,8 @@ from delays import DelaySNN, class_scores
 
 if "DELAYS_REQUIRE_PEER" not in os.environ:
     for library in ("DCLS", "spikingjelly"):
-        pytest.importorskip(library, reason=f"not compared with the authors': no {library}")
+        install = 'python -m pip install "dcls<0.2" "spikingjelly<3"'
+        pytest.importorskip(library, reason=f"not compared with the authors' libraries: {install}")
 
 
 class Peer(nn.Module):

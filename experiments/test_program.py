@@ -24,7 +24,7 @@ import torch
 import data
 import test_delays as oracle
 import train
-from delays import DelayedLinear, DelaySNN, spike
+from delays import DelayedLinear, DelaySNN, shrinking_sigma, spike
 from experiments import ideas
 from test_delays import LITTLE, each_sample, log_of, options_of, parsed, result_of
 
@@ -94,6 +94,7 @@ def test_reading_is_the_loop_over_spikes_and_keeps_every_spike(tmp_path):
     units = [rng.integers(0, 700, n) for n in sizes]
     labels = rng.integers(0, 20, 300)
     write_h5(tmp_path / "shd_test.h5", times, units, labels, ["0a7c", "b555", "çelik"] * 100)
+    assert data.load("shd", "test", tmp_path).speakers[2] == "çelik"
     pack(tmp_path / "shd_test.h5", ".zip")
     got = data.load("shd", "test", tmp_path)
     assert {sample.dtype for sample in got.counts} == {torch.uint8}
@@ -209,7 +210,9 @@ def test_speech_commands_from_files_to_the_last_line(tmp_path, monkeypatch, caps
     runpy.run_path(str(FOLDER / "train.py"), run_name="__main__")
     result = result_of(tmp_path / "run")
     accuracy = f"test accuracy {result['test_accuracy']:.2%}"
-    assert f"\n{accuracy} ({result['rule']}; " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "\n8,448 parameters, 4,200 of them delays\n" in printed
+    assert f"\n{accuracy} ({result['rule']}; " in printed
     _, options = train.load_run(tmp_path / "run")
     config = json.loads((tmp_path / "run/config.json").read_text())
     assert config["samples"] == {"train": 70, "valid": 21, "test": 35}
@@ -309,7 +312,8 @@ def test_a_run_may_end_before_any_of_its_files_has_its_name(little, tmp_path, mo
         assert result_of(cut)["seconds"] == sum(float(row["seconds"]) for row in log_of(cut))
     saved = torch.load(whole / "last.pt")
     assert saved["before_epoch"] == "prune" and not saved["net"]["layers.0.mask"].all()
-    assert [float(row["sigma"]) for row in log_of(whole)] == [3.27, 0.5, 1, 1]
+    sigmas = [shrinking_sigma(e, 4, LITTLE["taps"]) * (1 + (e >= 2)) for e in range(4)]
+    assert [float(row["sigma"]) for row in log_of(whole)] == sigmas
     peak, _ = train.one_cycle(2, 4, 5e-3)
     assert float(log_of(whole)[2]["lr"]) == peak / 2
 
@@ -351,6 +355,8 @@ def test_a_saved_run_keeps_its_options(short_run, tmp_path):
     assert (again.out, again.data_dir, again.epochs) == (str(run), "elsewhere", 2)
     with pytest.raises(data.UserError, match=f"{run} exists: continue it by --resume, or choose"):
         train.train(options_of(run, "--dataset", "little"))
+    moved = run.rename(tmp_path / "moved")
+    assert parsed("--resume", moved).out == str(moved)
 
 
 def test_a_run_is_loaded_without_a_gpu_or_running_code(short_run, tmp_path, monkeypatch):
@@ -364,6 +370,7 @@ def test_a_run_is_loaded_without_a_gpu_or_running_code(short_run, tmp_path, monk
         train.main([words, str(tmp_path / "run")])
         assert [flag.allow_tf32 for flag in flags] == [False, False]
         assert (torch.tensor([1e-30]) * 1e-10).item() == 0  # a denormal number is taken as 0
+        assert not torch.backends.cudnn.benchmark  # it would tune again for each batch's length
     safe = dict(map_location="cpu", weights_only=True)
     assert [call.kwargs for call in load.call_args_list] == [safe] * 3  # last.pt, net.pt twice
 
@@ -424,7 +431,7 @@ def test_every_parameter_of_a_network_is_trained_at_its_rate(little, tmp_path):
     for name, parameter in net.named_parameters():
         assert not torch.equal(parameter, start[name]), name
     for layer in layers.values():  # of the nested one too
-        assert layer.sigma == 0.5 and not layer.training
+        assert layer.sigma == shrinking_sigma(1, 2, 6) and not layer.training
         assert layer.axon_delay.min() >= 1 and layer.axon_delay.max() <= 4
     assert result["parameters"] == sum(parameter.numel() for parameter in net.parameters())
     sparse = Residual(6, 5, 4, connections=2)
@@ -617,3 +624,100 @@ def test_a_data_set_unlike_its_row_and_a_wrong_row_are_refused(short_run, tmp_pa
     monkeypatch.delitem(data.DATASETS, "little")
     with pytest.raises(data.UserError, match="run was trained on little: use the script of"):
         train.load_run(tmp_path / "run")
+
+
+# --------------------------------------------------- the included data and network, edited programs
+
+
+MD5 = {  # of counts, steps, labels and speakers, which experiments/shd-regenerated/README.md lists
+    "train": "e79a9681fa8a 13f0e449f30f 80ba3847b821 f62424f5998a",
+    "test": "cce3baed1777 2e75f744c2a2 e4e2adcf3aa9 7167d7fc22ad",
+}
+
+
+@pytest.mark.paper
+def test_the_included_data_are_those_of_the_numbers(tmp_path, monkeypatch):
+    page = (FOLDER / "experiments/shd-regenerated/README.md").read_text()
+    for split, known in MD5.items():
+        spikes = data.load("shd-regenerated", split, "")
+        steps = spikes.steps.numpy().astype(np.int16)
+        arrays = [torch.cat(spikes.counts), steps, spikes.labels.byte(), spikes.speakers]
+        md5 = [hashlib.md5(np.asarray(array).tobytes()).hexdigest() for array in arrays]
+        assert " ".join(digest[:12] for digest in md5) == known
+        assert all(digest in page for digest in md5)
+    monkeypatch.setattr(data, "__file__", str(tmp_path / "data.py"))
+    with pytest.raises(data.UserError, match=r"regenerated/test.npz could not be read .*No such"):
+        data.load("shd-regenerated", "test", "")
+
+
+@pytest.mark.paper
+def test_the_included_network_has_its_accuracy_anywhere(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    folder = FOLDER / "experiments/trained/shd-learned"
+    train.main(["--eval", str(folder), "--device", "cpu"])
+    printed, errors = capfd.readouterr()
+    accuracy = float(re.fullmatch(r"test accuracy (\S+)% .*\n", printed)[1])
+    assert accuracy == pytest.approx(93.15, rel=0, abs=0.3) and errors == ""
+    assert result_of(folder)["test_accuracy"] == pytest.approx(0.9315, rel=0, abs=5e-5)
+
+
+def test_an_edited_program_is_named_when_its_run_is_read(short_run, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "run/config.json"
+    config = json.loads(path.read_text())
+    names = ["delays.py", "data.py", "train.py"]
+    assert config["program"] == {name: data.md5(FOLDER / name) for name in names}
+    path.write_text(json.dumps(config | {"program": config["program"] | {"delays.py": "0"}}))
+    for read in (train.load_run, lambda folder: parsed("--eval", folder)):
+        capsys.readouterr()
+        read(tmp_path / "run")
+        line = f"delays.py changed since the run in {tmp_path / 'run'} began\n"
+        assert capsys.readouterr().err == line
+    train.read_options(tmp_path / "run")
+    for known in (config, {name: part for name, part in config.items() if name != "program"}):
+        path.write_text(json.dumps(known))
+        train.load_run(tmp_path / "run")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_stride_is_refused_and_any_seed_holds_out_a_share(little):
+    spikes = data.load("little", "test", "")
+    net = train.build(parsed("--dataset", "little"))
+    whole, net.readout = net.readout, lambda current: whole(current)[:, ::2]
+    with pytest.raises(data.UserError, match=r"returned \d+ steps for \d+: expected at least as"):
+        train.predict(net, spikes)
+    options = parsed("--dataset", "little", "--valid-share", 0.2, "--seed", -1)
+    assert len(train.load_sets(options)["valid"].labels) == 9
+
+
+def test_the_programs_of_the_page_on_forking_run(little, tmp_path, monkeypatch):
+    page = (FOLDER / "experiments/FORKING.md").read_text()
+    strength, axon, pruning, tonic, loading = re.findall(r"```python\n(.*?)```", page, re.S)
+    for name in ("make_parser", "RUNS"):
+        monkeypatch.setattr(train, name, getattr(train, name))  # to undo it
+    exec(strength, fork := {"__name__": "fork"})
+    words = ["--dataset", "little", "--strength", 0.5, "--epochs", 3, "--out", tmp_path / "run"]
+    options = parsed(*words)
+    exec(axon, fork)
+    exec(pruning, fork)
+    mine = type("Mine", (DelaySNN,), {"layer_class": fork["AxonAndResidual"]})
+
+    def before(*given):
+        fork["set_strength"](*given)
+        fork["prune"](*given)
+
+    net = train.build(options, mine)
+    result = train.train(options, net, loss=fork["penalty"], before_epoch=before)
+    assert net.strength == 0.5 and result["unrounded_accuracy"] != result["test_accuracy"]
+    kept = [layer.mask.double().mean().item() for layer in net.layers]
+    assert kept == pytest.approx([0.2] * 3, rel=0, abs=0.05)
+    assert max(layer.residual_delay.abs().max() for layer in net.layers) <= 2
+    exec(f"import argparse\n{loading}", space := dict(train=train, run=tmp_path / "run", Mine=mine))
+    for name, value in space["net"].state_dict().items():
+        assert torch.equal(value, net.state_dict()[name]), name
+
+    exec(tonic, fork)
+    kind = [("t", np.int64), ("x", np.int16), ("y", np.int16), ("p", np.int8)]
+    one = np.array([(50_000, 3, 99, 1), (70_001, 0, 0, 0)], kind)
+    spikes = fork["from_tonic"]([(one, 1), (one[:1], 0)], height=100, width=200)
+    found = [sample.nonzero().tolist() for sample in spikes.counts]
+    assert found == [[[0, (100 + 99) * 200 + 3], [2, 0]], [[0, (100 + 99) * 200 + 3]]]
