@@ -24,7 +24,7 @@ import torch
 import data
 import test_delays as oracle
 import train
-from delays import DelayedLinear, DelaySNN, shrinking_sigma, spike
+from delays import DelaySNN, shrinking_sigma, spike
 from experiments import ideas
 from test_delays import LITTLE, each_sample, log_of, options_of, parsed, result_of
 
@@ -233,6 +233,7 @@ PAPER = {
     "ssc": dict(epochs=60, batch_size=128, hidden=512, layers=3, taps=31, tau=15, dropout=0.25),
     "toy": dict(epochs=20, batch_size=50, hidden=40, layers=1, taps=33, tau=10.05, dropout=0),
 }
+PAPER["shd-regenerated"] = PAPER["shd"]
 
 
 @pytest.mark.paper
@@ -378,20 +379,10 @@ def test_a_run_is_loaded_without_a_gpu_or_running_code(short_run, tmp_path, monk
 # --------------------------------------------------------------------------- a network of one's own
 
 
-class Residual(DelayedLinear):
-    """A delay for each axon, and what each synapse adds to it."""
-
-    def __init__(self, inputs, outputs, taps, **named):
-        super().__init__(inputs, outputs, taps, delay_shape=(1, inputs), **named)
-        self.axon_delay = self._parameters.pop("delay")
-        self.residual_delay = torch.nn.Parameter(torch.zeros_like(self.weight))
-
-    @property
-    def delay(self):
-        return self.axon_delay + self.residual_delay.clamp(-1, 1)
-
-    def clamp_delays(self):
-        self.axon_delay.data.clamp_(1, self.taps - 2)
+FORKING = (FOLDER / "experiments/FORKING.md").read_text()
+STRENGTH, RESIDUAL, PRUNE, TONIC, LOAD = re.findall(r"```python\n(.*?)```", FORKING, re.S)
+exec(RESIDUAL, page := {})
+Residual = page["AxonAndResidual"]  # a delay for each axon, and what each synapse adds to it
 
 
 class Own(DelaySNN):
@@ -414,7 +405,8 @@ class Own(DelaySNN):
 
 
 def test_every_parameter_of_a_network_is_trained_at_its_rate(little, tmp_path):
-    options = options_of(tmp_path / "run", "--dataset", "little", "--epochs", 2)
+    words = "--dataset little --epochs 2 --delay-lr 5"  # which moves delays beyond their bounds
+    options = options_of(tmp_path / "run", *words.split())
     net = Own()
     layers = {name: part for name, part in net.named_modules() if isinstance(part, Residual)}
     assert list(layers) == ["layers.0", "layers.1", "layers.2", "echo"]
@@ -432,7 +424,8 @@ def test_every_parameter_of_a_network_is_trained_at_its_rate(little, tmp_path):
         assert not torch.equal(parameter, start[name]), name
     for layer in layers.values():  # of the nested one too
         assert layer.sigma == shrinking_sigma(1, 2, 6) and not layer.training
-        assert layer.axon_delay.min() >= 1 and layer.axon_delay.max() <= 4
+        assert layer.axon_delay.min() >= 0 and layer.axon_delay.max() <= 5
+        assert layer.residual_delay.abs().max() == 2  # its own bound
     assert result["parameters"] == sum(parameter.numel() for parameter in net.parameters())
     sparse = Residual(6, 5, 4, connections=2)
     assert train.count_parameters(sparse) == 2 * 5 * 2 + 6  # of the synapses there are
@@ -507,8 +500,8 @@ def test_a_fork_has_the_command_line_and_is_not_taken_for_the_papers(little, tmp
         ("--dataset toy --taps 2 --lr 1e30", "the loss is not finite after epoch 1: try a lower"),
         ("--device cuda", "--device cuda: torch finds no GPU here"),
         ("--resume none", "No such file or directory: 'none/config.json'"),
-        ("--eval=", "--resume and --eval expect the folder of a run, not an empty name"),
-        ("--resume=", "--resume and --eval expect the folder of a run, not an empty name"),
+        ("--eval=", "No such file or directory: 'config.json'"),
+        ("--resume=", "No such file or directory: 'config.json'"),
         ("--eval text", "text/config.json is not that of a run: JSONDecodeError"),
         ("--resume bare", "bare/config.json is not that of a run: KeyError('options')"),
         ("--resume cut", "cut/config.json is not that of a run: TypeError"),
@@ -689,33 +682,21 @@ def test_a_stride_is_refused_and_any_seed_holds_out_a_share(little):
     assert len(train.load_sets(options)["valid"].labels) == 9
 
 
-def test_the_programs_of_the_page_on_forking_run(little, tmp_path, monkeypatch):
-    page = (FOLDER / "experiments/FORKING.md").read_text()
-    strength, axon, pruning, tonic, loading = re.findall(r"```python\n(.*?)```", page, re.S)
+def test_the_other_programs_of_the_page_on_forking_run(little, tmp_path, monkeypatch):
     for name in ("make_parser", "RUNS"):
         monkeypatch.setattr(train, name, getattr(train, name))  # to undo it
-    exec(strength, fork := {"__name__": "fork"})
+    exec(STRENGTH + PRUNE + TONIC, fork := {"__name__": "fork"})
     words = ["--dataset", "little", "--strength", 0.5, "--epochs", 3, "--out", tmp_path / "run"]
-    options = parsed(*words)
-    exec(axon, fork)
-    exec(pruning, fork)
-    mine = type("Mine", (DelaySNN,), {"layer_class": fork["AxonAndResidual"]})
-
-    def before(*given):
-        fork["set_strength"](*given)
-        fork["prune"](*given)
-
-    net = train.build(options, mine)
-    result = train.train(options, net, loss=fork["penalty"], before_epoch=before)
-    assert net.strength == 0.5 and result["unrounded_accuracy"] != result["test_accuracy"]
+    mine = type("Mine", (DelaySNN,), {"layer_class": Residual})
+    net = train.build(parsed(*words), mine)
+    train.train(parsed(*words), net, loss=fork["penalty"], before_epoch=fork["set_strength"])
+    assert net.strength == 0.5
+    exec("import argparse\n" + LOAD, space := dict(train=train, run=tmp_path / "run", Mine=mine))
+    assert oracle.same_bits(space["net"].state_dict(), net.state_dict())
+    fork["prune"](net, None, 1, parsed(*words))
     kept = [layer.mask.double().mean().item() for layer in net.layers]
     assert kept == pytest.approx([0.2] * 3, rel=0, abs=0.05)
-    assert max(layer.residual_delay.abs().max() for layer in net.layers) <= 2
-    exec(f"import argparse\n{loading}", space := dict(train=train, run=tmp_path / "run", Mine=mine))
-    for name, value in space["net"].state_dict().items():
-        assert torch.equal(value, net.state_dict()[name]), name
 
-    exec(tonic, fork)
     kind = [("t", np.int64), ("x", np.int16), ("y", np.int16), ("p", np.int8)]
     one = np.array([(50_000, 3, 99, 1), (70_001, 0, 0, 0)], kind)
     spikes = fork["from_tonic"]([(one, 1), (one[:1], 0)], height=100, width=200)
