@@ -326,15 +326,22 @@ def test_channel_spikes_are_those_of_the_program_that_made_the_known_files():
     assert np.flatnonzero(spikes).tolist() == [111, 161, 216, 266, 318, 391, 469]
 
 
-def test_a_file_has_the_spikes_of_its_samples_and_the_words(tmp_path):
-    samples = [regenerate.Sample(name, 0, label, 5) for name, label in (("a", 3), ("b", 4))]
-    clips = {sample: tmp_path / f"{sample.name}.npz" for sample in samples}
-    for path, unit in zip(clips.values(), (0, 699), strict=True):
-        np.savez(path, times=[0.1], units=[unit])
-    regenerate.write(tmp_path / "shd_test.h5", samples[1:], clips)
-    (sample,) = oracle.each_sample(data.load("shd", "test", tmp_path))
-    assert sample == ([[0] * 139 + [1]], 4, 5)
-    assert export.class_names("shd", "test", tmp_path) == regenerate.WORDS.split()
+def test_files_have_the_spikes_of_their_samples_and_the_words(tmp_path, monkeypatch):
+    out = tmp_path / "experiments/shd-regenerated"
+    out.mkdir(parents=True)
+    labels = {"a": 3, "b": 4, "c": 19}
+    samples = [regenerate.Sample(name, 0, label, 5) for name, label in labels.items()]
+    clips = {sample: out / f"clip-{sample.name}.npz" for sample in samples}
+    for path, units in zip(clips.values(), ([0], [699], [699, 0]), strict=True):
+        np.savez(path, times=[0.1, 0.115][: len(units)], units=units)
+    regenerate.write(out / "shd_test.h5", samples[1:], clips)
+    regenerate.write_counts(out, "test")
+    first, last = [1] + [0] * 139, [0] * 139 + [1]
+    monkeypatch.setattr(data, "__file__", str(tmp_path / "data.py"))
+    for dataset in ("shd", "shd-regenerated"):
+        found = oracle.each_sample(data.load(dataset, "test", out))
+        assert found == [([last], 4, 5), ([last, first], 19, 5)]
+    assert export.class_names("shd", "test", out) == regenerate.WORDS.split()
 
 
 # ------------------------------------------------------------------------------------------ results
