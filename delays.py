@@ -195,10 +195,9 @@ def class_scores(membrane: Tensor, steps: Tensor | None = None) -> Tensor:
     steps: [B], how many steps of each sample to include: its own plus the network's tail.  None
         includes all.
     Summing a softmax of each step, and training with the cross-entropy of the sums, which applies a
-    second softmax, are from sparch, the code of Bittar and Garner (2022).  It is the sum, not the
-    mean: the scores of a sample add up to its steps, about a hundred.  The second softmax of such
-    numbers nearly picks the largest.  So the loss is nearly the margin by which the right class
-    trails its strongest rival, and begins above ln(classes).
+    second softmax, are from sparch, the code of Bittar and Garner (2022).  The scores of a sample
+    add up to its steps, about a hundred, so the second softmax nearly picks the largest.  The loss
+    is thus nearly the margin to the strongest rival, and begins above ln(classes).
     """
     probability = membrane.softmax(2)
     if steps is not None:

@@ -414,7 +414,8 @@ def test_a_gpu_trains_and_predicts_with_the_same_numbers():
 
 
 def test_schedules_at_named_epochs():
-    assert delays.shrinking_sigma(0, 150, 1) == 0.5  # with one tap, sigma is never wide
+    assert delays.shrinking_sigma(0, 3, 25) == 0.5  # under four epochs it never is wide
+    assert delays.shrinking_sigma(0, 150, 1) == 0.5  # nor with one tap
     assert train.one_cycle(0, 1, 5e-3) == pytest.approx((5e-3, 0.85), rel=1e-12, abs=0)
 
 

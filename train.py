@@ -169,9 +169,8 @@ def predict(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=T
     steps = spikes.steps.to(spikes.labels.device)
     order, scores = [], []
     for indices, counts in data.batches(spikes, batch_size, shuffle=False):
-        # In training, padding follows most samples.  The hidden layers run on in it, and their
-        # late spikes count.  These zeros let them run on after every sample, also after the longest
-        # of a batch, and where all have one length.
+        # In training, padding follows most samples: hidden layers run on in it, and their late
+        # spikes count.  These zeros follow every sample, also where all have one length.
         counts = F.pad(counts, (0, 0, 0, net.tail))
         membrane = net(counts)
         if membrane.shape[1] < counts.shape[1]:  # then scores would depend on the batch
@@ -321,10 +320,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser()
     # A first pass, without -h, finds the data set or the run that sets the defaults.
     first, _ = parser.parse_known_args([word for word in argv if word not in ("-h", "--help")])
-    if "" in (first.resume, first.eval):  # as from a shell variable that is not set
-        raise UserError("--resume and --eval expect the folder of a run, not an empty name")
-    run = first.resume or first.eval
-    saved = read_options(run) if run else {}
+    run = first.eval if first.resume is None else first.resume  # perhaps "", which has no files
+    saved = {} if run is None else read_options(run)
     defaults = saved or (DEFAULTS["shd"] | DEFAULTS.get(first.dataset, {}))
     unknown = sorted(defaults.keys() - vars(first).keys())
     if unknown:
@@ -335,7 +332,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     for name in sorted(saved.keys() - {"resume", "eval", "out", "device", "data_dir"}):
         if vars(options)[name] != saved[name]:
             raise UserError(f"{run} used {name} {saved[name]}: leave it out, or start a new run")
-    if run:
+    if saved:
         warn_if_edited(run)
     if options.resume and os.path.exists(os.path.join(options.resume, "result.json")):
         raise UserError(f"{run} has ended and cannot be resumed: --eval {run} prints its accuracy")
@@ -516,9 +513,8 @@ def start(net: nn.Module, datasets: dict[str, data.Spikes], names: dict, options
     }
     write(options.out, "config.json", json.dumps(config, indent=1))
     print(options.dataset, config["samples"])
-    print(
-        f"{count_parameters(net):,} parameters, {count_parameters(net, 'delay'):,} of them delays"
-    )
+    delays = count_parameters(net, "delay")
+    print(f"{count_parameters(net):,} parameters, {delays:,} of them delays")
     print(f"results in {options.out}; if stopped, continue with --resume {options.out}")
 
 

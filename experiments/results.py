@@ -11,22 +11,25 @@ above the others, which need no row in runs.csv.  Call the third on the machine 
 
 import argparse
 import json
-import math
 import os
 import platform
 import re
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pandas
 from scipy import stats
 
 import train
-from data import UserError
+from data import UserError, load
+from delays import DelaySNN
 from experiments import ideas
 
 FOLDER = Path(__file__).resolve().parent
 SHD, SPEECH = "SHD (regenerated)", "Speech Commands (subset)"
+TOLD = ["table", "name", "data", "epochs", "one side", "other side", "difference", "n", "each"]
 PAIRS = ["1,8", "2,10", "3,6", "0,9", "7,11"]  # speakers of SHD that are held out together
 
 
@@ -49,10 +52,10 @@ def spread(accuracies: pandas.Series) -> str:
 def accuracies(rows: pandas.DataFrame) -> pandas.DataFrame:
     """Return a line for all runs that differ only in seed (on SHD, in processor too)."""
     rows = rows.assign(rule=rows["rule"].str.partition(", epoch")[0])
-    # Two processors ran some seeds of the toy task, which may not count twice.
     rows["processor"] = rows["processor"].where(rows["data"] == "toy", "")
     same = ["data", "side", "epochs", "rule", "speakers", "processor"]
     values = ["accuracy", "unrounded", "best_on_test", "new_speakers", "known_speakers"]
+    rows = rows.drop_duplicates([*same, "seed"])
     return rows.groupby(same)[values].agg(spread).reset_index()
 
 
@@ -64,102 +67,71 @@ def over_seeds(accuracies: pandas.Series) -> pandas.Series:
 
     If all runs held out the same speakers, or none, each seed stays on its own.
     """
-    if accuracies.index.unique("speakers").size < 2:
-        return accuracies
-    return accuracies.groupby("speakers").mean()
-
-
-def each_gain(one: pandas.Series, other: pandas.Series) -> pandas.Series:
-    """Return the points by which one side is above the other, by pair of speakers or by seed."""
-    gains = 100 * (over_seeds(one) - over_seeds(other))
-    kind = gains.index.names[-1]
-    return gains.set_axis([f"{kind} {name}" for name in gains.index.get_level_values(kind)])
+    several = accuracies.index.unique("speakers").size > 1
+    return accuracies.groupby("speakers" if several else "seed").mean()
 
 
 def difference(one: pandas.Series, other: pandas.Series, paired: bool) -> dict:
-    """Return n, the points by which one side is above the other, the 95 % interval, p, and a text.
+    """Return the points by which one side is above the other, with their 99 % interval and n.
 
     one, other: accuracies as fractions, by speakers and seed.  Fewer than three have no interval.
-    paired: over the labels of the index, which are equal.  Otherwise the test is Welch's.
+    paired: over the labels of the index, which are equal.  Otherwise the method is Welch's.
     """
+    found = {"n": f"{len(one)} and {len(other)}", "gains": {}}
     if paired:
         one, other = over_seeds(one), over_seeds(other)
-    n = f"{len(one)} pairs" if paired else f"{len(one)} and {len(other)}"
+        kind = one.index.name
+        found["n"] = f"{len(one)} {'pairs' if kind == 'speakers' else 'seeds'}"
+        found["gains"] = {f"{kind} {x}": gain for x, gain in (100 * (one - other)).items()}
     one, other = 100 * one, 100 * other
-    points = one.mean() - other.mean()
+    found["points"] = one.mean() - other.mean()
+    found["difference"] = f"{found['points']:+.2f}"
     if min(len(one), len(other)) < 3:
-        return dict(n=n, points=points, p=math.nan, difference=f"{points:+.2f}")
+        return found
     test = stats.ttest_rel(one, other) if paired else stats.ttest_ind(one, other, equal_var=False)
-    low, high = test.confidence_interval(0.95)
-    text = f"{points:+.2f} [{low:+.2f}, {high:+.2f}]"
-    return dict(n=n, points=points, low=low, high=high, p=test.pvalue, difference=text)
+    found["low"], found["high"] = test.confidence_interval(0.99)
+    found["difference"] += f" [{found['low']:.2f}, {found['high']:.2f}]"
+    return found
 
 
 def sides_of(rows: pandas.DataFrame, line: dict) -> list[pandas.Series]:
-    """Return the accuracies of both sides of a line of comparisons.csv, by speakers and seed."""
-    speakers = PAIRS if line["paired"] == "speakers" else [""]
-    rows = rows[rows["speakers"].isin(speakers) & (rows["data"] == line["data"])]
-    rows = rows[(rows["processor"] == line["processor"]) | (line["processor"] == "")]
-    found = []
-    for side in "one", "other":
-        first, _, last = line[f"{side}_seeds"].partition("-")  # as in 0-4, or only one
-        own = rows[rows["seed"].between(int(first), int(last or first))]
-        own = own[(own["side"] == line[side]) & (own["epochs"] == int(line[f"{side}_epochs"]))]
-        found.append(own.set_index(["speakers", "seed"])[line[f"{side}_value"]].sort_index())
-    return found[0].align(found[1], join="inner") if line["paired"] else found
+    """Return the accuracies of both sides of a line of comparisons.csv, by speakers and seed.
 
-
-def holm(p: pandas.Series) -> pandas.Series:
-    """Return for each p whether it is significant at 5 %, after Holm's correction for all."""
-    ordered = p.sort_values()
-    corrected = ordered * list(range(len(p), 0, -1))
-    return (corrected <= 0.05).cummin()  # up to the first that is not
+    An empty field of the line takes all seeds or all processors.
+    """
+    rows = rows[rows["speakers"].isin(PAIRS if line["paired"] == "speakers" else [""])]
+    for column in "data", "epochs", "seed", "processor":
+        wanted = line[column].split("; ")  # seeds as in 1; 2
+        rows = rows[rows[column].astype(str).isin(wanted) | (line[column] == "")]
+    # A seed that another processor ran again may not count twice: its first row counts.
+    rows = rows.drop_duplicates(["side", "speakers", "seed"]).set_index(["speakers", "seed"])
+    one, other = [rows[rows["side"] == line[side]].sort_index() for side in ("one", "other")]
+    one, other = one[line["one_value"]], other[line["other_value"]]
+    return one.align(other, join="inner") if line["paired"] else [one, other]
 
 
 def differences(rows: pandas.DataFrame) -> pandas.DataFrame:
-    """Return the lines of comparisons.csv with what follows from them, and verdicts if tested."""
-    csv = pandas.read_csv(FOLDER / "comparisons.csv", dtype=str, keep_default_na=False)
-    lines = csv.to_dict("records")
+    """Return the lines of comparisons.csv with what follows from them."""
+    csv = FOLDER / "comparisons.csv"
+    lines = pandas.read_csv(csv, dtype=str, keep_default_na=False).to_dict("records")
     for line in lines:
-        one, other = map(over_seeds, sides_of(rows, line))
+        one, other = sides_of(rows, line)
         line |= difference(one, other, line["paired"] != "")
-        line |= {"one side": spread(one), "other side": spread(other), "each": ""}
-        line["epochs"] = " and ".join(dict.fromkeys([line["one_epochs"], line["other_epochs"]]))
-        if one.index.equals(other.index):
-            gains = [f"{name} {gain:+.2f}" for name, gain in each_gain(one, other).items()]
-            line["each"] = "; ".join(gains) if len(gains) <= 5 else ""
-    found = pandas.DataFrame(lines)
-    significant = holm(found["p"][found["written_before"] != ""].dropna())
-    found["verdict"] = significant.map({True: "yes", False: "not significant"})
-    return found.fillna({"verdict": ""})
-
-
-def print_tables() -> None:
-    """Print all accuracies and differences, and how many of the tested ones are significant."""
-    rows = all_rows()
-    print(accuracies(rows).to_string(index=False), end="\n\n")
-    found = differences(rows)
-    tested = found["verdict"][found["verdict"] != ""]
-    print(f"{len(tested)} differences are tested, {(tested == 'yes').sum()} of them significant")
-    print("(at 5 %, after Holm's correction for all of them):\n")
-    found["p"] = found["p"].map("{:.2g}".format)
-    heads = ["name", "data", "epochs", "n", "one side", "other side", "difference", "p"]
-    print(found[[*heads, "written_before", "verdict", "each"]].to_string(index=False))
+        line |= {"one side": spread(over_seeds(one)), "other side": spread(over_seeds(other))}
+        line["each"] = "; ".join(f"{name} {gain:+.2f}" for name, gain in line["gains"].items())
+    return pandas.DataFrame(lines)
 
 
 # --------------------------------------------------------------------------------- runs of your own
 
 # By the first digits of the training file's md5, packed or not: the published files, and ours.
 DATA_NAMES = {"8e9877c8": "SHD", "d47c9825": "SHD", "d102be95": "SSC"}
-DATA_NAMES |= {"db7189fb": SHD, "210a81f5": SHD, "63f094f4": SPEECH}
-FREE = {"seed", "data_dir", "device", "out", "resume", "eval"}  # options of no variant
+DATA_NAMES |= {"db7189fb": SHD, "210a81f5": SHD, "63f094f4": SPEECH, "shd-regenerated": SHD}
+FREE = {"seed", "dataset", "data_dir", "device", "out", "resume", "eval"}  # options of no variant
 
 
 def read_run(folder: str) -> dict:
-    """Return what the files of a finished run of train.py or a fork hold, and what is compared.
-
-    Runs that held out samples and did not read test are for choosing: their last epoch counts.
-    """
+    """Return what the files of a finished run of train.py or a fork hold, and what is compared."""
     try:
         run = json.loads(Path(folder, "config.json").read_text())
         run |= json.loads(Path(folder, "result.json").read_text())
@@ -171,11 +143,13 @@ def read_run(folder: str) -> dict:
     split = "valid" if run["test_accuracy"] is None else "test"
     run |= {"run": folder, "options": options, "speakers": options["valid_speakers"]}
     run |= {"accuracy": run[f"{split}_accuracy"], "train_accuracy": log["train_accuracy"].iloc[-1]}
-    if split == "valid" and (options["valid_speakers"] or options["valid_share"]):
-        run |= {"accuracy": log["valid_accuracy"].iloc[-1], "rule": "last epoch"}
-    md5 = [digest[:8] for digest in run["md5"].values()]  # of the files of SHD or SSC
-    unknown = f"{run['dataset']} (files {' '.join(md5)})"
-    run["data"] = DATA_NAMES.get(md5[0], unknown) if md5 else run["dataset"]
+    run["best_on_valid"] = log["valid_accuracy"].max()
+    if run["speakers"] and run["rule"] != "last epoch":
+        now = "with held-out speakers the last epoch counts now, so train it again"
+        raise UserError(f"{folder} reports '{run['rule']}': {now}")
+    md5 = " ".join(digest[:8] for digest in run["md5"].values())  # of the files of SHD or SSC
+    unknown = f"{run['dataset']} (files {md5})" if md5 else run["dataset"]
+    run["data"] = DATA_NAMES.get(md5[:8] or run["dataset"], unknown)
     rule = run["rule"].partition(", epoch")[0]
     run["of"] = f"{run['data']}, {split} accuracy in %, {rule}"
     told = options | {name: run[name] for name in ideas.SEAMS if name in run}
@@ -200,7 +174,7 @@ def check(one: pandas.DataFrame, other: pandas.DataFrame, paired: bool) -> None:
 
 
 def compare(folders: list[str], others: list[str], paired: bool) -> None:
-    """Print how far the first runs are above the others, by Welch's test or paired."""
+    """Print how far the first runs are above the others, by Welch's method or paired."""
     if not folders or not others:
         raise UserError("expected runs before and after a --, as in: compare RUN ... -- RUN ...")
     sides = [pandas.DataFrame(map(read_run, side)) for side in (folders, others)]
@@ -211,13 +185,13 @@ def compare(folders: list[str], others: list[str], paired: bool) -> None:
         print(f"{name:<14}{spread(side['accuracy'])}")
         words = sorted(set.union(*side["told"]) - set.union(*against["told"]))
         print(f"{'':<14}{', '.join(words) or 'no option differs'}")
-    if paired:  # by seed, or by held-out speakers: then by the means over seeds
-        gains = each_gain(one["accuracy"], other["accuracy"])
-        for name, gain in gains.items():
-            print(f"{name:<14}{gain:+.2f}")
-        print(f"{'first wins':<14}{(gains > 0).sum()} of {len(gains)}")
     found = difference(one["accuracy"], other["accuracy"], paired)
-    limits = "no interval below three" if math.isnan(found["p"]) else "95 % interval"
+    for name, gain in found["gains"].items():  # by seed, or by held-out speakers
+        print(f"{name:<14}{gain:+.2f}")
+    if paired:
+        wins = sum(gain > 0 for gain in found["gains"].values())
+        print(f"{'first wins':<14}{wins} of {len(found['gains'])}")
+    limits = "99 % interval" if "low" in found else "no interval below three"
     method = "paired" if paired else "Welch"
     print(f"{'difference':<14}{found['difference']} points, {limits} ({method}, n = {found['n']})")
 
@@ -241,9 +215,19 @@ def row_of_run(folder: str) -> dict:
     usual = vars(train.parse(["--dataset", options["dataset"]]))
     changed = [name for name in usual if options[name] != usual[name] and name not in free]
     words = [f"--{name} {options[name]}" for name in changed]
-    row |= {"options": " ".join(words).replace("_", "-"), "best_on_valid": run["valid_accuracy"]}
+    ended = time.gmtime(Path(folder, "result.json").stat().st_mtime)
+    row["options"] = " ".join(words).replace("_", "-")
+    row["ended"] = time.strftime("%Y-%m-%d %H:%M", ended)
     if run["test_accuracy"] is not None:
         row["spikes"] = round(sum(run["spikes"]), 1)
+        if options["dataset"] in ("shd", "shd-regenerated"):
+            net_class = ideas.IDEAS[idea].get("net_class", DelaySNN)
+            net = train.build(argparse.Namespace(**options), net_class)
+            train.load_run(folder, net)
+            test = load(options["dataset"], "test", options["data_dir"])
+            new = np.isin(test.speakers, [4, 5])  # whom the training set lacks
+            row["new_speakers"] = train.evaluate(net, test.select(new))
+            row["known_speakers"] = train.evaluate(net, test.select(~new))
         if options["delays"] not in ("fixed", "none"):  # those are whole steps in any case
             row["unrounded"] = run["unrounded_accuracy"]
     row["processor"] = run["device"] if options["device"] == "cuda" else processor()
@@ -274,17 +258,15 @@ def add(folders: list[str], commit: str | None) -> None:
     train.write(FOLDER, "runs.csv", rows.to_csv(index=False, lineterminator="\n"))
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form, allow_abbrev=False)
-    add_argument = parser.add_argument
-    add_argument("command", nargs="?", choices=["compare", "add"], help="without: the tables")
-    add_argument("runs", nargs="*", help="folders of runs")
-    add_argument("--paired", action="store_true", help="for compare: by held-out speakers or seed")
-    add_argument("--commit", help="for add: hash of the commit that trained the runs")
-    words = sys.argv[1:] if argv is None else argv
+    parser.add_argument("command", nargs="?", choices=["compare", "add"], help="without: tables")
+    parser.add_argument("runs", nargs="*", help="folders of runs")
+    parser.add_argument("--paired", action="store_true", help="compare by speakers or by seed")
+    parser.add_argument("--commit", help="for add: hash of the commit that trained the runs")
     # argparse would swallow the -- between two sides.
-    options = parser.parse_intermixed_args(["|" if word == "--" else word for word in words])
+    options = parser.parse_intermixed_args(["|" if word == "--" else word for word in argv])
     try:
         if options.command == "compare":
             middle = [*options.runs, "|"].index("|")
@@ -292,10 +274,12 @@ def main(argv: list[str] | None = None) -> None:
         elif options.command == "add":
             add(options.runs, options.commit)
         else:
-            print_tables()
+            rows = all_rows()
+            print(accuracies(rows).to_string(index=False), end="\n\n")
+            print(differences(rows)[TOLD].to_string(index=False))
     except (UserError, OSError) as problem:
         sys.exit(f"results.py: {problem}")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

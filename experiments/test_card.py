@@ -22,7 +22,6 @@ try:  # private functions of torch, which it may drop
     make_shell = torch.Tensor._make_wrapper_subclass
     register = torch.utils.backend_registration._setup_privateuseone_for_python_backend
     Mode = torch.utils._python_dispatch.TorchDispatchMode
-    assert torch.ops.aten.add_.Tensor._schema.is_mutable
 except AttributeError as problem:
     if "DELAYS_REQUIRE_PEER" in os.environ:
         raise
@@ -67,15 +66,16 @@ class MockDevice(Mode):
         uses_device = any(isinstance(tensor, OnDevice) for tensor in tensors)
         device = kwargs.get("device")
         to_device = uses_device if device is None else device.type == "mock"
-        written = kwargs.get("out", args[0]) if operation._schema.is_mutable else None
+        name = operation.overloadpacket.__name__  # in place, it ends in _
+        written = args[0] if name.endswith("_") else kwargs.get("out")
 
         # A GPU takes a tensor on the CPU in a copy, as an index, and as a number in arithmetic.
-        name = operation.overloadpacket.__name__
         if name in ("index", "index_put_") and isinstance(args[0], OnDevice):
             tensors = [args[0], *args[2:3]]
         if uses_device and name not in ("copy_", "_to_copy"):
             for tensor in tensors:
-                takes = tensor.dim() == 0 and torch.Tag.pointwise in operation.tags
+                number = tensor.dim() == 0 and tensor is not written
+                takes = number and torch.Tag.pointwise in operation.tags
                 if not isinstance(tensor, OnDevice) and not takes:
                     raise RuntimeError(f"{operation}: {list(tensor.shape)} is on the CPU")
 

@@ -15,10 +15,10 @@ from torch.nn import functional as F
 import data
 from delays import DelaySNN, class_scores
 
+INSTALL = 'python -m pip install "dcls<0.2" "spikingjelly<3"'
 if "DELAYS_REQUIRE_PEER" not in os.environ:
     for library in ("DCLS", "spikingjelly"):
-        install = 'python -m pip install "dcls<0.2" "spikingjelly<3"'
-        pytest.importorskip(library, reason=f"not compared with the authors' libraries: {install}")
+        pytest.importorskip(library, reason=f"no {library} to compare with: {INSTALL}")
 
 
 class Peer(nn.Module):
