@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import runpy
 import sys
 from collections import Counter
 from inspect import signature
@@ -583,11 +584,14 @@ def test_the_tour_prints_totals_over_sigma_and_one_accuracy_of_a_network(figures
     assert [int(re.search(r"(\d+) \[", line)[1]) for line in printed] == [sum(x) for x in told]
     space = {}
     exec("\n".join([TOUR["c01"], TOUR["c14"], TOUR["c21"].partition("each =")[0]]), space)
-    for line, sigmas in ((0, figures.shrinking()), (2, [1.0] * 200)):
+    for line, sigmas in ((0, figures.shrinking()), (3, [1.0] * 200)):
         assert space["patterns_right"](0, sigmas) == told[line][0]
         assert figures.by_hand(sigmas)[-1] == told[line][9]  # of seed 9
+    exec(TOUR["c61"].partition("print")[0], space)  # delays that are lined up by hand
+    before, _, _, (times, *_) = space["learn"](0, [], space["lined_up"])
+    assert (before == before[:, :1]).all() and ((before - times) % 15 == before - times).all()
     text = {cell["id"]: str(cell.get("outputs")) for cell in CELLS}  # one network, in three cells
-    places = {"c18": "learned  +", "c47": "up to step 112: ", "c35": "learned  +each 0 off: "}
+    places = {"c18": "learned  +", "c47": "up to step 112: ", "c35": "toy, seed 0 each 0 off: "}
     assert len({re.search(words + r"(\S+?)%", text[id])[1] for id, words in places.items()}) == 1
 
 
@@ -626,11 +630,19 @@ def test_exercises_with_their_answers_print_what_they_say(capsys, figures):
     exec(whole.replace("products = ...", block_with("rate = ") + "#"), {})
     off, sums = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert abs(off) < 1e-7 and [x > 0 for x in sums] == [True, True, False, False]
-    space = {}
-    exec("\n".join([TOUR["c01"], TOUR["c14"], TOUR["c21"].partition("each =")[0]]), space)
+    source = "\n".join([TOUR["c01"], TOUR["c14"], TOUR["c21"].partition("each =")[0]])
+    source = source.replace("start=None", "rates=(0.3,) * 200").replace(
+        "sigmas, start)", "sigmas, rates)"
+    )
+    source = source.replace(
+        "    if start is not None:\n        hidden.delay.data = start(times)\n", ""
+    )
+    source = source.replace("    for sigma in sigmas:\n", block_with("optimizer.param_groups"))
+    exec(source, space := {})
     capsys.readouterr()
-    exec(block_with("jump = ").replace("range(12)", "[0]"), space)
-    assert int(capsys.readouterr().out) < space["patterns_right"](0, space["shrinking"])
+    exec(block_with("def total").replace("range(12)", "[9]"), space)
+    jump, turned, narrow, slow, fast, falling, still = map(int, capsys.readouterr().out.split())
+    assert falling == still == 4 and max(jump, turned, narrow, slow, fast) < 4
 
 
 @pytest.fixture
@@ -638,14 +650,45 @@ def figures():
     return pytest.importorskip("experiments.figures")
 
 
+def test_pictures_of_the_tour_and_the_exercises_do_without_pandas(monkeypatch):
+    pytest.importorskip("matplotlib")
+    for name in ("pandas", "scipy"):
+        monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
+    assert "by_hand" in runpy.run_path(str(FOLDER / "figures.py"))
+
+
 @pytest.mark.paper
 def test_every_picture_is_drawn(figures, results):
     drawn = figures.results_figure().axes
     rows = results.all_rows().query("speakers == '' and data == @results.SHD and epochs == 30")
-    runs = rows[rows["side"] == "learned"]
-    assert f"{100 * runs['accuracy'].mean():.2f}" in [x.get_text().strip() for x in drawn[0].texts]
+    runs = rows[(rows["side"] == "learned") & (rows["seed"] < 10)]
+    told = f"{100 * runs['accuracy'].mean():.2f} (n = {len(runs)})"
+    assert told in [x.get_text().strip() for x in drawn[0].texts]
     for figure in (figures.why_figure(), figures.kernel_figure()):
         assert all(axis.has_data() for axis in figure.axes)
+    net, _ = train.load_run(str(FOLDER / "trained/shd-learned"))
+    for axis, layer in zip(figures.delays_figure().axes, net.layers, strict=True):
+        steps = Counter(layer.delay.round().flatten().tolist())
+        bars = [bar.get_height() for bar in axis.patches[-layer.taps :]]
+        want = [steps[tap] / layer.delay.numel() for tap in range(layer.taps)]
+        oracle.close(bars, want, rtol=0, atol=1e-6)
+
+
+@pytest.mark.paper
+def test_the_animation_shades_the_kernel_of_each_spike_from_where_it_was_sent(figures):
+    torch.manual_seed(0)
+    axis, sent, delay = (
+        figures.Figure().subplots(),
+        torch.randint(15, (4, 6)),
+        torch.rand(4, 6) * 14,
+    )
+    kernels = oracle.plain_kernel(torch.ones(4, 6), delay, 15, 2.0)
+    figures.draw_arrivals(axis, "", sent, delay, kernels)
+    shades = torch.from_numpy(1 - axis.images[0].get_array()[:, :, 0]) / 0.7
+    for neuron, i in np.ndindex(4, 6):
+        want = torch.zeros(29)
+        want[sent[neuron, i] :][:15] = (5 * kernels[neuron, i].sqrt()).round() / 5
+        oracle.close(shades[8 * neuron + 1 + i], want, rtol=0, atol=1e-6)
 
 
 @pytest.mark.paper
@@ -675,12 +718,11 @@ def test_the_picture_of_a_gradient_has_the_products_of_plain_loops(figures, monk
                 if step < 22:
                     slope[pattern, step] = of_tap[0, 3]
                     moves[pattern, step] = asked[step, pattern, 0] * of_tap[0, 3]
-        sums = [*moves.sum(1).tolist(), whole[0, 3].item()]
+        sums = [moves[0].sum().item(), moves[1:].sum().item(), whole[0, 3].item()]
         for row, want in enumerate((current[:, 0, 0], asked[:, 0, 0], slope[0], moves[0], sums)):
             axis, want = figure.axes[2 * row + k], torch.as_tensor(want).detach().double()
             drawn = torch.tensor([bar.get_height() for bar in axis.patches]).double()
             oracle.close(drawn / want.abs().max(), want / want.abs().max(), rtol=0, atol=1e-4)
-            assert axis.get_title(loc="left").endswith(f"largest {want.abs().max():.2g}")
             if row > 2:
                 blue = torch.tensor([bar.get_facecolor()[2] > 0.5 for bar in axis.patches])
                 seen = want.abs() > 1e-6 * want.abs().max()
@@ -707,6 +749,8 @@ def test_a_run_is_drawn_and_its_errors_are_printed(figures, tmp_path, monkeypatc
     head, *told = capsys.readouterr().out.splitlines()
     assert head == f"{sum(wrong):,} of 1,000 samples are errors, most frequently:"
     assert [int(line.split()[0]) for line in told] == wrong[-5:][::-1]
+    ends = [line.get_xdata()[0] for axis in drawn["run.png"].axes for line in axis.lines[-1:]]
+    assert ends[-3:] == [800] * 3  # in both pictures of spikes and in that of the scores
     words, speakers = ["no", "yes"], np.array(["b", "a", "b"])
     figures.print_errors(torch.tensor([0, 1, 1]), torch.tensor([0, 1, 0]), speakers, words)
     lines = [
