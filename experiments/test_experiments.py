@@ -106,7 +106,8 @@ def test_whole_steps_freeze_rounded_delays_in_the_last_fifth(tmp_path, monkeypat
     ideas.main(["whole-steps", *FAST, "--epochs", "5"])
     folder = Path("runs/toy-whole-steps-learned-0")
     rows, result = oracle.log_of(folder), oracle.result_of(folder)
-    assert [float(row["sigma"]) for row in rows] == [2.27, *[0.5] * 3, 0]
+    sigmas = [*(delays.shrinking_sigma(epoch, 5, 5) for epoch in range(4)), 0]
+    assert [float(row["sigma"]) for row in rows] == sigmas
     assert rows[-2]["moved_ms"] == rows[-1]["moved_ms"] != rows[0]["moved_ms"]
     assert result["unrounded_accuracy"] == result["test_accuracy"]
     with pytest.raises(SystemExit, match="has to be one of base, ax"):
@@ -128,8 +129,7 @@ def net_of(idea, **options):
     return oracle.small(ideas.IDEAS[idea].get("net_class", DelaySNN), **options)
 
 
-@pytest.mark.paper
-def test_scores_may_be_means_or_sums_of_potentials(monkeypatch):
+def test_networks_predict_by_the_scores_of_their_idea(monkeypatch):
     net = net_of("base", tau_readout=6.0).eval()  # potentials last beyond the steps that count
     samples, seen = oracle.from_lengths([9, 14]), []
     monkeypatch.setattr(train, "train", lambda *_, **__: seen.append(train.predict(net, samples)))
@@ -141,70 +141,39 @@ def test_scores_may_be_means_or_sums_of_potentials(monkeypatch):
         potentials = net(F.pad(sample, (0, 0, 0, net.tail))[None])[0, :end]
         oracle.close(sums, sum(potentials), rtol=0, atol=1e-12)
         oracle.close(usual, oracle.plain_scores(potentials), rtol=0, atol=1e-12)
-    membrane, labels = oracle.random(3, 7, 4), [2, 0, 3]
-    for loss, score in (
-        (ideas.mean_scores, lambda sample: oracle.plain_scores(sample) / 7),
-        (ideas.summed_potentials, sum),
-    ):
-        want = 0
-        for sample, label in zip(membrane, labels, strict=True):
-            e = torch.exp(score(sample))
-            want -= math.log(e[label] / sum(e)) / 3
-        got = loss(None, None, membrane, torch.tensor(labels))
-        oracle.close(got.item(), want, rtol=1e-12, atol=0)
 
 
-def test_a_surrogate_gradient_may_be_the_slope_of_a_sigmoid(monkeypatch):
+@pytest.mark.paper
+def test_losses_are_their_formulas():
+    membrane, labels = oracle.random(3, 7, 4), torch.tensor([2, 0, 3])
+    chances = {"one-softmax": [], "rival": [], "mean-scores": [], "summed-potentials": []}
+    for sample, own in zip(membrane, labels, strict=True):
+        p = oracle.plain_scores(sample) / 7
+        best = max(p[other] for other in range(4) if other != own)
+        chances["one-softmax"].append(p[own])
+        chances["rival"].append(p[own] / (p[own] + best))
+        chances["mean-scores"].append(torch.softmax(p, 0)[own])
+        chances["summed-potentials"].append(torch.softmax(sum(sample), 0)[own])
+    for idea, right in chances.items():
+        got = ideas.IDEAS[idea]["loss"](None, None, membrane, labels)
+        oracle.close(got, -sum(map(torch.log, right)) / 3, rtol=1e-12, atol=0)
+
+
+@pytest.mark.paper
+def test_neurons_may_have_another_surrogate_gradient_or_drop_each_step_by_itself(monkeypatch):
+    current = oracle.random(2, 12, 8).requires_grad_()
+    for alpha in (2, 20):
+        got = net_of(f"alpha-{alpha}").neurons(0, current)
+        oracle.assert_same(got, lif(current, 1.005, alpha=alpha), (current,))
+
     def spike(x, alpha):
         e = torch.exp(-4 * x.detach())  # the slope of 1 / (1 + e) is 4 e / (1 + e)^2
         return (x >= 0).to(x.dtype) + 4 * e / (1 + e) ** 2 * (x - x.detach())
 
     monkeypatch.setattr(oracle, "plain_spike", spike)
-    current = oracle.random(2, 12, 8).requires_grad_()
     want = oracle.turned(oracle.plain_lif(oracle.turned(current), 3.0))
-    for idea in "sigmoid-slope", "small-sigmoid":
+    for idea in ("sigmoid-slope", "small-sigmoid"):
         oracle.assert_same(net_of(idea, tau=3.0).neurons(0, current), want, (current,))
-
-
-@pytest.mark.paper
-@pytest.mark.parametrize("connections, inputs", [(0, 6), (4, 4)])
-def test_first_weights_may_be_those_of_a_linear_layer(connections, inputs):
-    for idea in "small-weights", "small-sigmoid":
-        layer = net_of(idea, connections=connections).layers[0]
-        torch.manual_seed(0)
-        want = torch.empty(8, 6).uniform_(-1, 1) / math.sqrt(inputs)
-        oracle.close(layer.weight, want * layer.mask, rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.paper
-def test_a_readout_may_have_a_norm():
-    net, current = net_of("readout-norm", tau_readout=6.0), 3 * oracle.random(3, 9, 4) + 2
-    rows = current.flatten(0, 1)
-    mean = sum(rows) / 27
-    normed = (current - mean) / torch.sqrt(sum((rows - mean) ** 2) / 27 + 1e-5)
-    want = oracle.turned(oracle.plain_readout(oracle.turned(normed), 6.0))
-    oracle.close(net.readout(current), want, rtol=1e-12, atol=1e-12)
-    assert train.count_parameters(net) == train.count_parameters(net_of("base")) + 2 * 4
-
-
-@pytest.mark.paper
-def test_delays_may_be_left_unclamped_and_have_no_tap_outside():
-    layer = net_of("no-clamp").layers[0]
-    delay = layer.delay.detach().clone()
-    delay[0] = torch.tensor([-3, -0.6, -0.4, 4.4, 4.6, 9])
-    layer.delay.data.copy_(delay)
-    layer.clamp_delays()
-    for sigma in (0.5, None):
-        want = oracle.plain_kernel(layer.weight, delay, 5, sigma)
-        oracle.close(layer.train(sigma is not None).kernel(), want, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.paper
-def test_neurons_may_have_another_surrogate_gradient_or_drop_each_step_by_itself():
-    current = oracle.random(2, 12, 8).requires_grad_()
-    for alpha in (2, 20):
-        got = net_of(f"alpha-{alpha}").neurons(0, current)
-        oracle.assert_same(got, lif(current, 1.005, alpha=alpha), (current,))
     net = net_of("drop-steps", dropout=0.25)
     assert net.dropout == 0
     dropped = net.neurons(0, torch.full((40, 50, 8), 2.0).double())  # all spike in each step
@@ -212,6 +181,17 @@ def test_neurons_may_have_another_surrogate_gradient_or_drop_each_step_by_itself
     assert (dropped == 0).double().mean().item() == pytest.approx(0.25, abs=0.02)
     assert (dropped != dropped[:, :1]).flatten(1).any(1).all()
     assert (net.eval().neurons(0, torch.full((4, 5, 8), 2.0)) == 1).all()
+
+
+@pytest.mark.paper
+def test_delays_may_be_left_unclamped_and_have_no_tap_outside():
+    layer = net_of("no-clamp").layers[0]
+    layer.delay.data[0] = torch.tensor([-3, -0.6, -0.4, 4.4, 4.6, 9])
+    layer.clamp_delays()
+    assert layer.delay.min() == -3 and layer.delay.max() == 9
+    for sigma in (0.5, None):
+        want = oracle.plain_kernel(layer.weight, layer.delay, 5, sigma)
+        oracle.close(layer.train(sigma is not None).kernel(), want, rtol=1e-12, atol=1e-12)
 
 
 KERNELS = [  # of variance 1.3 ** 2, but for the last, which has no sigma
@@ -235,7 +215,7 @@ def test_training_kernels_are_their_formulas(idea, shape, formula):
 
 
 @pytest.mark.paper
-def test_tail_norms_drawn_delays_and_second_softmax_may_be_left_out():
+def test_the_tail_and_the_norms_may_be_left_out_and_the_readout_may_have_a_norm():
     net, base, counts = net_of("no-tail").eval(), net_of("base").eval(), oracle.some_counts()
     base.load_state_dict(net.state_dict())
     assert net.tail == 0
@@ -243,19 +223,27 @@ def test_tail_norms_drawn_delays_and_second_softmax_may_be_left_out():
     net = net_of("no-norm")
     net(counts)
     assert net.rates[0] == lif(net.layers[0](counts), 1.005).mean() > 0
+    net, current = net_of("readout-norm", tau_readout=6.0), 3 * oracle.random(3, 9, 4) + 2
+    rows = current.flatten(0, 1)
+    mean = sum(rows) / 27
+    normed = (current - mean) / torch.sqrt(sum((rows - mean) ** 2) / 27 + 1e-5)
+    want = oracle.turned(oracle.plain_readout(oracle.turned(normed), 6.0))
+    oracle.close(net.readout(current), want, rtol=1e-12, atol=1e-12)
+    assert train.count_parameters(net) == train.count_parameters(base) + 2 * 4
+
+
+@pytest.mark.paper
+def test_first_delays_may_be_zero_or_rounded_and_first_weights_those_of_a_linear_layer():
     usual, zero, still = [net_of(idea).layers[1] for idea in ("base", "from-zero", "control")]
     assert not zero.delay.any() and zero.delay.requires_grad
     assert torch.equal(still.delay, usual.delay.round()) and not still.delay.requires_grad
     fixed = net_of("base", learn_delays=False).layers[1]
     assert torch.equal(fixed.delay, still.delay)
-    membrane, labels = oracle.random(3, 7, 4), torch.tensor([2, 0, 3])
-    share = torch.stack([oracle.plain_scores(sample) for sample in membrane]) / 7
-    want = -(share[0, 2].log() + share[1, 0].log() + share[2, 3].log()) / 3
-    oracle.close(ideas.one_softmax(None, None, membrane, labels), want, rtol=1e-12, atol=0)
-    best = [max(share[0, [0, 1, 3]]), max(share[1, 1:]), max(share[2, :3])]
-    own = share[[0, 1, 2], labels]
-    want = -sum(math.log(s / (s + other)) for s, other in zip(own, best, strict=True)) / 3
-    oracle.close(ideas.rival(None, None, membrane, labels).item(), want, rtol=1e-12, atol=0)
+    for idea in ("small-weights", "small-sigmoid"):
+        layer = net_of(idea, connections=4).layers[0]
+        torch.manual_seed(0)
+        want = torch.empty(8, 6).uniform_(-1, 1) / math.sqrt(4)
+        oracle.close(layer.weight, want * layer.mask, rtol=1e-6, atol=1e-6)
 
 
 # ----------------------------------------------------------------------------- export, regenerate
@@ -271,18 +259,22 @@ def test_arrays_have_the_scores_of_a_network_with_all_that_they_can_hold():
         norm.weight.data.uniform_(-2, 2)
         norm.bias.data.uniform_(-0.5, 1.5)  # neurons spike in silence: it matters when layers end
         norm.eps = 0.01
-    arrays = export.arrays_of(net.eval(), argparse.Namespace(dataset="shd"))
-    samples = oracle.from_lengths(range(5, 45, 5))
     names = ("inputs", "threshold", "step_ms", "channels_per_input")
-    assert [arrays[name] for name in names] == [140, 1, 10, 5]
+    for dataset in ("shd", "shd-regenerated", "ssc"):
+        arrays = export.arrays_of(net.eval(), argparse.Namespace(dataset=dataset))
+        assert [arrays[name] for name in names] == [140, 1, 10, 5]
     assert len(arrays["delay_0"]) == 8 * 6
-    again = export.arrays_of(net, argparse.Namespace(dataset="shd-regenerated"))
-    assert again["channels_per_input"] == 5
-    words = export.class_names("shd-regenerated", "test", "")
-    assert [words[0], words[9], words[10], words[19]] == ["zero", "nine", "null", "neun"]
+    samples = oracle.from_lengths(range(5, 45, 5))
     want = train.predict(net, samples)
     ours = train.predict(export.ArrayNetwork(arrays), samples, batch_size=3)
     oracle.close(ours, want, rtol=0, atol=1e-4)
+
+
+def test_classes_have_the_words_of_the_data_or_numbers(tmp_path):
+    words = export.class_names("shd-regenerated", "test", "")
+    assert [words[0], words[9], words[10], words[19]] == ["zero", "nine", "null", "neun"]
+    numbers = export.class_names("ssc", "test", str(tmp_path))  # a folder without files
+    assert numbers == [f"class {c}" for c in range(35)]
 
 
 def test_the_program_writes_arrays_that_have_the_accuracy_of_the_run(tmp_path, capsys):
@@ -677,11 +669,8 @@ def test_every_picture_is_drawn(figures, results):
 @pytest.mark.paper
 def test_the_animation_shades_the_kernel_of_each_spike_from_where_it_was_sent(figures):
     torch.manual_seed(0)
-    axis, sent, delay = (
-        figures.Figure().subplots(),
-        torch.randint(15, (4, 6)),
-        torch.rand(4, 6) * 14,
-    )
+    axis, sent = figures.Figure().subplots(), torch.randint(15, (4, 6))
+    delay = torch.rand(4, 6) * 14
     kernels = oracle.plain_kernel(torch.ones(4, 6), delay, 15, 2.0)
     figures.draw_arrivals(axis, "", sent, delay, kernels)
     shades = torch.from_numpy(1 - axis.images[0].get_array()[:, :, 0]) / 0.7
@@ -709,16 +698,14 @@ def test_the_picture_of_a_gradient_has_the_products_of_plain_loops(figures, monk
         arrived = oracle.plain_delayed_sum(fired, spread, 7)
         scores = oracle.plain_scores(oracle.plain_readout(arrived, 5.0))
         loss = -scores.log_softmax(1).diagonal().mean()
-        asked, whole = torch.autograd.grad(-loss, [current, delay], retain_graph=True)
-        slope, moves = torch.zeros(2, 4, 22, dtype=torch.double)
-        for tap in range(15):
-            (of_tap,) = torch.autograd.grad(kernel[0, 3, tap], delay, retain_graph=True)
-            for pattern in range(4):
-                step = times[pattern, 3] + tap
-                if step < 22:
-                    slope[pattern, step] = of_tap[0, 3]
-                    moves[pattern, step] = asked[step, pattern, 0] * of_tap[0, 3]
-        sums = [moves[0].sum().item(), moves[1:].sum().item(), whole[0, 3].item()]
+        (asked,) = torch.autograd.grad(-loss, current, retain_graph=True)
+        each = torch.eye(22 * 4).double()  # of the currents of neuron 0, one at a time
+        (slopes,) = torch.autograd.grad(
+            current[:, :, 0].flatten(), delay, each, is_grads_batched=True
+        )
+        slope = slopes[:, 0, 3].view(22, 4).T  # [patterns, steps]
+        moves = asked[:, :, 0].T * slope
+        sums = [moves[0].sum().item(), moves[1:].sum().item(), moves.sum().item()]
         for row, want in enumerate((current[:, 0, 0], asked[:, 0, 0], slope[0], moves[0], sums)):
             axis, want = figure.axes[2 * row + k], torch.as_tensor(want).detach().double()
             drawn = torch.tensor([bar.get_height() for bar in axis.patches]).double()

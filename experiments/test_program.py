@@ -203,15 +203,15 @@ def test_a_missing_file_is_fetched_once(kind, served, tmp_path, monkeypatch, cap
 
 def test_speech_commands_from_files_to_the_last_line(tmp_path, monkeypatch, capsys):
     write_ssc(tmp_path)
-    sizes = "--dataset ssc --hidden 24 --layers 1 --taps 5 --dropout 0 --epochs 1 --batch-size 10"
-    command = ["train.py", *sizes.split(), "--lr", "0.05", "--device", "cpu"]
+    sizes = "--dataset ssc --hidden 24 --layers 1 --connections 20 --taps 5 --dropout 0 --epochs 1"
+    command = ["train.py", *sizes.split(), "--batch-size", "10", "--lr", "0.05", "--device", "cpu"]
     command += ["--data-dir", str(tmp_path), "--out", str(tmp_path / "run")]
     monkeypatch.setattr(sys, "argv", command)
     runpy.run_path(str(FOLDER / "train.py"), run_name="__main__")
     result = result_of(tmp_path / "run")
     accuracy = f"test accuracy {result['test_accuracy']:.2%}"
     printed = capsys.readouterr().out
-    assert "\n8,448 parameters, 4,200 of them delays\n" in printed
+    assert "\n2,408 parameters, 1,180 of them delays\n" in printed  # 2 (24 + 35) 20 + 2 24
     assert f"\n{accuracy} ({result['rule']}; " in printed
     _, options = train.load_run(tmp_path / "run")
     config = json.loads((tmp_path / "run/config.json").read_text())
