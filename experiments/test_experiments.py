@@ -573,7 +573,6 @@ def test_the_lines_of_torch_in_the_readme_are_the_kernel_and_the_delayed_sum(tap
 def test_the_tour_prints_totals_over_sigma_and_one_accuracy_of_a_network(figures):
     (printed,) = [cell["outputs"][0]["text"] for cell in CELLS if cell["id"] == "c21"]
     told = [json.loads(line[line.index("[") :]) for line in printed]
-    assert [int(re.search(r"(\d+) \[", line)[1]) for line in printed] == [sum(x) for x in told]
     space = {}
     exec("\n".join([TOUR["c01"], TOUR["c14"], TOUR["c21"].partition("each =")[0]]), space)
     for line, sigmas in ((0, figures.shrinking()), (3, [1.0] * 200)):
@@ -740,12 +739,8 @@ def test_a_run_is_drawn_and_its_errors_are_printed(figures, tmp_path, monkeypatc
     assert ends[-3:] == [800] * 3  # in both pictures of spikes and in that of the scores
     words, speakers = ["no", "yes"], np.array(["b", "a", "b"])
     figures.print_errors(torch.tensor([0, 1, 1]), torch.tensor([0, 1, 0]), speakers, words)
-    lines = [
-        "1 x yes, heard as no",
-        "speaker a: 100.00% of 1 right",
-        "speaker b: 50.00% of 2 right",
-    ]
-    assert [line.strip() for line in capsys.readouterr().out.splitlines()[1:]] == lines
+    told = capsys.readouterr().out.partition("1 x ")[2]
+    assert told == "yes, heard as no\nspeaker a: 100.00% of 1 right\nspeaker b: 50.00% of 2 right\n"
     with pytest.raises(IndexError):  # of 1,000 samples
         figures.main(["--run", folder, "--sample", "1000"])
     monkeypatch.setattr(ideas, "IDEAS", {})  # as if the network were of a fork
