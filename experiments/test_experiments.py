@@ -404,12 +404,15 @@ def test_accuracies_of_the_readme_and_beside_published_ones_follow_from_runs(res
 @pytest.mark.paper
 def test_rows_of_differences_and_cells_of_choices_follow_from_comparisons(lines):
     differences, choices = [], {"SHD (regenerated)": [], "toy": []}
+    text = PAGES["RESULTS"] + (FOLDER / "APPENDIX.md").read_text()
     for line in lines:
         if line["table"] == "Differences":
             epochs = f"toy, {line['epochs']}" if line["data"] == "toy" else line["epochs"]
             means = ", ".join(line[side].split()[0] for side in ("one side", "other side"))
             n = line["n"].replace(" and", ",")
             differences.append([line["name"], epochs, means, line["difference"], n])
+        elif line["table"] == "Text":
+            assert line["difference"] in text, line["name"]
         else:
             way = "lower" if line["points"] < 0 else "higher"
             star = "*" if line["low"] > 0 or line["high"] < 0 else ""
