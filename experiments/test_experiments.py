@@ -10,7 +10,6 @@ import sys
 from collections import Counter
 from inspect import signature
 from pathlib import Path
-from textwrap import dedent
 
 import numpy as np
 import pytest
@@ -395,13 +394,17 @@ def test_accuracies_of_the_readme_and_beside_published_ones_follow_from_runs(res
 
 @pytest.mark.paper
 def test_rows_of_differences_and_cells_of_choices_follow_from_comparisons(lines):
-    differences, choices = [], {"SHD (regenerated)": [], "toy": []}
+    differences, choices, beside = [], {"SHD (regenerated)": [], "toy": []}, []
+    text = PAGES["RESULTS"] + (FOLDER / "APPENDIX.md").read_text()
     for line in lines:
         if line["table"] == "Differences":
             epochs = f"toy, {line['epochs']}" if line["data"] == "toy" else line["epochs"]
             means = ", ".join(line[side].split()[0] for side in ("one side", "other side"))
             n = line["n"].replace(" and", ",")
             differences.append([line["name"], epochs, means, line["difference"], n])
+        elif line["table"] == "Text":
+            assert line["difference"] in text, line["name"]
+            beside.append(line["difference"])
         else:
             way = "lower" if line["points"] < 0 else "higher"
             star = "*" if line["low"] > 0 or line["high"] < 0 else ""
@@ -414,7 +417,8 @@ def test_rows_of_differences_and_cells_of_choices_follow_from_comparisons(lines)
         assert sorted(cell for cell in told if "1756d9e" not in cell) == sorted(cells)
     tables = [table("README", "Results"), table("RESULTS", "Published numbers")]
     told = re.findall(r"\d+\.\d\d", section("RESULTS", "In short"))
-    assert set(told) - set(re.findall(r"\d+\.\d\d", f"{tables} {differences} {choices}")) == set()
+    known = f"{tables} {differences} {choices} {beside}"
+    assert set(told) - set(re.findall(r"\d+\.\d\d", known)) == set()
 
 
 def write_run(folder, k, last=None, network="DelaySNN", **result):
@@ -541,13 +545,15 @@ def test_finished_runs_are_added_once(results, tmp_path, monkeypatch):
 # ----------------------------------------------------------------------- README, tour and figures
 
 
-KERNEL, LAYER, SCRIPT = re.findall(r"```python\n(.*?)```", PAGES["README"], re.S)
+CLASSIFY, LAYER, SCRIPT = re.findall(r"```python\n(.*?)```", PAGES["README"], re.S)
 
 
 @pytest.mark.paper
 def test_the_programs_in_the_readme_print_what_it_says(tmp_path, monkeypatch, capsys):
-    exec(LAYER, {})
-    assert capsys.readouterr().out == LAYER.rpartition("# ")[2]
+    monkeypatch.chdir(FOLDER.parent)
+    for code in (CLASSIFY, LAYER):
+        exec(code, {})
+        assert capsys.readouterr().out == code.rpartition("# ")[2]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(data, "DATASETS", dict(data.DATASETS))
     monkeypatch.setattr(train, "DEFAULTS", dict(train.DEFAULTS))
@@ -555,18 +561,6 @@ def test_the_programs_in_the_readme_print_what_it_says(tmp_path, monkeypatch, ca
     monkeypatch.setattr(sys, "argv", words.split())
     exec(SCRIPT, {"__name__": "__main__"})
     assert capsys.readouterr().out.endswith(" (last epoch; 100.00% with the training kernels)\n")
-
-
-@pytest.mark.paper
-@pytest.mark.parametrize("taps", [1, 2, 25])
-def test_the_lines_of_torch_in_the_readme_are_the_kernel_and_the_delayed_sum(taps):
-    weight, delay, x = oracle.random(6, 5), oracle.random(6, 5).abs(), oracle.random(3, 40, 5)
-    space = dict(torch=torch, F=F, taps=taps, sigma=1.3, weight=weight, delay=delay, x=x)
-    exec(dedent(KERNEL), space)
-    kernel = delays.gaussian_kernel(weight, delay, 1.3, taps)
-    oracle.close(space["k"], kernel, rtol=1e-12, atol=1e-12)
-    sums = delays.delay_conv(x, kernel, taps // 2)
-    oracle.close(space["y"], sums, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.paper
