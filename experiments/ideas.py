@@ -448,14 +448,14 @@ def main(argv: list[str]) -> None:
     idea, *words = argv or [""]
     if idea not in IDEAS:
         sys.exit(f"ideas.py: the first word has to be one of {', '.join(IDEAS)}")
+    usual = train.RUNS, train.DEFAULTS, train.class_scores
     train.RUNS = "runs/{dataset}-" + idea + "-{delays}-{seed}"
-    usual = train.DEFAULTS, train.class_scores
     train.DEFAULTS = {name: row | SETTINGS.get(idea, {}) for name, row in train.DEFAULTS.items()}
     train.class_scores = SCORES.get(idea, class_scores)
     try:
         train.main(words, **IDEAS[idea])
     finally:
-        train.DEFAULTS, train.class_scores = usual
+        train.RUNS, train.DEFAULTS, train.class_scores = usual
 
 
 if __name__ == "__main__":

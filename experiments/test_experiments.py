@@ -32,12 +32,6 @@ FAST = ["--dataset=toy", "--hidden=5", "--taps=5", "--batch-size=500", "--epochs
 # ------------------------------------------------------------------------------------------ ideas
 
 
-@pytest.fixture(autouse=True)
-def untouched(monkeypatch):
-    """Undo what ideas.main sets in train."""
-    monkeypatch.setattr(train, "RUNS", train.RUNS)
-
-
 @pytest.mark.paper
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("taps, connections", [(3, 0), (3, 2), (1, 0)])
