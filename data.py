@@ -50,12 +50,10 @@ class Spikes(NamedTuple):
         return Spikes(counts, self.labels.to(device), self.speakers)
 
     def select(self, which: np.ndarray) -> "Spikes":
-        """Return the samples for which `which`, a bool array [samples], is True."""
-        if which.dtype != bool:  # indices would select other counts than labels
-            raise UserError(f"select got an array of {which.dtype}: expected NumPy bools")
-        counts = [self.counts[i] for i in which.nonzero()[0]]
-        chosen = torch.from_numpy(which).to(self.labels.device)
-        return Spikes(counts, self.labels[chosen], self.speakers[which])
+        """Return the samples that `which` names: a bool array [samples], or their indices."""
+        chosen = np.arange(len(self.counts))[which]
+        counts = [self.counts[i] for i in chosen]
+        return Spikes(counts, self.labels[torch.from_numpy(chosen)], self.speakers[chosen])
 
 
 def toy(split: str, data_dir: str = "", *, noise: float = 0.02) -> Spikes:
@@ -177,10 +175,8 @@ def read_h5(file) -> Spikes:
         if h5py.check_string_dtype(speakers.dtype):  # SSC's speakers are names
             speakers = speakers.asstr()
         speakers = speakers[:]
-        counts = []
-        for times, units in zip(h5["spikes/times"], h5["spikes/units"], strict=True):
-            counts.append(bin_sample(times, units))
-            progress(f"reading sample {len(counts)} of {len(labels)}")
+        samples = zip(h5["spikes/times"], h5["spikes/units"], strict=True)
+        counts = [bin_sample(times, units) for times, units in samples]
     return join(counts, labels, speakers)
 
 
