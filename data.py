@@ -67,8 +67,7 @@ def toy(split: str, data_dir: str = "", *, noise: float = 0.02) -> Spikes:
     inputs, burst, length = 8, 4, 80
     samples, seed = {"train": (2000, 1), "test": (1000, 2)}[split]
     orders = np.tile(np.arange(inputs), (10, 1))
-    # orders[c, p]: the input that fires in place p in class c, the same for train and test.  Each
-    # row is shuffled on its own.
+    # orders[c, p]: the input that fires in place p in class c.  Each row is shuffled on its own.
     orders = np.random.default_rng(0).permuted(orders, axis=1)
     labels = np.arange(samples, dtype=np.int64) % 10
 
@@ -82,9 +81,6 @@ def toy(split: str, data_dir: str = "", *, noise: float = 0.02) -> Spikes:
     for later in range(1, burst):  # a burst lasts `burst` steps
         counts[:, later:] |= begins[:, :-later]
     return join(list(counts), labels)
-
-
-# ----------------------------------------------------------------------------------------- batches
 
 
 def batches(spikes: Spikes, size: int, shuffle: bool = True) -> Iterator[tuple[Tensor, Tensor]]:

@@ -108,7 +108,7 @@ def conv_direct(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
     return F.conv1d(x, kernel.flip(2)).transpose(1, 2)  # [B, T + tail, out]
 
 
-# ------------------------------------------------------------------------------------- the neurons
+# ---------------------------------------------------------------------- the neurons and the scores
 
 
 def spike(x: Tensor, alpha: float = 5.0) -> Tensor:
@@ -183,9 +183,6 @@ def decay_of(tau: float | Tensor) -> float | Tensor:
     if not tau >= 1:  # also rejects nan
         raise ValueError(f"tau is {tau}: expected a number of steps, at least 1.")
     return 1 - 1 / tau
-
-
-# -------------------------------------------------------------------------------------- the scores
 
 
 def class_scores(membrane: Tensor, steps: Tensor | None = None) -> Tensor:
@@ -286,13 +283,12 @@ class DelaySNN(nn.Module):
         variance 1, so that they fit a threshold of 1; a learned scale and shift follow.  In
         training padding counts too.  The readout is a delayed sum into leaky integrators, without
         batch norm.
-    taps: delays are 0..taps-1 steps.
+    taps, and the options learn_delays and connections: those of DelayedLinear.
     tau, tau_readout: time constants of the hidden neurons and of the readout, in steps.  If
         tau_readout is None, it is the same as tau.
     dropout: fraction of the neurons that are silenced in training, each for a whole sample: a mask
         drawn anew in each step would average out (SpikingJelly, after Lee et al., 2019).
     kernel_count: synapses for each pair of neurons.  Each layer sees its inputs that many times.
-    options: learn_delays and connections of DelayedLinear.
     taps=1, learn_delays=False gives the network without delays.
 
     .layers: the DelayedLinear layers, the readout last.  .norms: the batch norms.

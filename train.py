@@ -208,7 +208,6 @@ def train(options, net=None, loss=None, augment=None, before_epoch=None, after_e
         numbers to the row.  It must not change the network, whose accuracies the row has.
     These functions have to draw from torch's generator: NumPy's is not seeded.
     Returns the content of result.json, and leaves the network in evaluation mode.
-    Raises a UserError for mistakes that the user can fix.
     """
     set_backend()
     datasets = load_sets(options)
