@@ -87,7 +87,7 @@ def batches(spikes: Spikes, size: int, shuffle: bool = True) -> Iterator[tuple[T
     """Yield (indices of the samples, their counts [B, T, inputs]) for each batch.
 
     Zeros follow the shorter samples of a batch.  Without shuffle, samples come in order of length,
-    which leaves the least padding.  Indices are on the CPU, counts where the samples are.
+    which leaves little padding.  Indices are on the CPU, counts where the samples are.
     """
     order = torch.randperm(len(spikes.counts)) if shuffle else spikes.steps.argsort(stable=True)
     for indices in order.split(size):
@@ -111,7 +111,7 @@ def bin_sample(times: np.ndarray, units: np.ndarray) -> np.ndarray:
     units = whole_numbers("unit", units, CHANNELS)
     if len(times) != len(units):
         raise UserError(f"a sample has {len(times)} times, but {len(units)} units")
-    ms = times.astype(np.float32) * 1000  # a product in float16 would move late spikes
+    ms = times.astype(np.float32) * 1000  # a product in float16 would move spikes, late ones most
     # Without spikes, ms is empty, and min and max need an initial value.
     ms -= ms.min(initial=np.inf)
     longest = ms.max(initial=0)
