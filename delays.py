@@ -70,7 +70,7 @@ def shrinking_sigma(epoch: int, epochs: int, taps: int) -> float:
 
     A wide Gaussian shows a delay which way to go, but not where to stop: at a constant wide sigma,
     even delays that are lined up move away.  A narrow one keeps them, but shows the way only from
-    one or two steps off.  So each width brings a delay near enough for the next (experiments/tour.ipynb).
+    one or two steps off.  So each width brings a delay near enough for the next, as the tour shows.
     DCLS adds 0.27 to every width.  taps // 2, 0.5 and a quarter are the authors' choice.
     """
     quarter = epochs // 4

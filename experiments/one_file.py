@@ -151,7 +151,7 @@ def train(train_set, test_set, hidden, taps, tau, dropout, batch_size, epochs, s
             scores = net(counts, sigma).softmax(2).sum(1)  # [B, classes]; padding counts too
             # cross_entropy applies a second softmax, as in the authors' loss.  Scores are sums over
             # time, not means, so those of a sample add up to T + tail: 112 on the toy task.  Of
-            # numbers that large the softmax often nearly picks the largest: where a sample is wrong, the
+            # such numbers the softmax often nearly picks the largest: where a sample is wrong, the
             # loss is nearly the lead of its strongest rival, and begins above ln(classes).
             loss = F.cross_entropy(scores, labels)
 
