@@ -50,12 +50,10 @@ class Spikes(NamedTuple):
         return Spikes(counts, self.labels.to(device), self.speakers)
 
     def select(self, which: np.ndarray) -> "Spikes":
-        """Return the samples for which `which`, a bool array [samples], is True."""
-        if which.dtype != bool:  # indices would select other counts than labels
-            raise UserError(f"select got an array of {which.dtype}: expected NumPy bools")
-        counts = [self.counts[i] for i in which.nonzero()[0]]
-        chosen = torch.from_numpy(which).to(self.labels.device)
-        return Spikes(counts, self.labels[chosen], self.speakers[which])
+        """Return the samples that `which` names: a bool array [samples], or their indices."""
+        chosen = np.arange(len(self.counts))[which]
+        counts = [self.counts[i] for i in chosen]
+        return Spikes(counts, self.labels[torch.from_numpy(chosen)], self.speakers[chosen])
 
 
 def toy(split: str, data_dir: str = "", *, noise: float = 0.02) -> Spikes:
@@ -69,8 +67,7 @@ def toy(split: str, data_dir: str = "", *, noise: float = 0.02) -> Spikes:
     inputs, burst, length = 8, 4, 80
     samples, seed = {"train": (2000, 1), "test": (1000, 2)}[split]
     orders = np.tile(np.arange(inputs), (10, 1))
-    # orders[c, p]: the input that fires in place p in class c, the same for train and test.  Each
-    # row is shuffled on its own.
+    # orders[c, p]: the input that fires in place p in class c.  Each row is shuffled on its own.
     orders = np.random.default_rng(0).permuted(orders, axis=1)
     labels = np.arange(samples, dtype=np.int64) % 10
 
@@ -86,14 +83,11 @@ def toy(split: str, data_dir: str = "", *, noise: float = 0.02) -> Spikes:
     return join(list(counts), labels)
 
 
-# ----------------------------------------------------------------------------------------- batches
-
-
 def batches(spikes: Spikes, size: int, shuffle: bool = True) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (indices of the samples, their counts [B, T, inputs]) for each batch.
 
     Zeros follow the shorter samples of a batch.  Without shuffle, samples come in order of length,
-    which leaves the least padding.  Indices are on the CPU, counts where the samples are.
+    which leaves little padding.  Indices are on the CPU, counts where the samples are.
     """
     order = torch.randperm(len(spikes.counts)) if shuffle else spikes.steps.argsort(stable=True)
     for indices in order.split(size):
@@ -117,7 +111,7 @@ def bin_sample(times: np.ndarray, units: np.ndarray) -> np.ndarray:
     units = whole_numbers("unit", units, CHANNELS)
     if len(times) != len(units):
         raise UserError(f"a sample has {len(times)} times, but {len(units)} units")
-    ms = times.astype(np.float32) * 1000  # a product in float16 would move late spikes
+    ms = times.astype(np.float32) * 1000  # a product in float16 would move spikes, late ones most
     # Without spikes, ms is empty, and min and max need an initial value.
     ms -= ms.min(initial=np.inf)
     longest = ms.max(initial=0)
@@ -177,10 +171,8 @@ def read_h5(file) -> Spikes:
         if h5py.check_string_dtype(speakers.dtype):  # SSC's speakers are names
             speakers = speakers.asstr()
         speakers = speakers[:]
-        counts = []
-        for times, units in zip(h5["spikes/times"], h5["spikes/units"], strict=True):
-            counts.append(bin_sample(times, units))
-            progress(f"reading sample {len(counts)} of {len(labels)}")
+        samples = zip(h5["spikes/times"], h5["spikes/units"], strict=True)
+        counts = [bin_sample(times, units) for times, units in samples]
     return join(counts, labels, speakers)
 
 

@@ -41,7 +41,7 @@ def gaussian_kernel(weight: Tensor, delay: Tensor, sigma: float | Tensor, taps: 
     sigma: the width of the Gaussian in steps, above 0, a number or a tensor that broadcasts.
     Returns [out, in, taps], with gradients for weight, delay and sigma.
     """
-    # The taps come first until the end: with the taps last, this takes longer.
+    # The taps come first until the end.
     d = torch.arange(taps, dtype=delay.dtype, device=delay.device)[:, None, None]
     exponent = -((d - delay) / sigma).square() / 2  # [taps, out, in], if delay is [out, in]
     # What is too small to matter is exactly 0: denormal numbers would slow some CPUs down.
@@ -68,9 +68,9 @@ def shrinking_sigma(epoch: int, epochs: int, taps: int) -> float:
     Over the first epochs // 4 epochs, sigma - 0.27 falls exponentially from taps // 2 to 0.23, and
     stays there.  With 25 taps, sigma goes from 12 + 0.27 to 0.23 + 0.27 = 0.5.
 
-    A wide Gaussian shows a delay which way to go, but blurs: at a constant wide sigma, delays that
-    are lined up drift apart.  A narrow one keeps them, but shows the way only from one or two
-    steps off.  So each width brings a delay near enough for the next (experiments/tour.ipynb).
+    A wide Gaussian shows a delay which way to go, but not where to stop: at a constant wide sigma,
+    even delays that are lined up move away.  A narrow one keeps them, but shows the way only from
+    one or two steps off.  So each width brings a delay near enough for the next, as the tour shows.
     DCLS adds 0.27 to every width.  taps // 2, 0.5 and a quarter are the authors' choice.
     """
     quarter = epochs // 4
@@ -108,7 +108,7 @@ def conv_direct(spikes: Tensor, kernel: Tensor, tail: int) -> Tensor:
     return F.conv1d(x, kernel.flip(2)).transpose(1, 2)  # [B, T + tail, out]
 
 
-# ------------------------------------------------------------------------------------- the neurons
+# ---------------------------------------------------------------------- the neurons and the scores
 
 
 def spike(x: Tensor, alpha: float = 5.0) -> Tensor:
@@ -160,7 +160,7 @@ def leaky_integrator(current: Tensor, tau: float | Tensor) -> Tensor:
         v[t] = (1 - 1/tau) v[t-1] + I[t] = sum_{u <= t} (1 - 1/tau)^(t-u) I[u]
 
     current: I, [B, T, N].  tau: in steps, at least 1: a number, or a tensor of one value.
-    Nothing resets them, so v is the product of a [T, T] matrix with I, which is faster than a loop.
+    Nothing resets them, so v is the product of a [T, T] matrix with I: no loop over time is needed.
     """
     # In float64, since the relative error of a power grows with its exponent.
     t = torch.arange(current.shape[1], dtype=torch.float64, device=current.device)
@@ -185,9 +185,6 @@ def decay_of(tau: float | Tensor) -> float | Tensor:
     return 1 - 1 / tau
 
 
-# -------------------------------------------------------------------------------------- the scores
-
-
 def class_scores(membrane: Tensor, steps: Tensor | None = None) -> Tensor:
     """Return the score of each class, [B, classes]: softmax over classes, summed over time.
 
@@ -196,8 +193,8 @@ def class_scores(membrane: Tensor, steps: Tensor | None = None) -> Tensor:
         includes all.
     Summing a softmax of each step, and training with the cross-entropy of the sums, which applies a
     second softmax, are from sparch, the code of Bittar and Garner (2022).  The scores of a sample
-    add up to its steps, about a hundred, so the second softmax nearly picks the largest.  The loss
-    is thus nearly the margin to the strongest rival, and begins above ln(classes).
+    add up to its steps, about a hundred, so the second softmax often nearly picks the largest: the
+    loss of a wrong sample is about the lead of its strongest rival.  It begins above ln(classes).
     """
     probability = membrane.softmax(2)
     if steps is not None:
@@ -286,13 +283,12 @@ class DelaySNN(nn.Module):
         variance 1, so that they fit a threshold of 1; a learned scale and shift follow.  In
         training padding counts too.  The readout is a delayed sum into leaky integrators, without
         batch norm.
-    taps: delays are 0..taps-1 steps.
+    taps, and the options learn_delays and connections: those of DelayedLinear.
     tau, tau_readout: time constants of the hidden neurons and of the readout, in steps.  If
         tau_readout is None, it is the same as tau.
     dropout: fraction of the neurons that are silenced in training, each for a whole sample: a mask
-        drawn anew in each step would average out (SpikingJelly, after Lee et al., 2019).
+        drawn anew in each step would partly average out (SpikingJelly, after Lee et al., 2019).
     kernel_count: synapses for each pair of neurons.  Each layer sees its inputs that many times.
-    options: learn_delays and connections of DelayedLinear.
     taps=1, learn_delays=False gives the network without delays.
 
     .layers: the DelayedLinear layers, the readout last.  .norms: the batch norms.

@@ -33,6 +33,8 @@ DEFAULTS = {
 }
 # The folder of a run without --out.  If it exists, -2, -3, ... is added.
 RUNS = "runs/{dataset}-{delays}-{seed}"
+FILES = ["delays.py", "data.py", "train.py"]
+PROGRAM = {name: data.md5(os.path.join(os.path.dirname(__file__), name)) for name in FILES}
 
 # ---------------------------------------------------------------------- the network, its optimizer
 
@@ -206,7 +208,6 @@ def train(options, net=None, loss=None, augment=None, before_epoch=None, after_e
         numbers to the row.  It must not change the network, whose accuracies the row has.
     These functions have to draw from torch's generator: NumPy's is not seeded.
     Returns the content of result.json, and leaves the network in evaluation mode.
-    Raises a UserError for mistakes that the user can fix.
     """
     set_backend()
     datasets = load_sets(options)
@@ -284,8 +285,7 @@ def finish(net: DelaySNN, datasets: dict[str, data.Spikes], rows: list[dict], op
     load_checkpoint(options.out, "net.pt", net)  # the network of the reported epoch
     net.eval()
     epoch = reported_epoch(rows, options)
-    validated = "valid" in datasets
-    chosen = validated and not options.valid_speakers  # the epoch, by its validation accuracy
+    chosen = "valid" in datasets and not options.valid_speakers  # by its validation accuracy
     split = "test" if "test" in datasets else "valid"
     accuracy = evaluate(net, datasets[split], options.batch_size)
     result = {key: vars(options)[key] for key in ("dataset", "delays", "seed", "epochs")}
@@ -294,7 +294,7 @@ def finish(net: DelaySNN, datasets: dict[str, data.Spikes], rows: list[dict], op
         "test_accuracy": accuracy if split == "test" else None,
         "rule": f"best on validation, epoch {epoch}" if chosen else "last epoch",
         "valid_accuracy": rows[epoch - 1]["valid_accuracy"],
-        "best_on_test": None if validated else max(row["test_accuracy"] for row in rows),
+        "best_on_test": None if "valid" in datasets else max(row["test_accuracy"] for row in rows),
         "unrounded_accuracy": evaluate(net, datasets[split], options.batch_size, rounded=False),
         "spikes": hidden_spikes(net, datasets[split], options.batch_size),
         "seconds": sum(row["seconds"] for row in rows),
@@ -311,20 +311,18 @@ def finish(net: DelaySNN, datasets: dict[str, data.Spikes], rows: list[dict], op
 # ------------------------------------ the rest is options and files: skip this on a first reading
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
+def parse(argv: list[str]) -> argparse.Namespace:
     """Return all options: those given, else the saved run's, else the data set's defaults.
 
     Raises a UserError for options that do not fit the saved run, and for a GPU that is missing.
     """
-    argv = sys.argv[1:] if argv is None else argv
     parser = make_parser()
     # A first pass, without -h, finds the data set or the run that sets the defaults.
     first, _ = parser.parse_known_args([word for word in argv if word not in ("-h", "--help")])
     run = first.eval if first.resume is None else first.resume  # perhaps "", which has no files
     saved = {} if run is None else read_options(run)
     defaults = saved or (DEFAULTS["shd"] | DEFAULTS.get(first.dataset, {}))
-    unknown = sorted(defaults.keys() - vars(first).keys())
-    if unknown:
+    if unknown := sorted(defaults.keys() - vars(first).keys()):
         raise UserError(f"{run or 'train.DEFAULTS'} has options of another script, {unknown}")
     parser.set_defaults(**defaults)
     options = parser.parse_args(argv)
@@ -495,18 +493,17 @@ def start(net: nn.Module, datasets: dict[str, data.Spikes], names: dict, options
     if options.out and os.path.exists(options.out):
         raise UserError(f"{options.out} exists: continue it by --resume, or choose another --out")
     usual = options.out or RUNS.format(**vars(options))
-    folder, number = usual, 1
-    while os.path.exists(folder):
+    options.out, number = usual, 1
+    while os.path.exists(options.out):
         number += 1
-        folder = f"{usual}-{number}"
-    os.makedirs(folder)
+        options.out = f"{usual}-{number}"
+    os.makedirs(options.out)
 
-    options.out = folder
     config = names | {
         "options": vars(options),
         "samples": {split: len(spikes.labels) for split, spikes in datasets.items()},
         "md5": md5_of_files(datasets, options),
-        "program": md5_of_program(),
+        "program": PROGRAM,
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if options.device == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
@@ -524,18 +521,11 @@ def md5_of_files(splits, options) -> dict[str, str]:
     return {os.path.basename(path): data.md5(path) for path in paths if path}
 
 
-def md5_of_program() -> dict[str, str]:
-    """Return the md5 of each of the three files, by its name."""
-    folder = os.path.dirname(os.path.abspath(__file__))
-    names = ["delays.py", "data.py", "train.py"]
-    return {name: data.md5(os.path.join(folder, name)) for name in names}
-
-
 def warn_if_edited(folder: str) -> None:
     """Print a line to stderr if the program has changed since a run began."""
     with open(os.path.join(folder, "config.json")) as file:
         saved = json.load(file).get("program", {})  # runs of earlier versions have none
-    if changed := [name for name, md5 in md5_of_program().items() if saved.get(name, md5) != md5]:
+    if changed := [name for name, md5 in PROGRAM.items() if saved.get(name, md5) != md5]:
         print(f"{', '.join(changed)} changed since the run in {folder} began", file=sys.stderr)
 
 
@@ -638,7 +628,7 @@ def main(argv=None, net_class=DelaySNN, **hooks) -> None:
     A UserError or OSError is printed as one line.  Any other error keeps its traceback.
     """
     try:
-        options = parse(argv)
+        options = parse(sys.argv[1:] if argv is None else argv)
         net = build(options, net_class)
         if not options.eval:
             train(options, net, **hooks)

@@ -36,8 +36,8 @@ def make_kernel(weight: Tensor, delay: Tensor, taps: int, sigma: float | None) -
         exponent = -(((d - delay[:, :, None]) / sigma) ** 2) / 2  # [out, in, taps]
         # The condition makes tiny values exactly 0: denormal numbers are slow on some processors.
         g = torch.exp(exponent) * (exponent > -80)
-        # The taps add up to the weight, also at an end of the range: what is cut off there comes
-        # back on the inner side.  The 1e-7 is the authors'; sigma is never so small that g.sum is.
+        # The taps add up to the weight, also at an end of the range: the other taps share what is
+        # cut off there.  The 1e-7 is the authors'; sigma is never so small that g.sum is.
         fraction = g / (g.sum(2, keepdim=True) + 1e-7)
     return weight[:, :, None] * fraction  # [out, in, taps]
 
@@ -151,7 +151,7 @@ def train(train_set, test_set, hidden, taps, tau, dropout, batch_size, epochs, s
             scores = net(counts, sigma).softmax(2).sum(1)  # [B, classes]; padding counts too
             # cross_entropy applies a second softmax, as in the authors' loss.  Scores are sums over
             # time, not means, so those of a sample add up to T + tail: 112 on the toy task.  Of
-            # numbers that large the softmax nearly picks the largest: where a sample is wrong, the
+            # such numbers the softmax often nearly picks the largest: where a sample is wrong, the
             # loss is nearly the lead of its strongest rival, and begins above ln(classes).
             loss = F.cross_entropy(scores, labels)
 

@@ -557,8 +557,6 @@ def test_events_with_a_mistake_are_refused():
         with pytest.raises(ValueError, match=sentence):
             data.from_events(**(events | change), inputs=3)
     assert data.join([np.ones((2, 3))] * 2, [70_000, 0]).labels.dtype == torch.int64
-    with pytest.raises(data.UserError, match="select got an array of uint8: expected NumPy"):
-        data.from_events(**events, inputs=3).select(np.array([0, 1, 1], np.uint8))
 
 
 def test_a_data_set_unlike_its_row_and_a_wrong_row_are_refused(short_run, tmp_path, monkeypatch):
