@@ -4,9 +4,9 @@
     python -m experiments.results compare runs/mine-0 runs/mine-1 runs/mine-2 -- runs/theirs-*
     python -m experiments.results add runs/shd-learned-0 --commit HASH
 
-The first prints two wide tables: every accuracy that follows from runs.csv, in %, and every
-difference that comparisons.csv names, in points.  The second prints how far the first runs are
-above the others, which need no row in runs.csv.  Call the third on the machine that trained.
+The first prints every accuracy that follows from runs.csv, in %, and every difference that
+comparisons.csv names, in points.  The second prints how far the first runs are above the others,
+which need no row.  Call the third on the machine that trained.
 """
 
 import argparse
@@ -138,7 +138,6 @@ def read_run(folder: str) -> dict:
         log = pandas.read_csv(Path(folder, "log.csv"))
     except OSError as problem:
         raise UserError(f"{folder} is not the folder of a finished run: {problem}") from problem
-    # An option newer than the run has its default.
     options = vars(train.make_parser().parse_args([])) | run["options"]
     split = "valid" if run["test_accuracy"] is None else "test"
     run |= {"run": folder, "options": options, "speakers": options["valid_speakers"]}
@@ -148,8 +147,7 @@ def read_run(folder: str) -> dict:
         now = "with held-out speakers the last epoch counts now, so train it again"
         raise UserError(f"{folder} reports '{run['rule']}': {now}")
     md5 = " ".join(digest[:8] for digest in run["md5"].values())  # of the files of SHD or SSC
-    unknown = f"{run['dataset']} (files {md5})" if md5 else run["dataset"]
-    run["data"] = DATA_NAMES.get(md5[:8] or run["dataset"], unknown)
+    run["data"] = DATA_NAMES.get(md5[:8] or run["dataset"], f"{run['dataset']} {md5}".strip())
     rule = run["rule"].partition(", epoch")[0]
     run["of"] = f"{run['data']}, {split} accuracy in %, {rule}"
     told = options | {name: run[name] for name in ideas.SEAMS if name in run}
@@ -181,9 +179,11 @@ def compare(folders: list[str], others: list[str], paired: bool) -> None:
     one, other = [side.set_index(["speakers", "seed"]).sort_index() for side in sides]
     check(one, other, paired)
     print(one["of"].iloc[0])
-    for name, side, against in ("first", one, other), ("others", other, one):
+    shared = set.intersection(*one["told"], *other["told"])
+    shared |= {f"valid_speakers {pair}" for pair, _ in {*one.index} & {*other.index}}
+    for name, side in ("first", one), ("others", other):
         print(f"{name:<14}{spread(side['accuracy'])}")
-        words = sorted(set.union(*side["told"]) - set.union(*against["told"]))
+        words = sorted(set.union(*side["told"]) - shared)
         print(f"{'':<14}{', '.join(words) or 'no option differs'}")
     found = difference(one["accuracy"], other["accuracy"], paired)
     for name, gain in found["gains"].items():  # by seed, or by held-out speakers

@@ -409,6 +409,9 @@ def test_two_sides_of_runs_are_compared_or_refused(results, tmp_path, monkeypatc
     run = results.read_run("one-0")
     assert [run["train_accuracy"], run["best_on_valid"]] == [0.5, 0.99]
 
+    write_run("mixed", "0,5", network="Other", seed=1, valid_accuracy=0.9)
+    results.main(["compare", "one-0", "mixed", "--", "other-0", "one-1"])
+    assert capsys.readouterr().out.count(f"{'':14}network One, network Other\n") == 2
     write_run("best", valid_accuracy=0.9, rule="best on validation, epoch 3")  # as of SSC
     write_run("early", "1,6", valid_accuracy=0.9, rule="best on validation, epoch 2")
     write_run("files", md5={"a.h5": "12345678", "b.h5": "9"}, test_accuracy=0.9)
@@ -423,7 +426,7 @@ def test_two_sides_of_runs_are_compared_or_refused(results, tmp_path, monkeypatc
         ("one-0 -- begun", "begun is not the folder of a finished run: .*No such file"),
         ("one-0 -- early", "early reports 'best on validation, epoch 2': .* train it again"),
         ("best -- one-0", "best has toy, valid accuracy in %, best on validation; one-0 has toy"),
-        ("ours -- files", "files has toy .files 12345678 9., test .*: both sides need the same"),
+        ("ours -- files", "files has toy 12345678 9, test .*: both sides need the same"),
         ("one-0 -- ./one-0", "one-0, ./one-0 are one run, or one seed"),
         ("one-0 other-0 -- one-1", "one-0, other-0 are one run, or one seed of a side"),
         ("--paired one-0 -- other-1", "other side has no run of the seed of one-0, other-1"),
