@@ -527,7 +527,7 @@ def test_the_file_of_the_first_exercises_replaces_what_the_named_tests_test():
 
 
 @pytest.mark.paper
-def test_exercises_with_their_answers_print_what_they_say(capsys):
+def test_exercises_with_their_answers_print_what_they_say(figures, capsys):
     formula = "k / sigma**2 * ((d - delay) - (g * (d - delay)).sum() / (g.sum() + 1e-7))"
     exec(block_with("slope").replace("mine = ...", f"delay = 3.4; mine = {formula}"), {})
     assert float(re.search(r"tensor\((\S+?),", capsys.readouterr().out)[1]) < 1e-7
