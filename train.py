@@ -346,7 +346,6 @@ def make_parser() -> argparse.ArgumentParser:
     form = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(formatter_class=form, allow_abbrev=False)
     parser.usage = "python train.py [option ...]; -h lists the options"
-    parser.description = __doc__.splitlines()[0]
     add = parser.add_argument
     variants = ["learned", "constant-sigma", "fixed", "none"]
 
