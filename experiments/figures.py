@@ -260,6 +260,8 @@ ROWS = {
         "none": "no delays, tau 10.05 ms",
         "none --tau 400.0 --tau-readout 10.05": "no delays, tau 400 ms",
         "shift": "learned, shifted samples",
+        "recipe --dropout 0.2 --delay-lr 0.3": "learned, the recipe",
+        "recipe --delays fixed --hidden 388 --dropout 0.2 --delay-lr 0.3": "fixed, 388, the recipe",
     },
     "toy": {
         "learned": "learned delays",
@@ -290,10 +292,9 @@ def results_figure() -> Figure:
 
 def draw_runs(axis, rows, sides: dict[str, str], colors: dict[int, str]) -> None:
     """Draw the accuracy of each run of some sides, in the color of its epochs."""
-    places = list(sides)
     for (side, epochs), runs in rows.groupby(["side", "epochs"]):
         if side in sides and epochs in colors:
-            accuracy, height = 100 * runs["accuracy"], places.index(side)
+            accuracy, height = 100 * runs["accuracy"], list(sides).index(side)
             height += (len(colors) - 1) * (0.2 if epochs == 30 else -0.2)
             aside = 0.06 * (np.arange(len(accuracy)) % 5 - 2)  # equal values would hide each other
             axis.plot(accuracy, height + aside, "o", color=colors[epochs], markersize=4)
