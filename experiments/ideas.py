@@ -401,7 +401,7 @@ IDEAS = {
     "whole-steps": dict(net_class=WholeSteps, before_epoch=freeze_delays),  # rounded at the end
     "shift": dict(augment=shift),  # training samples are shifted along the inputs
     "warp": dict(augment=warp),  # and stretched along them
-    # What gained together, and SETTINGS.  Adopted by the rule of APPENDIX.md, on held-out speakers.
+    # With SETTINGS.  Adopted on held-out speakers (APPENDIX.md); it did not gain on the test set.
     "recipe": dict(augment=warp, loss=rival),
     "between-taps": dict(net_class=BetweenTaps),  # linear between two taps, without a Gaussian
     "control": dict(net_class=Control),  # Gaussians narrow, but delays stay where they are
