@@ -330,7 +330,7 @@ def test_accuracies_of_the_readme_and_beside_published_ones_follow_from_runs(res
         side = side.removeprefix("--delays ") if "--delays" in side else f"learned {side}".strip()
         assert accuracy == results.spread(runs[side]["accuracy"]), options
         assert [parameters] == [f"{n:,.0f}" for n in runs[side]["parameters"].unique()], options
-    sides = {"learned, augmented": "shift", "learned, the recipe": "recipe"}
+    sides = {"learned, shifted samples": "shift", "learned, the recipe": "recipe"}
     for kind, accuracy, rule, by in table(RESULTS, "Published numbers"):
         if by == "us":
             share = " --valid-share 0.2" if rule == "a fifth of train held out" else ""
