@@ -418,6 +418,8 @@ IDEAS = {
     "sigmoid-slope": dict(net_class=SigmoidSlope),  # a surrogate gradient of another shape
     "small-weights": dict(net_class=SmallWeights),  # smaller first weights, those of nn.Linear
     "small-sigmoid": dict(net_class=SmallSigmoid),  # both
+    "small-weights-shifted": dict(net_class=SmallWeights, augment=shift),
+    "small-sigmoid-shifted": dict(net_class=SmallSigmoid, augment=shift),
     "triangle": dict(net_class=Triangle),  # a triangle of the same variance as the Gaussian
     "from-zero": dict(net_class=FromZero),  # all delays start at 0
     "no-norm": dict(net_class=NoNorm),  # no batch norm
