@@ -193,7 +193,7 @@ def join(counts: list[np.ndarray], labels, speakers=None) -> Spikes:
 
 def read_included(split: str, data_dir: str = "") -> Spikes:
     """Read a split of SHD (regenerated), which the repository includes.  data_dir is not used."""
-    path = os.path.join(os.path.dirname(__file__), f"experiments/shd-regenerated/{split}.npz")
+    path = os.path.join(os.path.dirname(__file__), f"experiments/included/shd-regenerated/{split}.npz")
     try:
         with np.load(path) as file:
             ends = file["steps"].cumsum(dtype=np.int64)  # where each sample ends
