@@ -4,11 +4,9 @@ SHD and SSC (Cramer et al. 2022) are recordings of spoken words that a model of 
 into spikes on 700 channels.
 """
 
-import gzip
 import hashlib
 import http.client
 import os
-import shutil
 import sys
 import tempfile
 import zipfile
@@ -28,17 +26,24 @@ class UserError(ValueError):
     """A mistake that the user can fix.  The programs print it as one line, without a traceback."""
 
 
-class Spikes(NamedTuple):
+class Spikes:
     """The samples of a split.
 
     counts: for each sample, uint8 [steps, inputs], the number of spikes of each input in each step.
-    labels: int64 [samples], classes from 0.
-    speakers: NumPy array [samples] of the numbers or names in the file, always on the CPU.
+    labels: [samples], classes from 0, as int64; or values to learn, as floats.
+    speakers: NumPy array [samples] of the numbers or names in the file, always on the CPU.  -1 if
+        they are left out.
+    Raises a UserError if their numbers differ.
     """
 
-    counts: list[Tensor]
-    labels: Tensor
-    speakers: np.ndarray
+    def __init__(self, counts, labels, speakers=None):
+        self.counts = [torch.as_tensor(sample) for sample in counts]
+        labels = torch.as_tensor(labels)
+        self.labels = labels if labels.is_floating_point() else labels.long()  # published: uint16
+        self.speakers = np.full(len(labels), -1) if speakers is None else np.asarray(speakers)
+        sizes = [len(self.counts), len(self.labels), len(self.speakers)]
+        if len(set(sizes)) > 1:
+            raise UserError(f"{sizes} samples, labels and speakers: expected equal numbers")
 
     @property
     def steps(self) -> Tensor:
@@ -80,7 +85,7 @@ def toy(split: str, data_dir: str = "", *, noise: float = 0.02) -> Spikes:
     counts = begins.astype(np.uint8)
     for later in range(1, burst):  # a burst lasts `burst` steps
         counts[:, later:] |= begins[:, :-later]
-    return join(list(counts), labels)
+    return Spikes(counts, labels)
 
 
 def batches(spikes: Spikes, size: int, shuffle: bool = True) -> Iterator[tuple[Tensor, Tensor]]:
@@ -100,6 +105,8 @@ CHANNELS = 700  # of the cochlea
 GROUP = 5  # channels that are summed to one input, as the authors do
 INPUTS = CHANNELS // GROUP
 STEP_MS = 10
+WORDS = "zero one two three four five six seven eight nine"  # of SHD, by label
+WORDS = (WORDS + " null eins zwei drei vier fuenf sechs sieben acht neun").split()
 
 
 def bin_sample(times: np.ndarray, units: np.ndarray) -> np.ndarray:
@@ -108,7 +115,6 @@ def bin_sample(times: np.ndarray, units: np.ndarray) -> np.ndarray:
     times: float16 [spikes], in seconds.  units: channels 0..699.
     Time starts at the first spike, as in SpikingJelly's reader, which the authors used.
     """
-    units = whole_numbers("unit", units, CHANNELS)
     if len(times) != len(units):
         raise UserError(f"a sample has {len(times)} times, but {len(units)} units")
     ms = times.astype(np.float32) * 1000  # a product in float16 would move spikes, late ones most
@@ -120,11 +126,13 @@ def bin_sample(times: np.ndarray, units: np.ndarray) -> np.ndarray:
     return count_spikes((ms / STEP_MS).astype(np.int64), units // GROUP, INPUTS)
 
 
-def count_spikes(step: np.ndarray, channel: np.ndarray, inputs: int) -> np.ndarray:
+def count_spikes(step, channel, inputs: int) -> np.ndarray:
     """Return the counts of one sample, uint8 [steps, inputs], up to the step of its last spike.
 
-    A sample without spikes is one empty step.
+    step, channel: of each spike, whole numbers.  A sample without spikes is one empty step.
     """
+    step = whole_numbers("step of spike", step, 100_000)  # above that, it may be in microseconds
+    channel = whole_numbers("input of spike", channel, inputs)
     length = int(step.max(initial=0)) + 1
     # Count into [steps, inputs], flattened.
     counts = np.bincount(step * inputs + channel, minlength=length * inputs)
@@ -133,39 +141,33 @@ def count_spikes(step: np.ndarray, channel: np.ndarray, inputs: int) -> np.ndarr
     return counts.astype(np.uint8).reshape(length, inputs)
 
 
+def whole_numbers(name: str, values, limit: int = 2**31) -> np.ndarray:
+    """Return the values as int64 [n].  Raises a UserError unless all are whole, 0..limit-1."""
+    array = np.asarray(values)
+    valid = (array >= 0) & (array < limit) & (array == np.floor(array))
+    if not valid.all():
+        at = valid.argmin()  # the first one that is not valid
+        raise UserError(f"{name} {at} is {array[at]}: expected a whole number, 0..{limit - 1}")
+    return array.astype(np.int64)
+
+
 def read_published(dataset: str, split: str, data_dir: str) -> Spikes:
     """Read the file of a split of SHD or SSC, after fetching it if it is missing."""
-    path = find(dataset, split, data_dir) or fetch(dataset, split, data_dir)
+    path = os.path.join(data_dir, f"{dataset}_{split}.h5")
+    if not os.path.exists(path):
+        fetch(path)
     try:
-        if path.endswith(".h5"):
-            return read_h5(path)
-        # h5py has to jump within the file, so it is unpacked into the system's temporary folder.
-        with open_packed(path) as packed, tempfile.TemporaryFile() as file:
-            shutil.copyfileobj(packed, file)
-            return read_h5(file)
-    except Exception as problem:  # gzip, zipfile and h5py raise many kinds
+        return read_h5(path)
+    except Exception as problem:  # h5py raises many kinds
         raise UserError(f"{path} could not be read: {problem}") from problem
 
 
-def find(dataset: str, split: str, data_dir: str) -> str | None:
-    """Return the path of a split's file in data_dir, packed or not, or None if there is none."""
-    paths = [os.path.join(data_dir, f"{dataset}_{split}.h5{end}") for end in ("", ".gz", ".zip")]
-    return next(filter(os.path.exists, paths), None)
-
-
-def open_packed(path: str):
-    """Open the content of an .h5.gz or .h5.zip file."""
-    if path.endswith(".gz"):
-        return gzip.open(path)
-    return zipfile.Path(path, os.path.basename(path).removesuffix(".zip")).open("rb")
-
-
-def read_h5(file) -> Spikes:
-    """Return the Spikes of an .h5 file (a path or an open file) in the layout of SHD and SSC.
+def read_h5(path: str) -> Spikes:
+    """Return the Spikes of an .h5 file in the layout of SHD and SSC.
 
     Sample n has the arrays spikes/times[n] and spikes/units[n], labels[n] and extra/speaker[n].
     """
-    with h5py.File(file, "r") as h5:
+    with h5py.File(path, "r") as h5:
         labels = h5["labels"][:]
         speakers = h5["extra/speaker"]
         if h5py.check_string_dtype(speakers.dtype):  # SSC's speakers are names
@@ -173,32 +175,18 @@ def read_h5(file) -> Spikes:
         speakers = speakers[:]
         samples = zip(h5["spikes/times"], h5["spikes/units"], strict=True)
         counts = [bin_sample(times, units) for times, units in samples]
-    return join(counts, labels, speakers)
-
-
-def join(counts: list[np.ndarray], labels, speakers=None) -> Spikes:
-    """Return the Spikes made of the counts of each sample, [steps, inputs].
-
-    labels: [samples], classes from 0.  speakers: [samples]; without them, all are -1.
-    Raises a UserError if their numbers differ, or if a label is not a whole number.
-    """
-    labels = whole_numbers("label", labels)
-    speakers = np.full(len(labels), -1) if speakers is None else np.asarray(speakers)
-    sizes = [len(counts), len(labels), len(speakers)]
-    if len(set(sizes)) > 1:
-        raise UserError(f"{sizes} samples, labels and speakers: expected equal numbers")
-    tensors = [torch.as_tensor(sample) for sample in counts]
-    return Spikes(tensors, torch.from_numpy(labels), speakers)
+    return Spikes(counts, labels, speakers)
 
 
 def read_included(split: str, data_dir: str = "") -> Spikes:
     """Read a split of SHD (regenerated), which the repository includes.  data_dir is not used."""
-    path = os.path.join(os.path.dirname(__file__), f"experiments/included/shd-regenerated/{split}.npz")
+    folder = os.path.join(os.path.dirname(__file__), "experiments/included/shd-regenerated")
+    path = os.path.join(folder, f"{split}.npz")
     try:
         with np.load(path) as file:
             ends = file["steps"].cumsum(dtype=np.int64)  # where each sample ends
             counts = np.split(file["counts"], ends[:-1])
-            return join(counts, file["labels"], file["speakers"])
+            return Spikes(counts, file["labels"], file["speakers"])
     except Exception as problem:  # zipfile, zlib and NumPy raise many kinds
         raise UserError(f"{path} could not be read ({problem}): get it again by git") from problem
 
@@ -212,28 +200,20 @@ def from_events(sample, step, channel, labels, inputs: int, speakers=None) -> Sp
     sample, step, channel: one entry per spike: its sample (0..samples-1), its time in steps since
         the start of the sample (below 100,000), and its input (0..inputs-1).
     labels: [samples], classes from 0.  speakers: [samples], numbers or names, if you have them.
-    A sample ends with its last spike.  Raises a ValueError for unequal lengths, for a number out of
+    A sample ends with its last spike.  Raises a UserError for unequal lengths, for a number out of
     range, and for more than 255 spikes of one input in one step.
     """
+    labels = whole_numbers("label", labels)
     sample = whole_numbers("sample of spike", sample, len(labels))
-    step = whole_numbers("step of spike", step, 100_000)  # above that, it may be in microseconds
-    channel = whole_numbers("channel of spike", channel, inputs)
-    sample, step, channel = np.stack([sample, step, channel])  # refuses unequal lengths
+    step, channel = np.asarray(step), np.asarray(channel)
+    sizes = [len(sample), len(step), len(channel)]
+    if len(set(sizes)) > 1:
+        raise UserError(f"{sizes} samples, steps and channels of spikes: expected equal numbers")
     order = np.argsort(sample, kind="stable")  # the spikes of sample 0, then of sample 1, ...
     ends = np.bincount(sample, minlength=len(labels)).cumsum()  # where each sample's spikes end
     parts = np.split(order, ends[:-1])  # of each sample, the indices of its spikes
     counts = [count_spikes(step[part], channel[part], inputs) for part in parts]
-    return join(counts, labels, speakers)
-
-
-def whole_numbers(name: str, values, limit: int = 2**31) -> np.ndarray:
-    """Return the values as int64 [n].  Raises a UserError unless all are whole, 0..limit-1."""
-    array = np.asarray(values)
-    valid = (array >= 0) & (array < limit) & (array == np.floor(array))
-    if not valid.all():
-        at = valid.argmin()  # the first one that is not valid
-        raise UserError(f"{name} {at} is {array[at]}: expected a whole number, 0..{limit - 1}")
-    return array.astype(np.int64)
+    return Spikes(counts, labels, speakers)
 
 
 # --------------------------------------------------------------------------- the table of data sets
@@ -272,42 +252,49 @@ def load(dataset: str, split: str, data_dir: str) -> Spikes:
     row = DATASETS[dataset]
     spikes = row.read(split, data_dir)
     inputs = {sample.shape[1] for sample in spikes.counts}
-    classes = int(spikes.labels.max()) + 1
-    if inputs != {row.inputs} or classes > row.classes:
-        found = f"{dataset} {split} has {sorted(inputs)} inputs and {classes} classes"
-        raise UserError(f"{found}, its row in DATASETS says {row.inputs} and {row.classes}")
-    return spikes
+    if inputs != {row.inputs}:
+        found = f"{dataset} {split} has {sorted(inputs)} inputs"
+        raise UserError(f"{found}, its row in DATASETS says {row.inputs}")
+    if row.classes == 1:  # labels are values to learn
+        return spikes
+    labels = whole_numbers(f"{dataset} {split}: label", spikes.labels, row.classes)
+    return Spikes(spikes.counts, labels, spikes.speakers)
 
 
 # --------------------------------------- fetching the published files: skip this on a first reading
 
 SERVERS = ["https://zenkelab.org/datasets", "https://compneuro.net/datasets"]
 MD5 = {
-    "shd_train.h5.gz": "d47c9825dee33347913e8ce0f2be08b0",
-    "shd_test.h5.gz": "3062a80ec0c5719404d5b02e166543b1",
+    "shd_train.h5.zip": "f3252aeb598ac776c1b526422d90eecb",
+    "shd_test.h5.zip": "1503a5064faa34311c398fb0a1ed0a6f",
     "ssc_train.h5.zip": "d102be95e7144fcc0553d1f45ba94170",
     "ssc_valid.h5.zip": "b4eee3516a4a90dd0c71a6ac23a8ae43",
     "ssc_test.h5.zip": "a35ff1e9cffdd02a20eb850c17c37748",
 }
 
 
-def fetch(dataset: str, split: str, data_dir: str) -> str:
-    """Download the file of a split from the first server that has it, and return its path.
+def fetch(path: str) -> None:
+    """Download the packed form of the published file `path` and unpack it there.
 
-    The file is moved into data_dir only once its md5 has been verified.
+    Tries one server after the other.  The file appears only once the md5 of the packed form has
+    been verified.
     """
-    name = next(name for name in MD5 if name.startswith(f"{dataset}_{split}."))
-    path = os.path.join(data_dir, name)
-    os.makedirs(data_dir, exist_ok=True)
+    for packed in (f"{path}.zip", f"{path}.gz"):
+        if os.path.exists(packed):
+            raise UserError(f"{path} is missing, but {packed} is there: unpack it")
+    data_dir, name = os.path.split(path)
+    os.makedirs(data_dir or ".", exist_ok=True)
     problems = []
     for server in SERVERS:
         try:
             # Within data_dir, since os.replace needs one file system.
-            with tempfile.TemporaryDirectory(dir=data_dir) as folder:
-                part = os.path.join(folder, name)
-                download(f"{server}/{name}", part, MD5[name])
-                os.replace(part, path)
-            return path
+            with tempfile.TemporaryDirectory(dir=data_dir or ".") as folder:
+                packed = os.path.join(folder, f"{name}.zip")
+                download(f"{server}/{name}.zip", packed, MD5[f"{name}.zip"])
+                with zipfile.ZipFile(packed) as archive:
+                    archive.extract(name, folder)
+                os.replace(os.path.join(folder, name), path)
+            return
         except (OSError, http.client.HTTPException) as problem:
             problems.append(f"{server}: {' '.join(str(problem).split())}")
     raise UserError(
@@ -319,17 +306,14 @@ def fetch(dataset: str, split: str, data_dir: str) -> str:
 def download(url: str, path: str, expected: str) -> None:
     """Write what a server sends into the file `path`.  Raises an OSError if the md5 is wrong."""
     print(f"fetching {url}", file=sys.stderr)
+    md5 = hashlib.md5()
     with open(path, "wb") as file, urlopen(url, timeout=30) as reply:
         while block := reply.read(1 << 20):
             file.write(block)
+            md5.update(block)
             progress(f"{file.tell() / 1e6:.0f} MB")
-    if md5(path) != expected:
-        raise OSError(f"sent a file of md5 {md5(path)}, expected {expected}")
-
-
-def md5(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
+    if md5.hexdigest() != expected:
+        raise OSError(f"sent a file of md5 {md5.hexdigest()}, expected {expected}")
 
 
 def progress(text: str) -> None:

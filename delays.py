@@ -10,8 +10,8 @@ Gaussian centred on the delay spreads the weight over the taps.  Its width sigma
 first quarter of the epochs.
 
 Signals are tensors [B, T, N]: batch, time, neurons.  Delays, sigma and tau are in time steps.  "The
-authors' choice" marks a value for which we know no reason.  experiments/RESULTS.md says what each
-part of the method is worth.  MIT licence; please cite CITATION.cff.
+authors' choice" marks a value for which we know no reason.  experiments/evidence/RESULTS.md
+says what each part of the method is worth.  MIT licence; please cite CITATION.cff.
 """
 
 import math
@@ -31,9 +31,9 @@ def gaussian_kernel(weight: Tensor, delay: Tensor, sigma: float | Tensor, taps: 
         k[o,i,d] = w[o,i] g[d] / (sum_d' g[d'] + 1e-7)
         g[d] = exp(-((d - delay[o,i]) / sigma)^2 / 2)
 
-    The division makes a synapse's taps add up to its weight.  Near the first and the last tap, part
-    of the Gaussian is cut off.  The division makes up for it, so the kernel's mean shifts inwards.
-    1e-7 is the authors' choice, and too small to matter at the widths of training.
+    The division makes a synapse's taps add up to its weight, also where part of the Gaussian is cut
+    off, before the first tap or after the last.  The cut moves the kernel's mean inwards.  1e-7 is
+    the authors' choice, and too small to matter at the widths of training.
 
     weight: [out, in].
     delay: in steps, 0..taps-1, [out, in] or a shape that broadcasts to it, such as [1, in] for one
@@ -212,57 +212,46 @@ class DelayedLinear(nn.Module):
     taps: delays are 0..taps-1 steps.  The output is taps // 2 steps longer than the input, so that
         most late spikes arrive.  The others are lost.  The length is the authors' choice.
     learn_delays: False rounds the random delays to whole steps and does not train them.
-    connections: how many inputs each neuron has.  Which ones is drawn at random.  0 connects all.
     delay_shape: (1, inputs) for a delay per input, (outputs, 1) for one per neuron.  In a network
-        a subclass sets it, as AxonLayer in experiments/ideas.py does.
+        a subclass sets it, as AxonLayer in experiments/forks/ideas.py does.
 
-    .weight, .mask: [out, in].  The mask is True where there is a connection.
+    .weight: [out, in].
     .delay: in steps, [out, in] or delay_shape.  A parameter if it is learned, otherwise a buffer.
     .sigma: the width of the Gaussian in steps.  None until the training loop sets it.
     """
 
-    def __init__(self, inputs, outputs, taps, learn_delays=True, connections=0, delay_shape=None):
+    def __init__(self, inputs, outputs, taps, learn_delays=True, delay_shape=None):
         super().__init__()
-        fan_in = min(connections or inputs, inputs)
         self.taps = taps
         self.learn_delays = learn_delays
         self.sigma = None
-
-        # one_file.py draws in this order too (weight, delay, mask): hence its losses are the same.
         # Kaiming's uniform distribution for relu is the authors' choice.  In hidden layers, batch
         # norm hides the weights' scale, but not from Adam, whose updates are as large for small
         # weights.
-        bound = math.sqrt(6 / fan_in)
+        bound = math.sqrt(6 / inputs)
         self.weight = nn.Parameter(torch.empty(outputs, inputs).uniform_(-bound, bound))
         delay = torch.empty(delay_shape or (outputs, inputs)).uniform_(0, taps - 1)
         self.delay = nn.Parameter(delay) if learn_delays else nn.Buffer(delay.round())
 
-        self.mask = nn.Buffer(torch.ones(outputs, inputs, dtype=torch.bool))
-        if fan_in < inputs:
-            # Each neuron gets fan_in different inputs.
-            chosen = torch.rand(outputs, inputs).argsort(1)[:, :fan_in]
-            self.mask.zero_().scatter_(1, chosen, True)
-        self.weight.data.mul_(self.mask)  # missing synapses are 0 in saved files too
+    def kernel(self):
+        """Return the kernel that training and evaluation both use, [out, in, taps].
+
+        It is training_kernel while delays are being trained.  In evaluation, and with fixed delays,
+        each synapse has one nonzero tap.  In a subclass, what changes a weight belongs here, such
+        as a mask of synapses, and what changes a delay in a property `delay`.
+        """
+        if self.training and self.learn_delays:
+            return self.training_kernel(self.weight)
+        return rounded_kernel(self.weight, self.delay, self.taps)
 
     def training_kernel(self, weight):
         """Return the training kernel, [out, in, taps].  Override this to use another.
 
-        weight: [out, in], with 0 for missing synapses.
         Raises a ValueError if sigma has not been set.
         """
         if self.sigma is None:
             raise ValueError("sigma is None: set it in each epoch, as by shrinking_sigma(...).")
         return gaussian_kernel(weight, self.delay, self.sigma, self.taps)
-
-    def kernel(self):
-        """Return the kernel in use, [out, in, taps]: training_kernel if delays are being trained.
-
-        In evaluation, and with fixed delays, each synapse has one nonzero tap.
-        """
-        weight = self.weight * self.mask  # so missing synapses get no gradient
-        if self.training and self.learn_delays:
-            return self.training_kernel(weight)
-        return rounded_kernel(weight, self.delay, self.taps)
 
     def forward(self, x):
         return delay_conv(x, self.kernel(), self.taps // 2)
@@ -283,15 +272,14 @@ class DelaySNN(nn.Module):
         variance 1, so that they fit a threshold of 1; a learned scale and shift follow.  In
         training padding counts too.  The readout is a delayed sum into leaky integrators, without
         batch norm.
-    taps, and the options learn_delays and connections: those of DelayedLinear.
+    taps, learn_delays: those of DelayedLinear.
     tau, tau_readout: time constants of the hidden neurons and of the readout, in steps.  If
         tau_readout is None, it is the same as tau.
     dropout: fraction of the neurons that are silenced in training, each for a whole sample: a mask
         drawn anew in each step would partly average out (SpikingJelly, after Lee et al., 2019).
-    kernel_count: synapses for each pair of neurons.  Each layer sees its inputs that many times.
     taps=1, learn_delays=False gives the network without delays.
 
-    .layers: the DelayedLinear layers, the readout last.  .norms: the batch norms.
+    .layers: the layers of synapses, the readout last.  .norms: the batch norms.
     .tail: the number of steps by which the output is longer than the input.
     .rates: firing rate of each hidden layer in the last forward pass, before dropout, in spikes per
         neuron and step, tails and padding included.  They have gradients, for a loss of your own.
@@ -309,20 +297,17 @@ class DelaySNN(nn.Module):
         tau=1.005,
         dropout=0.4,
         tau_readout=None,
-        kernel_count=1,
-        **options,
+        learn_delays=True,
     ):
         super().__init__()
-        sizes = [inputs, *hidden, classes]
         self.layers = nn.ModuleList(
-            self.layer_class(kernel_count * before, after, taps, **options)
-            for before, after in pairwise(sizes)
+            self.layer_class(before, after, taps, learn_delays=learn_delays)
+            for before, after in pairwise([inputs, *hidden, classes])
         )
         self.norms = nn.ModuleList(nn.BatchNorm1d(size) for size in hidden)
         self.tau = tau
         self.tau_readout = tau if tau_readout is None else tau_readout
         self.dropout = dropout
-        self.kernel_count = kernel_count
 
     @property
     def tail(self):
@@ -336,17 +321,21 @@ class DelaySNN(nn.Module):
         """Return the potentials of the readout, [B, T, classes].  Override this for another."""
         return leaky_integrator(current, self.tau_readout)
 
+    def scores(self, membrane, steps=None):
+        """Return class_scores, [B, classes]: the loss and all predictions are made of these."""
+        return class_scores(membrane, steps)
+
     def forward(self, x):
         self.rates = []
         *hidden, last = self.layers
         for i, layer in enumerate(hidden):
-            current = layer(x.repeat(1, 1, self.kernel_count))  # [B, T + taps//2, N]
+            current = layer(x)  # [B, T + taps//2, N]
             current = self.norms[i](current.flatten(0, 1)).view_as(current)
             x = self.neurons(i, current)
             self.rates.append(x.mean())
             # dropout1d drops whole rows of [B, N, T].
             x = F.dropout1d(x.transpose(1, 2), self.dropout, self.training).transpose(1, 2)
-        return self.readout(last(x.repeat(1, 1, self.kernel_count)))
+        return self.readout(last(x))
 
 
 # -------------------------------------------- the same thing, faster: skip this on a first reading

@@ -20,21 +20,41 @@ from torch.nn import functional as F
 
 import data
 from data import UserError
-from delays import DelayedLinear, DelaySNN, class_scores, shrinking_sigma
+from delays import DelayedLinear, DelaySNN, shrinking_sigma
 
-# The paper's settings for SHD and SSC, and those of the toy task.  A row of your own takes what it
-# leaves out from SHD's.  tau is in ms here and in steps in delays.py: with SHD's, 1.005 steps, a
-# membrane forgets almost at once.
+# Options and their defaults, which are the paper's for SHD.  A default of None is for a number; the
+# type of every other option is that of its default.  A script may add lines of its own.
+OPTIONS = {
+    "dataset": ("shd", "one of data.DATASETS, such as shd, shd-regenerated, ssc and toy"),
+    "data_dir": ("data", "folder of the files; missing ones are fetched"),
+    "valid_speakers": ("", "speakers to hold out for validation: 3,6"),
+    "valid_share": (None, "fraction to hold out for validation, from all speakers"),
+    "no_test": (False, "do not read the test set; needs a validation set"),
+    "delays": ("learned", "learned, constant-sigma (sigma is 0.5 steps), fixed or none"),
+    "hidden": (256, "neurons in each hidden layer"),
+    "layers": (2, "number of hidden layers"),
+    "taps": (25, "delays are 0 to TAPS - 1 steps"),
+    "tau": (10.05, "time constant of the membranes, ms: with steps of 10 ms they forget at once"),
+    "tau_readout": (None, "time constant of the readout, ms; None: same as --tau"),
+    "dropout": (0.4, "fraction of the hidden neurons silenced in training"),
+    "epochs": (150, "passes over the data; fewer than 4 skip the wide start"),
+    "batch_size": (256, "samples in a batch"),
+    "lr": (5e-3, "peak learning rate of the weights"),
+    "delay_lr": (0.1, "initial rate of the delays, in steps"),
+    "weight_decay": (1e-5, "L2 penalty of the weights"),
+    "seed": (0, "seed of all random numbers"),
+    "device": ("auto", "auto (a GPU if found), cpu or cuda"),
+    "out": ("", "new folder for the results; without it: runs/DATASET-DELAYS-SEED, if free"),
+    "resume": ("", "continue the run in this folder"),
+    "eval": ("", "only print the accuracy of the run in this folder"),
+}
+# What a data set has instead.  SSC's are the paper's.
 DEFAULTS = {
-    "shd": dict(hidden=256, layers=2, taps=25, tau=10.05, dropout=0.4, batch_size=256, epochs=150),
-    "shd-regenerated": {},  # SHD's
     "ssc": dict(hidden=512, layers=3, taps=31, tau=15.0, dropout=0.25, batch_size=128, epochs=60),
-    "toy": dict(hidden=40, layers=1, taps=33, tau=10.05, dropout=0.0, batch_size=50, epochs=20),
+    "toy": dict(hidden=40, layers=1, taps=33, dropout=0.0, batch_size=50, epochs=20),
 }
 # The folder of a run without --out.  If it exists, -2, -3, ... is added.
 RUNS = "runs/{dataset}-{delays}-{seed}"
-FILES = ["delays.py", "data.py", "train.py"]
-PROGRAM = {name: data.md5(os.path.join(os.path.dirname(__file__), name)) for name in FILES}
 
 # ---------------------------------------------------------------------- the network, its optimizer
 
@@ -55,9 +75,7 @@ def build(options: argparse.Namespace, net_class: type[DelaySNN] = DelaySNN) -> 
         tau=options.tau / dataset.step_ms,
         tau_readout=tau_readout / dataset.step_ms,
         dropout=options.dropout,
-        kernel_count=options.kernel_count,
         learn_delays=options.delays in ("learned", "constant-sigma"),
-        connections=options.connections,
     )
 
 
@@ -128,7 +146,7 @@ def cross_entropy(net, counts: Tensor, membrane: Tensor, labels: Tensor) -> Tens
     membrane: net(counts), [B, T + net.tail, classes].  labels: [B].
     All steps count, including this padding, as in the authors' training.
     """
-    return F.cross_entropy(class_scores(membrane), labels)
+    return F.cross_entropy(net.scores(membrane), labels)
 
 
 def train_epoch(net, optimizer, spikes, epoch, options, loss=cross_entropy, augment=None) -> list:
@@ -148,7 +166,7 @@ def train_epoch(net, optimizer, spikes, epoch, options, loss=cross_entropy, augm
         for layer in delayed_layers(net):
             layer.clamp_delays()
 
-        guess = class_scores(membrane.detach()).argmax(1)
+        guess = net.scores(membrane.detach()).argmax(1)
         accuracy = (guess == labels).double().mean()
         sums = sums + torch.stack([batch_loss, accuracy, *net.rates]).detach() * len(labels)
         data.progress(f"epoch {epoch + 1} of {options.epochs}, batch {number}")
@@ -178,7 +196,7 @@ def predict(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=T
         if membrane.shape[1] < counts.shape[1]:  # then scores would depend on the batch
             found = f"the network returned {membrane.shape[1]} steps for {counts.shape[1]}"
             raise UserError(f"{found}: expected at least as many (a stride belongs in the reader)")
-        scores.append(class_scores(membrane, steps[indices] + net.tail))
+        scores.append(net.scores(membrane, steps[indices] + net.tail))
         order.append(indices)
     net.train(was_training)
     return torch.cat(scores)[torch.cat(order).argsort()]  # back from the order of the batches
@@ -197,8 +215,8 @@ def train(options, net=None, loss=None, augment=None, before_epoch=None, after_e
     """Train a network, or resume the run in options.resume, and write all files of its folder.
 
     options: from parse.
-    net: a network to train instead of build(options), with the .rates and .tail of DelaySNN.  All
-        of its parameters are trained.  Build it from the same seed to resume its run.
+    net: a network to train instead of build(options), with .rates, .tail and .scores as DelaySNN.
+        All of its parameters are trained.  Build it from the same seed to resume its run.
     loss: a function to use instead of cross_entropy, with the same arguments.
     augment: a function of (counts [B, T, inputs], labels [B]) that returns the counts to train on.
         It may change T.
@@ -216,15 +234,15 @@ def train(options, net=None, loss=None, augment=None, before_epoch=None, after_e
     optimizer = make_optimizer(net, options)
     # Copy the initial delays now: in a resumed run, its trained ones will overwrite them.
     first_delays = [layer.delay.detach().clone() for layer in delayed_layers(net)]
-    # The files of a run name its parts, and --resume checks that its script has the same.
+    # config.json names the parts of a run, and --resume checks that its script has the same.
     parts = {"loss": loss, "augment": augment, "before_epoch": before_epoch}
     names = {"network": type(net).__name__} | {part: name_of(own) for part, own in parts.items()}
 
     rows = []  # of the log
     if options.resume:
-        check_resumed(datasets, names, options)
+        check_names(options.out, names)
     else:
-        start(net, datasets, names, options)
+        start(net, optimizer, datasets, names, options)
     if os.path.exists(os.path.join(options.out, "last.pt")):  # else no epoch has ended yet
         saved = load_checkpoint(options.out, "last.pt", net)
         optimizer.load_state_dict(saved["adam"])
@@ -263,7 +281,7 @@ def train(options, net=None, loss=None, augment=None, before_epoch=None, after_e
         if after_epoch is not None:
             after_epoch(net, row)
         rows.append(row)
-        save(net, optimizer, names, rows, options)
+        save(net, optimizer, rows, options)
         print_row(row)
 
     return finish(net, datasets, rows, options)
@@ -290,13 +308,11 @@ def finish(net: DelaySNN, datasets: dict[str, data.Spikes], rows: list[dict], op
     accuracy = evaluate(net, datasets[split], options.batch_size)
     result = {key: vars(options)[key] for key in ("dataset", "delays", "seed", "epochs")}
     result |= {
-        "parameters": count_parameters(net),
+        "parameters": count(net.parameters()),
         "test_accuracy": accuracy if split == "test" else None,
         "rule": f"best on validation, epoch {epoch}" if chosen else "last epoch",
         "valid_accuracy": rows[epoch - 1]["valid_accuracy"],
-        "best_on_test": None if "valid" in datasets else max(row["test_accuracy"] for row in rows),
         "unrounded_accuracy": evaluate(net, datasets[split], options.batch_size, rounded=False),
-        "spikes": hidden_spikes(net, datasets[split], options.batch_size),
         "seconds": sum(row["seconds"] for row in rows),
     }
     write(options.out, "result.json", json.dumps(result, indent=1))
@@ -314,85 +330,65 @@ def finish(net: DelaySNN, datasets: dict[str, data.Spikes], rows: list[dict], op
 def parse(argv: list[str]) -> argparse.Namespace:
     """Return all options: those given, else the saved run's, else the data set's defaults.
 
-    Raises a UserError for options that do not fit the saved run, and for a GPU that is missing.
+    Raises a UserError for options that are out of range or do not fit the saved run.
     """
-    parser = make_parser()
-    # A first pass, without -h, finds the data set or the run that sets the defaults.
-    first, _ = parser.parse_known_args([word for word in argv if word not in ("-h", "--help")])
-    run = first.eval if first.resume is None else first.resume  # perhaps "", which has no files
-    saved = {} if run is None else read_options(run)
-    defaults = saved or (DEFAULTS["shd"] | DEFAULTS.get(first.dataset, {}))
-    if unknown := sorted(defaults.keys() - vars(first).keys()):
-        raise UserError(f"{run or 'train.DEFAULTS'} has options of another script, {unknown}")
-    parser.set_defaults(**defaults)
-    options = parser.parse_args(argv)
+    more = "SHD's defaults; what other data sets have instead is in DEFAULTS, in train.py"
+    # SUPPRESS leaves out what is not given.
+    parser = argparse.ArgumentParser(
+        epilog=more, argument_default=argparse.SUPPRESS, allow_abbrev=False
+    )
+    for name, (default, text) in OPTIONS.items():
+        kind = dict(type=float if default is None else type(default), metavar="X")
+        if default is False:
+            kind = dict(action="store_true")
+        text = f"{text} (default: {default})"
+        parser.add_argument("--" + name.replace("_", "-"), help=text, **kind)
+    given = vars(parser.parse_args(argv))
 
-    for name in sorted(saved.keys() - {"resume", "eval", "out", "device", "data_dir"}):
-        if vars(options)[name] != saved[name]:
-            raise UserError(f"{run} used {name} {saved[name]}: leave it out, or start a new run")
-    if saved:
-        warn_if_edited(run)
-    if options.resume and os.path.exists(os.path.join(options.resume, "result.json")):
-        raise UserError(f"{run} has ended and cannot be resumed: --eval {run} prints its accuracy")
+    folders = {name: given[name] for name in ("out", "resume", "eval") if name in given}
+    if len(folders) > 1 or "" in folders.values():
+        raise UserError(f"{folders}: expected a folder, for one of --out, --resume and --eval")
+    run = given.get("resume") or given.get("eval")
+    own = read_options(run) if run else defaults(given.get("dataset", "shd"))
+    if unknown := sorted(own.keys() - OPTIONS.keys()):
+        raise UserError(f"{run or 'train.DEFAULTS'} has options of another script, {unknown}")
+    for name in given.keys() - {"resume", "eval", "device", "data_dir"}:
+        if run and given[name] != own[name]:
+            raise UserError(f"{run} used {name} {own[name]}: leave it out, or start a new run")
+    options = argparse.Namespace(**own | {"resume": "", "eval": ""} | given)
     options.out = options.resume or options.out
     if options.device == "auto":
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch finds no GPU here; use cpu or auto")
+    check(options)
     return options
 
 
-def make_parser() -> argparse.ArgumentParser:
-    form = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(formatter_class=form, allow_abbrev=False)
-    parser.usage = "python train.py [option ...]; -h lists the options"
-    add = parser.add_argument
-    variants = ["learned", "constant-sigma", "fixed", "none"]
-
-    add("--dataset", choices=list(data.DATASETS), default="shd", help="NAME -h: its defaults")
-    add("--data-dir", default="data", help="folder of the files; missing ones are fetched")
-    at_most_one = parser.add_mutually_exclusive_group().add_argument
-    at_most_one("--valid-speakers", default="", help="speakers to hold out for validation: 3,6")
-    at_most_one("--valid-share", type=fraction, help="fraction to hold out, from all speakers")
-    add("--no-test", action="store_true", help="do not read the test set; needs a validation set")
-
-    add("--delays", choices=variants, default="learned", help="constant-sigma: sigma is 0.5 steps")
-    add("--hidden", type=positive, help="neurons in each hidden layer")
-    add("--layers", type=positive, help="number of hidden layers")
-    add("--taps", type=positive, help="delays are 0 to TAPS - 1 steps")
-    add("--kernel-count", type=positive, default=1, help="synapses per pair; 2 take twice the time")
-    add("--connections", type=positive, help="random inputs of each neuron; None: all inputs")
-    add("--tau", type=float, help="time constant of the membranes, ms")
-    add("--tau-readout", type=float, help="time constant of the readout, ms; None: same as --tau")
-    add("--dropout", type=fraction, help="fraction of the hidden neurons silenced in training")
-
-    add("--epochs", type=positive, help="passes over the data; fewer than 4 skip the wide start")
-    add("--batch-size", type=positive, help="samples in a batch")
-    add("--lr", type=float, default=5e-3, help="peak learning rate of the weights")
-    add("--delay-lr", type=float, default=0.1, help="initial rate of the delays, in steps")
-    add("--weight-decay", type=float, default=1e-5, help="L2 penalty of the weights")
-    add("--seed", type=int, default=0, help="seed of all random numbers")
-
-    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: a GPU if found")
-    one_folder = parser.add_mutually_exclusive_group().add_argument
-    one_folder("--out", help="new folder for the results; None: runs/DATASET-DELAYS-SEED, if free")
-    one_folder("--resume", metavar="RUN", help="continue the run in this folder")
-    one_folder("--eval", metavar="RUN", help="only print the accuracy of the run in this folder")
-    return parser
+def defaults(dataset: str = "shd") -> dict:
+    """Return the default of each option for a data set."""
+    return {name: default for name, (default, _) in OPTIONS.items()} | DEFAULTS.get(dataset, {})
 
 
-def positive(text: str) -> int:
-    """Convert an option to a whole number of at least 1, for argparse."""
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected at least 1")
-    return int(text)
-
-
-def fraction(text: str) -> float:
-    """Convert an option to a number from 0 to below 1, for argparse."""
-    if not 0 <= float(text) < 1:  # also rejects nan
-        raise argparse.ArgumentTypeError(f"{text}: expected a fraction from 0 to below 1")
-    return float(text)
+def check(options: argparse.Namespace) -> None:
+    """Raise a UserError for an option that is out of range, or that another one excludes."""
+    own = vars(options)
+    choices = {"dataset": data.DATASETS, "device": ["cpu", "cuda"]}
+    choices["delays"] = ["learned", "constant-sigma", "fixed", "none"]
+    for name, known in choices.items():
+        if own[name] not in known:
+            raise UserError(f"{name} {own[name]}: expected one of {', '.join(known)}")
+    for name in ("hidden", "layers", "taps", "epochs", "batch_size"):
+        if own[name] < 1:
+            raise UserError(f"{name} {own[name]}: expected at least 1")
+    for name in ("dropout", "valid_share"):
+        if not 0 <= (own[name] or 0) < 1:  # also rejects nan
+            raise UserError(f"{name} {own[name]}: expected a fraction from 0 to below 1")
+    if options.valid_speakers and options.valid_share is not None:
+        raise UserError("valid_speakers and valid_share: expected one of them at most")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device cuda: torch finds no GPU here; use cpu or auto")
+    if options.resume and os.path.exists(os.path.join(options.resume, "result.json")):
+        run = options.resume
+        raise UserError(f"{run} has ended and cannot be resumed: --eval {run} prints its accuracy")
 
 
 def set_backend() -> None:
@@ -446,48 +442,19 @@ def held_out(spikes: data.Spikes, options: argparse.Namespace) -> np.ndarray:
 
 def moved_ms(net: nn.Module, first_delays: list[Tensor], options: argparse.Namespace) -> float:
     """Return how far the delays have moved, in ms: the mean over all synapses."""
-    layers = zip(delayed_layers(net), first_delays, strict=True)
-    moved = [(own.delay.detach() - was).abs().expand_as(own.mask)[own.mask] for own, was in layers]
+    moved = [
+        (layer.delay.detach() - first).abs().expand_as(layer.weight).flatten()
+        for layer, first in zip(delayed_layers(net), first_delays, strict=True)
+    ]
     return torch.cat(moved).mean().item() * data.DATASETS[options.dataset].step_ms
 
 
-def count_parameters(net: nn.Module, ending: str = "") -> int:
-    """Return the number of trained parameters, without those of missing synapses.
-
-    ending: of the names of the parameters to count.  make_optimizer trains "delay" as delays.
-    """
-    total = 0
-    for name, value in net.named_parameters():
-        if value.requires_grad and name.endswith(ending):
-            owner = net.get_submodule(name.rpartition(".")[0])
-            per_synapse = isinstance(owner, DelayedLinear) and value.shape == owner.mask.shape
-            total += int(owner.mask.sum()) if per_synapse else value.numel()
-    return total
+def count(parameters) -> int:
+    """Return how many numbers are trained."""
+    return sum(own.numel() for own in parameters if own.requires_grad)
 
 
-def hidden_spikes(net, spikes: data.Spikes, batch_size: int = 256) -> list[float] | None:
-    """Return the spikes per sample of each hidden layer, of the network with rounded delays.
-
-    A layer's output is counted as long as it lasts for an unpadded sample: the sample's own steps,
-    and the tails up to this layer.  Returns None for a network that is not a DelaySNN.
-    """
-    if not isinstance(net, DelaySNN):
-        return None
-    counted = dict.fromkeys(net.layers[1:], 0.0)  # by the layer that the spikes go to
-
-    def count(layer, inputs):
-        end = inputs[0].shape[1] - net.tail  # without the zeros that predict appends
-        counted[layer] += inputs[0][:, :end].double().sum().item() / net.kernel_count
-
-    hooks = [layer.register_forward_pre_hook(count) for layer in counted]
-    for steps in spikes.steps.unique():  # samples of one length, so there is no padding
-        predict(net, spikes.select((spikes.steps == steps).numpy()), batch_size)
-    for hook in hooks:
-        hook.remove()
-    return [total / len(spikes.labels) for total in counted.values()]
-
-
-def start(net: nn.Module, datasets: dict[str, data.Spikes], names: dict, options) -> None:
+def start(net: nn.Module, optimizer, datasets: dict[str, data.Spikes], names: dict, options):
     """Make the folder of a new run, set options.out to it, and write its config.json."""
     if options.out and os.path.exists(options.out):
         raise UserError(f"{options.out} exists: continue it by --resume, or choose another --out")
@@ -501,49 +468,29 @@ def start(net: nn.Module, datasets: dict[str, data.Spikes], names: dict, options
     config = names | {
         "options": vars(options),
         "samples": {split: len(spikes.labels) for split, spikes in datasets.items()},
-        "md5": md5_of_files(datasets, options),
-        "program": PROGRAM,
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if options.device == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
     }
     write(options.out, "config.json", json.dumps(config, indent=1))
     print(options.dataset, config["samples"])
-    delays = count_parameters(net, "delay")
-    print(f"{count_parameters(net):,} parameters, {delays:,} of them delays")
+    delays = count(optimizer.param_groups[1]["params"])
+    print(f"{count(net.parameters()):,} parameters, {delays:,} of them delays")
     print(f"results in {options.out}; if stopped, continue with --resume {options.out}")
 
 
-def md5_of_files(splits, options) -> dict[str, str]:
-    """Return the md5 of the published file of each split, by its name.  Other data have none."""
-    paths = [data.find(options.dataset, split, options.data_dir) for split in splits]
-    return {os.path.basename(path): data.md5(path) for path in paths if path}
-
-
-def warn_if_edited(folder: str) -> None:
-    """Print a line to stderr if the program has changed since a run began."""
-    with open(os.path.join(folder, "config.json")) as file:
-        saved = json.load(file).get("program", {})  # runs of earlier versions have none
-    if changed := [name for name, md5 in PROGRAM.items() if saved.get(name, md5) != md5]:
-        print(f"{', '.join(changed)} changed since the run in {folder} began", file=sys.stderr)
-
-
-def check_resumed(splits, names: dict, options) -> None:
-    """Raise a UserError unless a run is resumed with its network, functions and data files."""
-    with open(os.path.join(options.out, "config.json")) as file:
-        saved = json.load(file)
+def check_names(folder: str, names: dict) -> None:
+    """Raise a UserError unless the network and functions of a run have these names."""
+    config = read_config(folder)
     for part, name in names.items():
-        if saved.get(part, name) != name:  # runs of earlier versions lack some names
-            raise UserError(f"{part} is {saved[part]}, not {name}: use the script of the run")
-    for name, md5 in md5_of_files(splits, options).items():
-        if saved["md5"].get(name, md5) != md5:
-            raise UserError(f"{options.out} read another {name}: give its folder by --data-dir")
+        if config[part] != name:
+            raise UserError(f"{part} is {config[part]}, not {name}: use the script of the run")
 
 
-def save(net: nn.Module, optimizer, names: dict, rows: list[dict], options) -> None:
+def save(net: nn.Module, optimizer, rows: list[dict], options) -> None:
     """Write an epoch's checkpoints and log: last.pt comes last, since --resume reads it."""
-    state = names | {"net": net.state_dict(), "epoch": len(rows)}
-    state["sigma"] = [float(layer.sigma) for layer in delayed_layers(net)]
+    sigmas = [float(layer.sigma) for layer in delayed_layers(net)]
+    state = {"net": net.state_dict(), "sigma": sigmas}
     if reported_epoch(rows, options) == len(rows):  # so far, this epoch would be reported
         write(options.out, "net.pt", state)
     lines = [rows[0].keys(), *(row.values() for row in rows)]
@@ -552,40 +499,33 @@ def save(net: nn.Module, optimizer, names: dict, rows: list[dict], options) -> N
     write(options.out, "last.pt", state | {"adam": optimizer.state_dict(), "rows": rows})
 
 
-def name_of(function) -> str:
-    """Return the name of a loss, augmentation or hook, which config.json and checkpoints hold."""
-    function = getattr(function, "func", function)  # of a functools.partial, its function
-    return getattr(function, "__name__", type(function).__name__)
+def name_of(function) -> str | None:
+    """Return the name of a loss, augmentation or hook, of a functools.partial its function's."""
+    function = getattr(function, "func", function)
+    return None if function is None else getattr(function, "__name__", type(function).__name__)
 
 
 def load_checkpoint(folder: str, name: str, net: nn.Module) -> dict:
     """Load the weights and sigma of a checkpoint into a network.  Returns all that it holds."""
-    path = os.path.join(folder, name)
-    own = type(net).__name__
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        if saved.get("network", own) != own:
-            raise UserError(f"network is {saved['network']}, not {own}: use the script of the run")
-        net.load_state_dict(saved["net"])
-    except Exception as problem:  # torch raises many kinds, some of several lines
-        raise UserError(f"{path} cannot be loaded: {' '.join(str(problem).split())}") from problem
+    saved = torch.load(os.path.join(folder, name), map_location="cpu", weights_only=True)
+    net.load_state_dict(saved["net"])
     for layer, sigma in zip(delayed_layers(net), saved["sigma"], strict=True):
         layer.sigma = sigma
     return saved
 
 
+def read_config(folder: str) -> dict:
+    """Return what config.json of a run holds."""
+    with open(os.path.join(folder, "config.json")) as file:
+        return json.load(file)
+
+
 def read_options(folder: str) -> dict:
-    """Return the options of a saved run.  An option newer than the run has its default."""
-    path = os.path.join(folder, "config.json")
-    try:
-        with open(path) as file:
-            options = json.load(file)["options"]
-        dataset = options["dataset"]
-    except (ValueError, LookupError, TypeError) as problem:
-        raise UserError(f"{path} is not that of a run: {problem!r}") from problem
-    if dataset not in data.DATASETS:
-        raise UserError(f"{folder} was trained on {dataset}: use the script of the run")
-    return vars(make_parser().parse_args([])) | options
+    """Return the options of a saved run.  An option that the run lacks has its default."""
+    options = read_config(folder)["options"]
+    if options["dataset"] not in data.DATASETS:
+        raise UserError(f"{folder} was trained on {options['dataset']}: use the script of the run")
+    return defaults() | options
 
 
 def load_run(folder: str, net: DelaySNN | None = None) -> tuple[DelaySNN, argparse.Namespace]:
@@ -595,8 +535,8 @@ def load_run(folder: str, net: DelaySNN | None = None) -> tuple[DelaySNN, argpar
         Without it, one is built on the CPU, which seeds torch.
     """
     options = argparse.Namespace(**read_options(folder))
-    warn_if_edited(folder)
     net = build(options) if net is None else net
+    check_names(folder, {"network": type(net).__name__})
     load_checkpoint(folder, "net.pt", net)
     return net.eval(), options
 
@@ -633,7 +573,7 @@ def main(argv=None, net_class=DelaySNN, **hooks) -> None:
             train(options, net, **hooks)
             return
         set_backend()
-        load_checkpoint(options.eval, "net.pt", net)
+        load_run(options.eval, net)
         datasets = load_sets(options)
         split = "test" if "test" in datasets else "valid"
         accuracy = evaluate(net.to(options.device), datasets[split], options.batch_size)
