@@ -30,10 +30,8 @@ class Spikes:
     """The samples of a split.
 
     counts: for each sample, uint8 [steps, inputs], the number of spikes of each input in each step.
-    labels: [samples], classes from 0, as int64; or values to learn, as floats.
-    speakers: NumPy array [samples] of the numbers or names in the file, always on the CPU.  -1 if
-        they are left out.
-    Raises a UserError if their numbers differ.
+    labels: [samples], classes from 0, which become int64; or values to learn, as floats.
+    speakers: NumPy array [samples] of numbers or names, always on the CPU; -1 if left out.
     """
 
     def __init__(self, counts, labels, speakers=None):
@@ -66,8 +64,7 @@ def toy(split: str, data_dir: str = "", *, noise: float = 0.02) -> Spikes:
 
     Each class is an order in which eight inputs fire, each in a burst of four steps.  This pattern
     of 32 steps starts anywhere in a sample of 80 steps.  Noise has the same form: in each step,
-    each input starts such a burst with probability `noise`.  A single step says almost nothing
-    about the class, and the number of spikes says nothing.  data_dir is not used.
+    each input starts such a burst with probability `noise`.  data_dir is not used.
     """
     inputs, burst, length = 8, 4, 80
     samples, seed = {"train": (2000, 1), "test": (1000, 2)}[split]
@@ -115,6 +112,7 @@ def bin_sample(times: np.ndarray, units: np.ndarray) -> np.ndarray:
     times: float16 [spikes], in seconds.  units: channels 0..699.
     Time starts at the first spike, as in SpikingJelly's reader, which the authors used.
     """
+    units = whole_numbers("unit", units, CHANNELS)
     if len(times) != len(units):
         raise UserError(f"a sample has {len(times)} times, but {len(units)} units")
     ms = times.astype(np.float32) * 1000  # a product in float16 would move spikes, late ones most
@@ -126,13 +124,11 @@ def bin_sample(times: np.ndarray, units: np.ndarray) -> np.ndarray:
     return count_spikes((ms / STEP_MS).astype(np.int64), units // GROUP, INPUTS)
 
 
-def count_spikes(step, channel, inputs: int) -> np.ndarray:
+def count_spikes(step: np.ndarray, channel: np.ndarray, inputs: int) -> np.ndarray:
     """Return the counts of one sample, uint8 [steps, inputs], up to the step of its last spike.
 
-    step, channel: of each spike, whole numbers.  A sample without spikes is one empty step.
+    A sample without spikes is one empty step.
     """
-    step = whole_numbers("step of spike", step, 100_000)  # above that, it may be in microseconds
-    channel = whole_numbers("input of spike", channel, inputs)
     length = int(step.max(initial=0)) + 1
     # Count into [steps, inputs], flattened.
     counts = np.bincount(step * inputs + channel, minlength=length * inputs)
@@ -181,14 +177,10 @@ def read_h5(path: str) -> Spikes:
 def read_included(split: str, data_dir: str = "") -> Spikes:
     """Read a split of SHD (regenerated), which the repository includes.  data_dir is not used."""
     folder = os.path.join(os.path.dirname(__file__), "experiments/included/shd-regenerated")
-    path = os.path.join(folder, f"{split}.npz")
-    try:
-        with np.load(path) as file:
-            ends = file["steps"].cumsum(dtype=np.int64)  # where each sample ends
-            counts = np.split(file["counts"], ends[:-1])
-            return Spikes(counts, file["labels"], file["speakers"])
-    except Exception as problem:  # zipfile, zlib and NumPy raise many kinds
-        raise UserError(f"{path} could not be read ({problem}): get it again by git") from problem
+    with np.load(os.path.join(folder, f"{split}.npz")) as file:
+        ends = file["steps"].cumsum(dtype=np.int64)  # where each sample ends
+        counts = np.split(file["counts"], ends[:-1])
+        return Spikes(counts, file["labels"], file["speakers"])
 
 
 # --------------------------------------------------------------------------------- your own events
@@ -200,15 +192,14 @@ def from_events(sample, step, channel, labels, inputs: int, speakers=None) -> Sp
     sample, step, channel: one entry per spike: its sample (0..samples-1), its time in steps since
         the start of the sample (below 100,000), and its input (0..inputs-1).
     labels: [samples], classes from 0.  speakers: [samples], numbers or names, if you have them.
-    A sample ends with its last spike.  Raises a UserError for unequal lengths, for a number out of
+    A sample ends with its last spike.  Raises a ValueError for unequal lengths, for a number out of
     range, and for more than 255 spikes of one input in one step.
     """
     labels = whole_numbers("label", labels)
     sample = whole_numbers("sample of spike", sample, len(labels))
-    step, channel = np.asarray(step), np.asarray(channel)
-    sizes = [len(sample), len(step), len(channel)]
-    if len(set(sizes)) > 1:
-        raise UserError(f"{sizes} samples, steps and channels of spikes: expected equal numbers")
+    step = whole_numbers("step of spike", step, 100_000)  # above that, it may be in microseconds
+    channel = whole_numbers("channel of spike", channel, inputs)
+    sample, step, channel = np.stack([sample, step, channel])  # refuses unequal lengths
     order = np.argsort(sample, kind="stable")  # the spikes of sample 0, then of sample 1, ...
     ends = np.bincount(sample, minlength=len(labels)).cumsum()  # where each sample's spikes end
     parts = np.split(order, ends[:-1])  # of each sample, the indices of its spikes
@@ -274,21 +265,17 @@ MD5 = {
 
 
 def fetch(path: str) -> None:
-    """Download the packed form of the published file `path` and unpack it there.
-
-    Tries one server after the other.  The file appears only once the md5 of the packed form has
-    been verified.
-    """
+    """Download the packed form of a published file, verify its md5, and unpack it to `path`."""
     for packed in (f"{path}.zip", f"{path}.gz"):
         if os.path.exists(packed):
             raise UserError(f"{path} is missing, but {packed} is there: unpack it")
     data_dir, name = os.path.split(path)
-    os.makedirs(data_dir or ".", exist_ok=True)
+    os.makedirs(data_dir, exist_ok=True)
     problems = []
     for server in SERVERS:
         try:
             # Within data_dir, since os.replace needs one file system.
-            with tempfile.TemporaryDirectory(dir=data_dir or ".") as folder:
+            with tempfile.TemporaryDirectory(dir=data_dir) as folder:
                 packed = os.path.join(folder, f"{name}.zip")
                 download(f"{server}/{name}.zip", packed, MD5[f"{name}.zip"])
                 with zipfile.ZipFile(packed) as archive:
@@ -297,10 +284,8 @@ def fetch(path: str) -> None:
             return
         except (OSError, http.client.HTTPException) as problem:
             problems.append(f"{server}: {' '.join(str(problem).split())}")
-    raise UserError(
-        f"{name} is not in {data_dir} and could not be fetched ({'; '.join(problems)}): put it "
-        "there by hand, or try --dataset toy, which needs no files"
-    )
+    found = f"{name} is not in {data_dir} and could not be fetched ({'; '.join(problems)})"
+    raise UserError(f"{found}: put it there by hand, or try --dataset toy, which needs no files")
 
 
 def download(url: str, path: str, expected: str) -> None:

@@ -136,10 +136,9 @@ def lif_loop(current: Tensor, tau: float | Tensor, *, alpha: float = 5.0) -> Ten
     current: I, [B, T, N].
     tau: time constant of the membrane in steps, at least 1: a number, or a tensor to learn it,
         such as [N], one per neuron.
-    alpha: steepness of the surrogate gradient (see spike).
-    The potential v is 0 at first and after a spike.  A spike resets its neuron, so the steps have
-    to be computed one after the other.  Networks use `lif`, at the end of this file, which is the
-    same thing, computed faster.  Read this one, and copy it to build other neurons.
+    v is 0 at first.  A spike resets its neuron, so the steps have to be computed one after the
+    other.  Networks use `lif`, at the end of this file, which is the same thing, computed faster.
+    Read this one, and copy it to build other neurons.
     """
     decay = decay_of(tau)
     v = torch.zeros_like(current[:, 0])  # [B, N]
@@ -193,8 +192,9 @@ def class_scores(membrane: Tensor, steps: Tensor | None = None) -> Tensor:
         includes all.
     Summing a softmax of each step, and training with the cross-entropy of the sums, which applies a
     second softmax, are from sparch, the code of Bittar and Garner (2022).  The scores of a sample
-    add up to its steps, about a hundred, so the second softmax often nearly picks the largest: the
-    loss of a wrong sample is about the lead of its strongest rival.  It begins above ln(classes).
+    add up to its steps, about a hundred.  So the loss begins above ln(classes), and on SHD the
+    second softmax nearly picks the largest: the loss of a wrong sample is about the lead of its
+    strongest rival.
     """
     probability = membrane.softmax(2)
     if steps is not None:
@@ -269,9 +269,8 @@ class DelaySNN(nn.Module):
 
     hidden: the sizes of the hidden layers.  Each is a delayed sum, batch norm, LIF neurons, and
         dropout.  Batch norm brings each neuron's sums, over all samples and steps, to mean 0 and
-        variance 1, so that they fit a threshold of 1; a learned scale and shift follow.  In
-        training padding counts too.  The readout is a delayed sum into leaky integrators, without
-        batch norm.
+        variance 1; a learned scale and shift follow.  In training padding counts too.  The readout
+        is a delayed sum into leaky integrators, without batch norm.
     taps, learn_delays: those of DelayedLinear.
     tau, tau_readout: time constants of the hidden neurons and of the readout, in steps.  If
         tau_readout is None, it is the same as tau.

@@ -143,19 +143,20 @@ def turned(x):
     return x.transpose(0, 1)
 
 
-def close(got, want, *, rtol, atol):
+def close(got, want, *, rtol, atol, name=""):
     got, want = (torch.as_tensor(values).detach().numpy() for values in (got, want))
-    np.testing.assert_allclose(got, want, rtol=rtol, atol=atol)
+    np.testing.assert_allclose(got, want, rtol=rtol, atol=atol, err_msg=name)
 
 
 def assert_same(got, want, inputs, rtol=1e-12, atol=1e-12):
     """Check that two tensors are equal, and the gradients of a random sum of each."""
-    close(got, want, rtol=rtol, atol=atol)
+    close(got, want, rtol=rtol, atol=atol, name="the result differs")
     g = random(*got.shape, seed=9)
     ours, theirs = (torch.autograd.grad(y, inputs, g, retain_graph=True) for y in (got, want))
-    for one, other in zip(ours, theirs, strict=True):
+    for i, (one, other) in enumerate(zip(ours, theirs, strict=True)):
         assert other.any()
-        close(one, other, rtol=100 * rtol, atol=100 * atol)
+        name = f"the gradient of input {i} differs"
+        close(one, other, rtol=100 * rtol, atol=100 * atol, name=name)
 
 
 def parsed(*argv):

@@ -63,9 +63,6 @@ def build(options: argparse.Namespace, net_class: type[DelaySNN] = DelaySNN) -> 
     """Return the network that the options and their seed describe, on the CPU.  Seeds torch."""
     dataset = data.DATASETS[options.dataset]
     tau_readout = options.tau if options.tau_readout is None else options.tau_readout
-    if not (options.tau >= dataset.step_ms and tau_readout >= dataset.step_ms):  # also rejects nan
-        found = f"--tau {options.tau}, --tau-readout {tau_readout}"
-        raise UserError(f"{found}: expected at least {dataset.step_ms} ms, one step")
     torch.manual_seed(options.seed)
     return net_class(
         dataset.inputs,
@@ -87,9 +84,8 @@ def delayed_layers(net: nn.Module) -> list[DelayedLinear]:
 def make_optimizer(net: nn.Module, options: argparse.Namespace) -> torch.optim.Adam:
     """Return Adam for all parameters of the network, in three groups: weights, delays, others.
 
-    Weights are those of DelayedLinear layers.  Delays are found by name, whatever their layer: what
-    ends in "delay".  Fixed delays are not parameters, so their group is empty.  Only the weights
-    decay, which is the authors' choice.  set_schedules sets the rates in each epoch.
+    Weights are those of DelayedLinear layers.  Delays are what has a name that ends in "delay";
+    with fixed delays there are none.  Only the weights decay, which is the authors' choice.
     """
     weights = [layer.weight for layer in delayed_layers(net)]
     delays = [value for name, value in net.named_parameters() if name.endswith("delay")]
@@ -105,10 +101,9 @@ def make_optimizer(net: nn.Module, options: argparse.Namespace) -> torch.optim.A
 def one_cycle(epoch: int, epochs: int, peak: float) -> tuple[float, float]:
     """Return the learning rate and Adam's beta1 of an epoch, counted from 0.
 
-    The rate rises along half a cosine from peak / 25 to the peak, at epoch 0.3 epochs - 1, which
-    need not be whole, and falls along half a cosine to peak / 250,000.  beta1 goes from 0.95 to
-    0.85 and back.  These are the values of torch's OneCycleLR, except that runs of up to three
-    epochs begin at the peak.
+    The rate rises along half a cosine from peak / 25 to the peak, at epoch 0.3 epochs - 1, and
+    falls along half a cosine to peak / 250,000.  beta1 goes from 0.95 to 0.85 and back.  These are
+    the values of torch's OneCycleLR, except that runs of up to three epochs begin at the peak.
     """
     # nearness goes from 0 in the first epoch to 1 at the peak and back to 0 in the last epoch.
     peak_at = max(0.3 * epochs - 1, 0)
@@ -142,9 +137,9 @@ def set_schedules(net: nn.Module, optimizer, epoch: int, options: argparse.Names
 def cross_entropy(net, counts: Tensor, membrane: Tensor, labels: Tensor) -> Tensor:
     """Return the loss of a batch, a number: the cross-entropy of its class scores.
 
-    counts: [B, T, inputs], for a loss of your own.  Zeros follow the shorter samples.
-    membrane: net(counts), [B, T + net.tail, classes].  labels: [B].
-    All steps count, including this padding, as in the authors' training.
+    counts: [B, T, inputs], for a loss of your own.  membrane: net(counts), [B, T + net.tail,
+    classes].  labels: [B].  All steps count, as in the authors' training: also the zeros that
+    follow the shorter samples.
     """
     return F.cross_entropy(net.scores(membrane), labels)
 
@@ -180,7 +175,6 @@ def predict(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=T
     A sample's scores are summed over its own steps and the tail, so they do not depend on the rest
     of its batch.  The network runs in evaluation mode, and its mode is restored.
     rounded: False uses the training kernels instead of rounded delays.
-    Raises a UserError if the network returns fewer steps than it gets.
     """
     was_training = net.training
     net.eval()
@@ -189,8 +183,8 @@ def predict(net: DelaySNN, spikes: data.Spikes, batch_size: int = 256, rounded=T
     steps = spikes.steps.to(spikes.labels.device)
     order, scores = [], []
     for indices, counts in data.batches(spikes, batch_size, shuffle=False):
-        # In training, padding follows most samples: hidden layers run on in it, and their late
-        # spikes count.  These zeros follow every sample, also where all have one length.
+        # In training, hidden layers run on in the padding that follows most samples, and their late
+        # spikes count.  These zeros follow every sample.
         counts = F.pad(counts, (0, 0, 0, net.tail))
         membrane = net(counts)
         if membrane.shape[1] < counts.shape[1]:  # then scores would depend on the batch
@@ -219,7 +213,6 @@ def train(options, net=None, loss=None, augment=None, before_epoch=None, after_e
         All of its parameters are trained.  Build it from the same seed to resume its run.
     loss: a function to use instead of cross_entropy, with the same arguments.
     augment: a function of (counts [B, T, inputs], labels [B]) that returns the counts to train on.
-        It may change T.
     before_epoch: a function of (net, optimizer, epoch from 0, options), called in each epoch after
         its learning rates and sigma are set.  It may change them, and the network.
     after_epoch: a function of (net, row of the log), called before the epoch is saved.  It may add
@@ -306,8 +299,8 @@ def finish(net: DelaySNN, datasets: dict[str, data.Spikes], rows: list[dict], op
     chosen = "valid" in datasets and not options.valid_speakers  # by its validation accuracy
     split = "test" if "test" in datasets else "valid"
     accuracy = evaluate(net, datasets[split], options.batch_size)
-    result = {key: vars(options)[key] for key in ("dataset", "delays", "seed", "epochs")}
-    result |= {
+    result = {
+        **{name: vars(options)[name] for name in ("dataset", "delays", "seed", "epochs")},
         "parameters": count(net.parameters()),
         "test_accuracy": accuracy if split == "test" else None,
         "rule": f"best on validation, epoch {epoch}" if chosen else "last epoch",
@@ -317,10 +310,8 @@ def finish(net: DelaySNN, datasets: dict[str, data.Spikes], rows: list[dict], op
     }
     write(options.out, "result.json", json.dumps(result, indent=1))
 
-    unrounded = f"; {result['unrounded_accuracy']:.2%} with the training kernels"
-    if options.delays in ("fixed", "none"):  # their delays are whole steps in training too
-        unrounded = ""
-    print(f"{split} accuracy {accuracy:.2%} ({result['rule']}{unrounded})")
+    unrounded = f"{result['unrounded_accuracy']:.2%} with the training kernels"
+    print(f"{split} accuracy {accuracy:.2%} ({result['rule']}; {unrounded})")
     return result
 
 
@@ -332,17 +323,17 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
     Raises a UserError for options that are out of range or do not fit the saved run.
     """
-    more = "SHD's defaults; what other data sets have instead is in DEFAULTS, in train.py"
-    # SUPPRESS leaves out what is not given.
     parser = argparse.ArgumentParser(
-        epilog=more, argument_default=argparse.SUPPRESS, allow_abbrev=False
+        description="Defaults are SHD's.  DEFAULTS, in train.py, has what other data sets take.",
+        argument_default=argparse.SUPPRESS,  # leaves out what is not given
+        allow_abbrev=False,
     )
     for name, (default, text) in OPTIONS.items():
-        kind = dict(type=float if default is None else type(default), metavar="X")
+        kind = {"type": float if default is None else type(default)}
         if default is False:
-            kind = dict(action="store_true")
-        text = f"{text} (default: {default})"
-        parser.add_argument("--" + name.replace("_", "-"), help=text, **kind)
+            kind = {"action": "store_true"}
+        words = f"{text} (default: {default!r})"
+        parser.add_argument(f"--{name.replace('_', '-')}", help=words, **kind)
     given = vars(parser.parse_args(argv))
 
     folders = {name: given[name] for name in ("out", "resume", "eval") if name in given}
@@ -352,10 +343,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     own = read_options(run) if run else defaults(given.get("dataset", "shd"))
     if unknown := sorted(own.keys() - OPTIONS.keys()):
         raise UserError(f"{run or 'train.DEFAULTS'} has options of another script, {unknown}")
-    for name in given.keys() - {"resume", "eval", "device", "data_dir"}:
+    for name in sorted(given.keys() - {"resume", "eval", "device", "data_dir"}):
         if run and given[name] != own[name]:
             raise UserError(f"{run} used {name} {own[name]}: leave it out, or start a new run")
-    options = argparse.Namespace(**own | {"resume": "", "eval": ""} | given)
+    options = argparse.Namespace(**own | given)
     options.out = options.resume or options.out
     if options.device == "auto":
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -376,12 +367,13 @@ def check(options: argparse.Namespace) -> None:
     for name, known in choices.items():
         if own[name] not in known:
             raise UserError(f"{name} {own[name]}: expected one of {', '.join(known)}")
-    for name in ("hidden", "layers", "taps", "epochs", "batch_size"):
-        if own[name] < 1:
-            raise UserError(f"{name} {own[name]}: expected at least 1")
-    for name in ("dropout", "valid_share"):
-        if not 0 <= (own[name] or 0) < 1:  # also rejects nan
-            raise UserError(f"{name} {own[name]}: expected a fraction from 0 to below 1")
+    limits = dict.fromkeys(["hidden", "layers", "taps", "epochs", "batch_size"], (1, math.inf))
+    limits |= dict.fromkeys(["dropout", "valid_share"], (0, 1))
+    step = data.DATASETS[options.dataset].step_ms
+    limits |= dict.fromkeys(["tau", "tau_readout"], (step, math.inf))
+    for name, (low, high) in limits.items():
+        if own[name] is not None and not low <= own[name] < high:  # also rejects nan
+            raise UserError(f"{name} {own[name]}: expected at least {low} and below {high}")
     if options.valid_speakers and options.valid_share is not None:
         raise UserError("valid_speakers and valid_share: expected one of them at most")
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -395,12 +387,10 @@ def set_backend() -> None:
     """Set full precision on a GPU, and two settings that make a CPU fast."""
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
-    # Denormal numbers, which slow some CPUs down, become 0.  delays.py has none: this guards
-    # kernels and neurons of your own.
-    torch.set_flush_denormal(True)
+    torch.set_flush_denormal(True)  # denormal numbers, which slow some CPUs down, become 0
     if platform.libc_ver()[0] == "glibc":
         # Otherwise big blocks of memory go back to the system when they are freed, and have to be
-        # cleared again in every step, which can take a third of its time.
+        # cleared again in every step: up to a third of its time.
         libc = ctypes.CDLL(None)
         libc.mallopt(-4, 0)  # M_MMAP_MAX: no block is mapped on its own
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: freed memory is kept
@@ -481,7 +471,8 @@ def start(net: nn.Module, optimizer, datasets: dict[str, data.Spikes], names: di
 
 def check_names(folder: str, names: dict) -> None:
     """Raise a UserError unless the network and functions of a run have these names."""
-    config = read_config(folder)
+    with open(os.path.join(folder, "config.json")) as file:
+        config = json.load(file)
     for part, name in names.items():
         if config[part] != name:
             raise UserError(f"{part} is {config[part]}, not {name}: use the script of the run")
@@ -514,15 +505,10 @@ def load_checkpoint(folder: str, name: str, net: nn.Module) -> dict:
     return saved
 
 
-def read_config(folder: str) -> dict:
-    """Return what config.json of a run holds."""
-    with open(os.path.join(folder, "config.json")) as file:
-        return json.load(file)
-
-
 def read_options(folder: str) -> dict:
     """Return the options of a saved run.  An option that the run lacks has its default."""
-    options = read_config(folder)["options"]
+    with open(os.path.join(folder, "config.json")) as file:
+        options = json.load(file)["options"]
     if options["dataset"] not in data.DATASETS:
         raise UserError(f"{folder} was trained on {options['dataset']}: use the script of the run")
     return defaults() | options
@@ -531,8 +517,7 @@ def read_options(folder: str) -> dict:
 def load_run(folder: str, net: DelaySNN | None = None) -> tuple[DelaySNN, argparse.Namespace]:
     """Return the network of a run at its reported epoch, in evaluation mode, and its options.
 
-    net: a network of your own to load the weights into, built like the one that was trained.
-        Without it, one is built on the CPU, which seeds torch.
+    net: a network of your own, built like the one that was trained.  Default: build(options).
     """
     options = argparse.Namespace(**read_options(folder))
     net = build(options) if net is None else net
@@ -564,7 +549,7 @@ def main(argv=None, net_class=DelaySNN, **hooks) -> None:
     """Run the command line, for networks of the class net_class.
 
     hooks: loss, augment, before_epoch and after_epoch of train.
-    A UserError or OSError is printed as one line.  Any other error keeps its traceback.
+    A UserError or OSError is printed as one line; any other error keeps its traceback.
     """
     try:
         options = parse(sys.argv[1:] if argv is None else argv)
