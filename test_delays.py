@@ -169,7 +169,6 @@ KERNELS = [  # the shapes of weights, delays and sigma: delays and sigma may be 
     ((3, 4), (3, 4), ()),
     ((3, 4), (1, 4), (3, 1)),
     ((3, 4), (3, 1), (1, 4)),
-    ((3, 4), (4,), (3, 4)),
 ]
 
 
@@ -219,7 +218,6 @@ CHOICES = [  # batch, steps of the longest sample, layers, taps
     ("fourier", 256, 166, SHD, 25),
     ("fourier", 50, 112, TOY, 33),  # 80 steps, and the zeros for the tail
     ("fourier", 16, 130, SHD, 25),
-    ("fourier", 256, 130, SHD, 8),
     ("direct", 1, 130, SHD, 25),
     ("direct", 256, 3000, SHD[:1], 25),
     ("linear", 256, 130, SHD, 1),
@@ -395,7 +393,6 @@ def test_a_gpu_trains_and_predicts_with_the_same_numbers():
 
 
 def test_schedules_at_named_epochs():
-    assert delays.shrinking_sigma(0, 3, 25) == 0.5  # under four epochs it never is wide
     assert delays.shrinking_sigma(0, 150, 1) == 0.5  # nor with one tap
     assert train.one_cycle(0, 1, 5e-3) == pytest.approx((5e-3, 0.85), rel=1e-12, abs=0)
 
@@ -665,6 +662,18 @@ def test_the_whole_training_is_that_of_a_slow_trainer(recipe, little, tmp_path, 
     assert result["valid_accuracy"] == seen[-1][1]["valid_accuracy"]
 
 
+def test_the_loss_and_both_accuracies_take_the_scores_of_the_network(little, tmp_path):
+    class First(DelaySNN):
+        def scores(self, membrane, steps=None):  # always those of the first class
+            return 0 * membrane.sum(1) + torch.tensor([1.0, 0.0, 0.0])
+
+    options = options_of(tmp_path / "run", "--dataset", "little", "--epochs", 1)
+    result = train.train(options, First(LITTLE_INPUTS, [7], LITTLE_CLASSES, taps=6))
+    row = log_of(tmp_path / "run")[0]
+    got = [float(row["loss"]), float(row["train_accuracy"]), result["test_accuracy"]]
+    close(got, [math.log(math.e + 2) - 15 / 44, 15 / 44, 21 / 61], rtol=1e-6, atol=0)
+
+
 def test_layers_whose_taps_differ_have_a_sigma_each_and_add_up_their_tails(little):
     options = parsed("--dataset", "little", "--epochs", 4)
     net = train.build(options)
@@ -790,7 +799,6 @@ CHOSEN |= dict(unrounded_accuracy=0.55)
 UNTESTED = CHOSEN | dict(test_accuracy=None, unrounded_accuracy=0.65)  # on validation
 COMPARED = LAST | dict(test_accuracy=None, valid_accuracy=0.3)  # on speakers held out
 COMPARED |= dict(unrounded_accuracy=0.75)
-
 TESTED = dict(test_accuracy=0.4, unrounded_accuracy=0.5)
 
 HEADLINES = [  # and the number of validation samples
