@@ -225,11 +225,12 @@ def train(options, net=None, loss=None, augment=None, before_epoch=None, after_e
     net = (build(options) if net is None else net).to(options.device)
     loss = loss or cross_entropy
     optimizer = make_optimizer(net, options)
+    layers = delayed_layers(net)
     # Copy the initial delays now: in a resumed run, its trained ones will overwrite them.
-    first_delays = [layer.delay.detach().clone() for layer in delayed_layers(net)]
+    first_delays = [layer.delay.detach().clone() for layer in layers]
     # config.json names the parts of a run, and --resume checks that its script has the same.
-    parts = {"loss": loss, "augment": augment, "before_epoch": before_epoch}
-    names = {"network": type(net).__name__} | {part: name_of(own) for part, own in parts.items()}
+    parts = dict(network=type(net), loss=loss, augment=augment, before_epoch=before_epoch)
+    names = {part: name_of(own) for part, own in parts.items()}
 
     rows = []  # of the log
     if options.resume:
@@ -258,16 +259,15 @@ def train(options, net=None, loss=None, augment=None, before_epoch=None, after_e
                 raise UserError(f"{name} is not finite after epoch {epoch + 1}: try a lower --lr")
 
         accuracy = evaluate(net, datasets[monitored], options.batch_size)
-        first_layer = delayed_layers(net)[0]
         row = {
             "epoch": epoch + 1,
             "loss": means[0],
             "train_accuracy": means[1],
             "valid_accuracy": accuracy if monitored == "valid" else None,
             "test_accuracy": accuracy if monitored == "test" else None,
-            "sigma": first_layer.sigma if first_layer.learn_delays else None,
+            "sigma": layers[0].sigma if layers[0].learn_delays else None,
             "lr": optimizer.param_groups[0]["lr"],
-            "moved_ms": moved_ms(net, first_delays, options),
+            "moved_ms": moved_ms(layers, first_delays, options),
             **{f"rate_{i}": rate for i, rate in enumerate(means[2:], 1)},
             "seconds": time.time() - begun,
         }
@@ -430,11 +430,11 @@ def held_out(spikes: data.Spikes, options: argparse.Namespace) -> np.ndarray:
     return which
 
 
-def moved_ms(net: nn.Module, first_delays: list[Tensor], options: argparse.Namespace) -> float:
+def moved_ms(layers: list[DelayedLinear], first_delays: list[Tensor], options) -> float:
     """Return how far the delays have moved, in ms: the mean over all synapses."""
     moved = [
         (layer.delay.detach() - first).abs().expand_as(layer.weight).flatten()
-        for layer, first in zip(delayed_layers(net), first_delays, strict=True)
+        for layer, first in zip(layers, first_delays, strict=True)
     ]
     return torch.cat(moved).mean().item() * data.DATASETS[options.dataset].step_ms
 
