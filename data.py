@@ -116,8 +116,7 @@ def bin_sample(times: np.ndarray, units: np.ndarray) -> np.ndarray:
     if len(times) != len(units):
         raise UserError(f"a sample has {len(times)} times, but {len(units)} units")
     ms = times.astype(np.float32) * 1000  # a product in float16 would move spikes, late ones most
-    # Without spikes, ms is empty, and min and max need an initial value.
-    ms -= ms.min(initial=np.inf)
+    ms -= ms.min(initial=np.inf)  # a sample may be empty
     longest = ms.max(initial=0)
     if not longest <= 10_000:  # published samples last up to 1.4 s; nan fails too
         raise UserError(f"a sample lasts {longest / 1000:.0f} s: expected times in seconds, not ms")
@@ -215,15 +214,14 @@ class Dataset(NamedTuple):
 
     read: a function of a split's name and the data folder that returns the Spikes of the split.
     splits: "train" and at least one of "test" and "valid".
-    inputs, classes: the numbers of inputs and outputs of the network.  Labels are below classes.
-    step_ms: the length of a time step in ms.
+    inputs, classes: of the network.  With one class, labels are values to learn.
     """
 
     read: Callable[[str, str], Spikes]
     splits: tuple[str, ...]
     inputs: int
     classes: int
-    step_ms: float
+    step_ms: float  # the length of a time step
 
 
 # To add a data set, add a row here and one in train.DEFAULTS.
@@ -246,9 +244,9 @@ def load(dataset: str, split: str, data_dir: str) -> Spikes:
     if inputs != {row.inputs}:
         found = f"{dataset} {split} has {sorted(inputs)} inputs"
         raise UserError(f"{found}, its row in DATASETS says {row.inputs}")
-    if row.classes == 1:  # labels are values to learn
-        return spikes
-    labels = whole_numbers(f"{dataset} {split}: label", spikes.labels, row.classes)
+    labels = spikes.labels
+    if row.classes > 1:  # otherwise they are values to learn
+        labels = whole_numbers(f"{dataset} {split}: label", labels, row.classes)
     return Spikes(spikes.counts, labels, spikes.speakers)
 
 

@@ -31,9 +31,8 @@ def gaussian_kernel(weight: Tensor, delay: Tensor, sigma: float | Tensor, taps: 
         k[o,i,d] = w[o,i] g[d] / (sum_d' g[d'] + 1e-7)
         g[d] = exp(-((d - delay[o,i]) / sigma)^2 / 2)
 
-    The division makes a synapse's taps add up to its weight, also where part of the Gaussian is cut
-    off, before the first tap or after the last.  The cut moves the kernel's mean inwards.  1e-7 is
-    the authors' choice, and too small to matter at the widths of training.
+    The taps of a synapse add up to its weight, also where the range of delays cuts part of the
+    Gaussian off.  The cut moves the kernel's mean inwards.  1e-7 is the authors' choice.
 
     weight: [out, in].
     delay: in steps, 0..taps-1, [out, in] or a shape that broadcasts to it, such as [1, in] for one
@@ -174,8 +173,7 @@ def leaky_integrator(current: Tensor, tau: float | Tensor) -> Tensor:
 def decay_of(tau: float | Tensor) -> float | Tensor:
     """Return the fraction of its potential that a membrane keeps from step to step, 1 - 1/tau.
 
-    A tensor is clamped to at least 1, since a learned tau may fall below it.  Raises a ValueError
-    if tau is a number below 1.
+    A learned tau may fall below 1, so a tensor is clamped.  Raises a ValueError for a number.
     """
     if isinstance(tau, Tensor):
         return 1 - 1 / tau.clamp(min=1)
@@ -210,7 +208,7 @@ class DelayedLinear(nn.Module):
     """A linear layer whose synapses have delays, without bias: [B, T, in] -> [B, T + taps//2, out].
 
     taps: delays are 0..taps-1 steps.  The output is taps // 2 steps longer than the input, so that
-        most late spikes arrive.  The others are lost.  The length is the authors' choice.
+        most late spikes arrive, the authors' choice.  The others are lost.
     learn_delays: False rounds the random delays to whole steps and does not train them.
     delay_shape: (1, inputs) for a delay per input, (outputs, 1) for one per neuron.  In a network
         a subclass sets it, as AxonLayer in experiments/forks/ideas.py does.
@@ -225,9 +223,8 @@ class DelayedLinear(nn.Module):
         self.taps = taps
         self.learn_delays = learn_delays
         self.sigma = None
-        # Kaiming's uniform distribution for relu is the authors' choice.  In hidden layers, batch
-        # norm hides the weights' scale, but not from Adam, whose updates are as large for small
-        # weights.
+        # Kaiming's uniform distribution for relu is the authors' choice.  Batch norm hides the
+        # weights' scale, but not from Adam, whose updates are as large for small weights.
         bound = math.sqrt(6 / inputs)
         self.weight = nn.Parameter(torch.empty(outputs, inputs).uniform_(-bound, bound))
         delay = torch.empty(delay_shape or (outputs, inputs)).uniform_(0, taps - 1)
@@ -267,10 +264,9 @@ class DelayedLinear(nn.Module):
 class DelaySNN(nn.Module):
     """The paper's network: [B, T, in] counts -> [B, T + tail, classes] potentials of the readout.
 
-    hidden: the sizes of the hidden layers.  Each is a delayed sum, batch norm, LIF neurons, and
-        dropout.  Batch norm brings each neuron's sums, over all samples and steps, to mean 0 and
-        variance 1; a learned scale and shift follow.  In training padding counts too.  The readout
-        is a delayed sum into leaky integrators, without batch norm.
+    hidden: the sizes of the hidden layers.  Each is a delayed sum, batch norm over all samples and
+        steps, in training padding too, LIF neurons, and dropout.  The readout is a delayed sum into
+        leaky integrators, without batch norm.
     taps, learn_delays: those of DelayedLinear.
     tau, tau_readout: time constants of the hidden neurons and of the readout, in steps.  If
         tau_readout is None, it is the same as tau.
@@ -280,8 +276,8 @@ class DelaySNN(nn.Module):
 
     .layers: the layers of synapses, the readout last.  .norms: the batch norms.
     .tail: the number of steps by which the output is longer than the input.
-    .rates: firing rate of each hidden layer in the last forward pass, before dropout, in spikes per
-        neuron and step, tails and padding included.  They have gradients, for a loss of your own.
+    .rates: spikes per neuron and step of each hidden layer in the last forward pass, tails and
+        padding included, before dropout, with gradients.
     .layer_class: the class of the layers, which a subclass may replace.
     """
 
@@ -391,9 +387,8 @@ class LIF(torch.autograd.Function):
 def fourier_is_faster(spikes: Tensor, kernel: Tensor) -> bool:
     """Return whether conv_fourier should take less time than conv_direct, on a CPU.
 
-    conv_fourier transforms the kernel, which does not pay where batches are small, and the cost of
-    its transforms grows with the square of the length, which does not pay where samples are long.
-    The condition is fitted to the times of both on one thread of an AMD EPYC.
+    It does not where batches are small, since it transforms the kernel, or where samples are long:
+    its cost grows with the square.  The condition is fitted to times on one thread of an AMD EPYC.
     """
     batch, length, inputs = spikes.shape
     outputs, _, taps = kernel.shape

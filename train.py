@@ -25,12 +25,12 @@ from delays import DelayedLinear, DelaySNN, shrinking_sigma
 # Options and their defaults, which are the paper's for SHD.  A default of None is for a number; the
 # type of every other option is that of its default.  A script may add lines of its own.
 OPTIONS = {
-    "dataset": ("shd", "one of data.DATASETS, such as shd, shd-regenerated, ssc and toy"),
+    "dataset": ("shd", "the data set"),
     "data_dir": ("data", "folder of the files; missing ones are fetched"),
     "valid_speakers": ("", "speakers to hold out for validation: 3,6"),
     "valid_share": (None, "fraction to hold out for validation, from all speakers"),
     "no_test": (False, "do not read the test set; needs a validation set"),
-    "delays": ("learned", "learned, constant-sigma (sigma is 0.5 steps), fixed or none"),
+    "delays": ("learned", "with constant-sigma, sigma is always 0.5 steps"),
     "hidden": (256, "neurons in each hidden layer"),
     "layers": (2, "number of hidden layers"),
     "taps": (25, "delays are 0 to TAPS - 1 steps"),
@@ -43,7 +43,7 @@ OPTIONS = {
     "delay_lr": (0.1, "initial rate of the delays, in steps"),
     "weight_decay": (1e-5, "L2 penalty of the weights"),
     "seed": (0, "seed of all random numbers"),
-    "device": ("auto", "auto (a GPU if found), cpu or cuda"),
+    "device": ("auto", "auto is a GPU if there is one"),
     "out": ("", "new folder for the results; without it: runs/DATASET-DELAYS-SEED, if free"),
     "resume": ("", "continue the run in this folder"),
     "eval": ("", "only print the accuracy of the run in this folder"),
@@ -230,7 +230,8 @@ def train(options, net=None, loss=None, augment=None, before_epoch=None, after_e
     first_delays = [layer.delay.detach().clone() for layer in layers]
     # config.json names the parts of a run, and --resume checks that its script has the same.
     parts = dict(network=type(net), loss=loss, augment=augment, before_epoch=before_epoch)
-    names = {part: name_of(own) for part, own in parts.items()}
+    parts = {part: getattr(own, "func", own) for part, own in parts.items()}  # of partials
+    names = {part: getattr(own, "__name__", None) for part, own in parts.items()}
 
     rows = []  # of the log
     if options.resume:
@@ -324,16 +325,20 @@ def parse(argv: list[str]) -> argparse.Namespace:
     Raises a UserError for options that are out of range or do not fit the saved run.
     """
     parser = argparse.ArgumentParser(
+        usage="python train.py [option ...]; -h lists the options",
         description="Defaults are SHD's.  DEFAULTS, in train.py, has what other data sets take.",
         argument_default=argparse.SUPPRESS,  # leaves out what is not given
         allow_abbrev=False,
     )
+    choices = dict(dataset=list(data.DATASETS), device=["auto", "cpu", "cuda"])
+    choices["delays"] = ["learned", "constant-sigma", "fixed", "none"]
     for name, (default, text) in OPTIONS.items():
-        kind = {"type": float if default is None else type(default)}
+        kind = float if default is None else type(default)
+        words = dict(type=kind, choices=choices.get(name))
         if default is False:
-            kind = {"action": "store_true"}
-        words = f"{text} (default: {default!r})"
-        parser.add_argument(f"--{name.replace('_', '-')}", help=words, **kind)
+            words = dict(action="store_true")
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, help=f"{text} (default: {default!r})", **words)
     given = vars(parser.parse_args(argv))
 
     folders = {name: given[name] for name in ("out", "resume", "eval") if name in given}
@@ -362,11 +367,6 @@ def defaults(dataset: str = "shd") -> dict:
 def check(options: argparse.Namespace) -> None:
     """Raise a UserError for an option that is out of range, or that another one excludes."""
     own = vars(options)
-    choices = {"dataset": data.DATASETS, "device": ["cpu", "cuda"]}
-    choices["delays"] = ["learned", "constant-sigma", "fixed", "none"]
-    for name, known in choices.items():
-        if own[name] not in known:
-            raise UserError(f"{name} {own[name]}: expected one of {', '.join(known)}")
     limits = dict.fromkeys(["hidden", "layers", "taps", "epochs", "batch_size"], (1, math.inf))
     limits |= dict.fromkeys(["dropout", "valid_share"], (0, 1))
     step = data.DATASETS[options.dataset].step_ms
@@ -397,7 +397,7 @@ def set_backend() -> None:
 
 
 def load_sets(options: argparse.Namespace) -> dict[str, data.Spikes]:
-    """Return the splits that a run needs, on its device.  With --eval, train may be left out."""
+    """Return the splits that a run needs, on its device."""
     holds_out = options.valid_speakers or options.valid_share is not None
     unread = ["test"] if options.no_test else []
     if options.eval and not holds_out:  # else train is read, since what it holds out is evaluated
@@ -488,12 +488,6 @@ def save(net: nn.Module, optimizer, rows: list[dict], options) -> None:
     texts = [["" if value is None else str(value) for value in line] for line in lines]
     write(options.out, "log.csv", "".join(",".join(line) + "\n" for line in texts))
     write(options.out, "last.pt", state | {"adam": optimizer.state_dict(), "rows": rows})
-
-
-def name_of(function) -> str | None:
-    """Return the name of a loss, augmentation or hook, of a functools.partial its function's."""
-    function = getattr(function, "func", function)
-    return None if function is None else getattr(function, "__name__", type(function).__name__)
 
 
 def load_checkpoint(folder: str, name: str, net: nn.Module) -> dict:
