@@ -34,7 +34,7 @@ OPTIONS = {
     "hidden": (256, "neurons in each hidden layer"),
     "layers": (2, "number of hidden layers"),
     "taps": (25, "delays are 0 to TAPS - 1 steps"),
-    "tau": (10.05, "time constant of the membranes, ms: with steps of 10 ms they forget at once"),
+    "tau": (10.05, "time constant of the membranes, ms; with steps of 10 ms they forget at once"),
     "tau_readout": (None, "time constant of the readout, ms; None: same as --tau"),
     "dropout": (0.4, "fraction of the hidden neurons silenced in training"),
     "epochs": (150, "passes over the data; fewer than 4 skip the wide start"),
@@ -373,7 +373,8 @@ def check(options: argparse.Namespace) -> None:
     limits |= dict.fromkeys(["tau", "tau_readout"], (step, math.inf))
     for name, (low, high) in limits.items():
         if own[name] is not None and not low <= own[name] < high:  # also rejects nan
-            raise UserError(f"{name} {own[name]}: expected at least {low} and below {high}")
+            found = f"{name} {own[name]} ({OPTIONS[name][1]})"
+            raise UserError(f"{found}: expected at least {low} and below {high}")
     if options.valid_speakers and options.valid_share is not None:
         raise UserError("valid_speakers and valid_share: expected one of them at most")
     if options.device == "cuda" and not torch.cuda.is_available():
