@@ -230,8 +230,7 @@ def train(options, net=None, loss=None, augment=None, before_epoch=None, after_e
     first_delays = [layer.delay.detach().clone() for layer in layers]
     # config.json names the parts of a run, and --resume checks that its script has the same.
     parts = dict(network=type(net), loss=loss, augment=augment, before_epoch=before_epoch)
-    parts = {part: getattr(own, "func", own) for part, own in parts.items()}  # of partials
-    names = {part: getattr(own, "__name__", None) for part, own in parts.items()}
+    names = {part: name_of(own) for part, own in parts.items()}
 
     rows = []  # of the log
     if options.resume:
@@ -489,6 +488,12 @@ def save(net: nn.Module, optimizer, rows: list[dict], options) -> None:
     texts = [["" if value is None else str(value) for value in line] for line in lines]
     write(options.out, "log.csv", "".join(",".join(line) + "\n" for line in texts))
     write(options.out, "last.pt", state | {"adam": optimizer.state_dict(), "rows": rows})
+
+
+def name_of(part) -> str | None:
+    """Return the name of a part of a run; of a functools.partial, that of its function."""
+    part = getattr(part, "func", part)
+    return None if part is None else getattr(part, "__name__", type(part).__name__)
 
 
 def load_checkpoint(folder: str, name: str, net: nn.Module) -> dict:
