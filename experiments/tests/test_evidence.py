@@ -7,10 +7,12 @@ import pytest
 
 FOLDER = Path(__file__).resolve().parents[1] / "evidence"
 README, RESULTS = [(FOLDER / name).read_text() for name in ("../../README.md", "RESULTS.md")]
-INTERVAL = r"\[-?\d+\.\d\d, -?\d+\.\d\d\]"
-# Intervals of rows at commit 1756d9e, and of two changes from 30 to 150 epochs.
-EARLIER = {"[-1.23, 1.14]", "[-0.62, 3.96]", "[-1.35, 2.79]", "[-2.14, 1.45]", "[0.48, 4.27]"}
-EARLIER |= {"[-9.39, -4.45]", "[-2.27, 0.43]"}
+NUMBER = r"\[-?\d+\.\d\d, -?\d+\.\d\d\]|\d+\.\d\d"  # an interval, or a number on its own
+# Of rows at commit 1756d9e, of changes from 30 to 150 epochs, by best epochs, without rows, planned
+EARLIER = """
+0.04 [-1.23, 1.14] 1.67 [-0.62, 3.96] 0.72 [-1.35, 2.79] 0.34 [-2.14, 1.45] 2.38 [0.48, 4.27] 1.69
+0.19 6.63 2.80 3.01 91.84 1.43 93.18 0.53 6.92 [-9.39, -4.45] 0.92 [-2.27, 0.43] 1.18 1.73 1.06 0.65
+"""
 
 
 @pytest.fixture(scope="module")
@@ -104,12 +106,15 @@ def by_hand(tables):
 
 
 def test_numbers_of_the_text_follow_from_rows(tables, lines):
-    found = " ".join([*lines["difference"], *by_hand(tables)])
-    for sentence in by_hand(tables):
-        assert sentence in RESULTS
-    assert set(re.findall(INTERVAL, RESULTS)) - set(re.findall(INTERVAL, found)) == EARLIER
+    texts = [*lines["difference"], *lines["one side"], *lines["other side"], EARLIER]
+    texts += by_hand(tables)
+    assert not [sentence for sentence in by_hand(tables) if sentence not in RESULTS]
+    told = RESULTS.partition("\n## Choices\n")[0]
+    assert set(re.findall(NUMBER, told)) <= set(re.findall(NUMBER, " ".join(texts)))
     more = lines[lines["table"] == "more"]
-    interval = more["difference"].str.partition(" ")[2]
-    hidden = more[interval.map(lambda words: words not in RESULTS)]
+    hidden = more[[words.partition(" ")[2] not in RESULTS for words in more["difference"]]]
     sure = sum((hidden["low"] > 0) | (hidden["high"] < 0))
     assert f"prints {len(hidden)} more differences; {sure} of these exclude 0" in RESULTS
+    pair = tables.all_rows().query("side == 'shift' and speakers == '1,8'")
+    (told,) = tables.accuracies(pair)["accuracy"]
+    assert told.endswith(f"(n = {pair['seed'].nunique()})")  # another processor ran a seed again
