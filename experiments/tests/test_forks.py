@@ -164,7 +164,7 @@ def test_values_are_learned_and_scores_do_not_depend_on_the_batch(monkeypatch):
     row = data.DATASETS["little"]._replace(read=lambda *_: spikes, classes=1)
     monkeypatch.setitem(data.DATASETS, "little", row)
     fork = block("class Values", __name__="fork")
-    options = oracle.parsed(*FAST, "--lr=0.03", "--dropout=0")
+    options = oracle.parsed(*FAST, "--epochs=30", "--lr=0.03", "--dropout=0")
     net = train.build(options, fork["Values"])
     result = train.train(options, net, fork["squared_error"])
     assert result["test_accuracy"] > -0.5  # 1 for all would have an error of 2 / 3
