@@ -143,6 +143,7 @@ def test_a_fork_with_an_option_and_layers_of_its_own_is_loaded():
     net = train.build(options, mine)
     train.train(options, net, loss=fork["penalty"], before_epoch=fork["set_strength"])
     assert net.strength == 0.5
+    assert len([*net.layers.parameters()]) == 3 * 3  # weights, delays of axons, residuals
     assert max(layer.residual_delay.abs().max() for layer in net.layers) == 2
     look = pytest.importorskip("experiments.tools.look", exc_type=ImportError)
     run = "runs/little-2-spikes0.5-learned-0"
