@@ -95,9 +95,8 @@ def check(one: pandas.DataFrame, other: pandas.DataFrame, paired: bool) -> None:
 
 def words_of(settings: dict, names: set[str]) -> set[str]:
     """Return what is told of a run: one entry for each of the names, which it may lack."""
-    values = {name: settings.get(name) for name in names}
-    missing = {name for name in names if values[name] in (None, "")}
-    return {f"no {name}" if name in missing else f"{name} {values[name]}" for name in names}
+    missing = {name for name in names if settings.get(name) in (None, "")}
+    return {f"no {name}" for name in missing} | {f"{x} {settings[x]}" for x in names - missing}
 
 
 def compare(folders: list[str], others: list[str], paired: bool) -> None:

@@ -37,7 +37,6 @@ def encode(path: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the spikes of a recording: times in s, float16 [spikes], and channels, uint16.
 
     seed: of the random numbers that decide which fibres fire.
-    Raises a UserError for a file that is not such a recording.
     """
     import numba
     import scipy.fft
