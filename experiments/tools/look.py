@@ -28,7 +28,8 @@ from experiments.tools.style import BLUE, GREY, INK, RED, heading, style
 def draw(run: str, net=None, sample: int = 0, out: str = "") -> Figure:
     """Draw a run, print its errors and spikes, and save and return the picture.
 
-    net: a network of your own, built like the one that was trained.  Default: see export.load.
+    net: a network of your own, with .layers as DelaySNN has them, built like the one that was
+        trained.  Default: see export.load.
     sample: which one to draw, of the test set (with --no-test, of the validation set).
     out: the file of the picture.  Default: run.png in the folder of the run.
     """
@@ -55,7 +56,7 @@ def draw(run: str, net=None, sample: int = 0, out: str = "") -> Figure:
     heading(top, f"{type(net).__name__}, {options.dataset}, {kind}")
     draw_log(top, run, dataset.step_ms)
     own = int(spikes.labels[sample])
-    heading(bottom, f"sample {sample} of the {split} set: {names[own]} (red line: the sample ends)")
+    heading(bottom, f"sample {sample} of the {split} set: {names[own]} (dotted: the sample ends)")
     draw_sample(bottom, net, spikes.counts[sample], own, names, dataset.step_ms)
     path = out or os.path.join(run, "run.png")
     figure.savefig(path, dpi=130, facecolor="white")
