@@ -12,9 +12,9 @@ import data
 import delays
 import test_delays as oracle
 import train
-from experiments import ideas
+from experiments.forks import ideas
 
-RUNS = ["base --valid-share=0.2", "warp --delays=fixed", "recurrent", "between-taps", "triangle"]
+RUNS = ["base --valid-share=0.2", "shift --delays=fixed", "recurrent", "adaptive", "sparse"]
 
 try:  # private functions of torch, which it may drop
     disabled = torch._C._disabled_torch_function_impl
@@ -111,7 +111,7 @@ def outcome(device, words, folder):
         return means
 
     idea, *argv = [*words.split(), "--dataset=little", "--out", str(folder / device)]
-    run, hooks = argv[-1], ideas.IDEAS[idea]
+    run, hooks = argv[-1], ideas.IDEAS.get(idea, {})
     with MockDevice(), patch("builtins.print") as printed:
         with pytest.raises(KeyboardInterrupt), patch.object(train, "train_epoch", watched):
             train.main(argv, **hooks)
