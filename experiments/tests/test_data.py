@@ -1,0 +1,257 @@
+"""The files that data.py reads and fetches, and the events of your own, offline, one thread."""
+
+import functools
+import hashlib
+import http.server
+import json
+import math
+import os
+import re
+import threading
+import zipfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+import data
+import test_delays as oracle
+from test_delays import each_sample
+
+FOLDER = Path(__file__).resolve().parents[2]
+NAME = "shd_test.h5.zip"
+little = oracle.little  # a fixture
+
+# ------------------------------------------------------------------------- reading files and events
+
+
+def write_h5(path, times, units, labels, speakers):
+    """Write a file in the layout of SHD and SSC; speakers are numbers or names."""
+    with h5py.File(path, "w") as file:
+        for name, ragged, kind in (("times", times, np.float16), ("units", units, np.uint16)):
+            column = file.create_dataset(f"spikes/{name}", (len(ragged),), h5py.vlen_dtype(kind))
+            for i, values in enumerate(ragged):
+                column[i] = np.asarray(values, kind)
+        file["labels"] = labels
+        file["extra/speaker"] = speakers
+
+
+def write_words(folder, dataset, sizes, classes, speakers):
+    """Write files in the layout of SHD and SSC.  A class is a band of channels: it can be learned.
+
+    sizes: how many samples each split has.  speakers: they take turns.
+    """
+    rng = np.random.default_rng(0)
+    band = 700 // classes
+    for split, size in sizes.items():
+        labels, spikes = np.arange(size) % classes, rng.integers(60, 120, size)
+        times = [rng.uniform(0.01, rng.uniform(0.1, 0.3), n) for n in spikes]
+        units = [band * k + rng.integers(0, band, n) for k, n in zip(labels, spikes, strict=True)]
+        names = np.resize(speakers, size).tolist()
+        write_h5(folder / f"{dataset}_{split}.h5", times, units, labels, names)
+
+
+def write_shd(folder, speakers=(2, 12, 112)):
+    """Write files of SHD.  Each of the three speakers has 8 of the 24 training samples."""
+    write_words(folder, "shd", {"train": 24, "test": 9}, 20, speakers)
+
+
+def test_reading_is_the_loop_over_spikes_and_keeps_every_spike(tmp_path):
+    rng = np.random.default_rng(0)
+    sizes = [0, *rng.integers(1, 400, 299)]  # a sample without spikes is one empty step
+    times = [rng.uniform(0, 1.4, n).astype(np.float16) for n in sizes]  # in any order
+    units = [rng.integers(0, 700, n) for n in sizes]
+    labels = rng.integers(0, 20, 300)
+    write_h5(tmp_path / "shd_test.h5", times, units, labels, ["0a7c", "b555", "çelik"] * 100)
+    got = data.load("shd", "test", tmp_path)
+    assert {sample.dtype for sample in got.counts} == {torch.uint8}
+    assert got.labels.tolist() == labels.tolist()
+    assert got.speakers.tolist() == ["0a7c", "b555", "çelik"] * 100
+    for s in range(300):
+        want, steps = np.zeros((150, 140)), [0]
+        for t, u in zip(times[s], units[s], strict=True):
+            steps.append(math.floor((float(t) - float(min(times[s]))) * 1000 / 10))
+            want[steps[-1], u // 5] += 1
+        assert got.steps[s] == max(steps) + 1
+        assert (got.counts[s].numpy() == want[: max(steps) + 1]).all()
+
+
+@pytest.mark.parametrize("kind", [np.uint64, list, torch.tensor, np.float32])
+def test_events_are_counted_one_by_one(kind):
+    rng = np.random.default_rng(0)
+    sample, step, channel = rng.integers(0, [[20], [15], [4]], (3, 500))
+    keep = (sample != 7) & (sample != 19)  # two samples without a spike, one of them the last
+    sample, step, channel = sample[keep], step[keep], channel[keep]
+    labels = rng.integers(0, 3, 20)
+    speakers = [f"speaker {i % 5}" for i in range(20)]
+    got = data.from_events(sample, kind(step), kind(channel), kind(labels), 4, speakers)
+    want = np.zeros((20, 15, 4))
+    steps = np.ones(20, int)
+    for s, t, c in zip(sample, step, channel, strict=True):
+        want[s, t, c] += 1
+        steps[s] = max(steps[s], t + 1)
+    counts = [want[s, : steps[s]].tolist() for s in range(20)]
+    assert each_sample(got) == list(zip(counts, labels, speakers, strict=True))
+    assert got.counts[0].dtype == torch.uint8 and got.labels.dtype == torch.int64
+    assert each_sample(got.select(np.arange(20) > 7)) == each_sample(got)[8:]
+
+
+def test_events_may_be_none_and_labels_may_be_values(little, monkeypatch):
+    silent = data.from_events([], [], [], [1, 0], inputs=3)
+    assert each_sample(silent) == [([[0, 0, 0]], 1, -1), ([[0, 0, 0]], 0, -1)]
+    values = data.Spikes([np.ones((2, 5))] * 3, [0.7, -1.2, 3.0])
+    row = data.DATASETS["little"]._replace(classes=1, read=lambda *given: values)
+    monkeypatch.setitem(data.DATASETS, "little", row)
+    kept = data.load("little", "train", "").to("cpu").select(np.arange(3))
+    assert kept.labels.dtype.is_floating_point and kept.labels.tolist() == values.labels.tolist()
+    assert kept.labels.tolist() == pytest.approx([0.7, -1.2, 3], rel=1e-6)
+    assert data.Spikes([np.ones((2, 5))], np.uint16([70_000 - 2**16])).labels.dtype == torch.int64
+
+
+# ----------------------------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    "column, sample, values, sentence",
+    [
+        ("times", 130, [[0.1, np.nan, 0.3]], "a sample lasts nan s: expected times in seconds"),
+        ("times", 130, [[100, 200, 1000]], "a sample lasts 900 s: .* seconds, not ms"),
+        ("units", 130, [[3, 4, 700]], r"input of spike 2 is 140: .* whole number, 0\.\.139"),
+        ("times", 130, [[0.1]], "a sample has 1 times, but 3 units"),
+        ("labels", 139, [], r"\[140, 139, 140\] samples, labels and speakers: expected equal"),
+        ("times", 139, [], r"zip\(\) argument 2 is longer"),
+    ],
+)
+def test_a_mistake_in_a_file_is_refused(tmp_path, column, sample, values, sentence):
+    content = dict(times=[[0.1, 0.2, 0.3]] * 140, units=[[3, 4, 5]] * 140, labels=[0, 1] * 70)
+    content[column][sample : sample + 1] = values
+    write_h5(tmp_path / "shd_test.h5", **content, speakers=[0] * 140)
+    with pytest.raises(data.UserError, match=rf"shd_test.h5 could not be read: {sentence}"):
+        data.load("shd", "test", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        (dict(sample=[0, 2, 3]), r"sample of spike 2 is 3: .*whole number, 0\.\.2"),
+        (dict(step=[3, 100_000, 1]), r"step of spike 0 is 100000: .*whole number, 0\.\.99999"),
+        (dict(step=[3, 0, 0.5]), r"step of spike 1 is 0\.5: expected a whole number"),
+        (dict(step=[3, 0, -1]), "step of spike 1 is -1: expected a whole number"),
+        (dict(channel=[1, 0, 3]), r"input of spike 1 is 3: .*whole number, 0\.\.2"),
+        (dict(step=[3]), r"\[3, 1, 3\] samples, steps and channels of spikes: expected equal"),
+        (dict(labels=[0.7, 1.2, 0]), r"label 0 is 0\.7: expected a whole number"),
+        (dict(labels=[1, -1, 0]), "label 1 is -1: expected a whole number"),
+        (dict(speakers=[7, 7]), r"\[3, 3, 2\] samples, labels and speakers: expected equal"),
+        (dict(sample=[0] * 256, step=[2] * 256, channel=[1] * 256), "256 spikes of one input in"),
+    ],
+)
+def test_events_with_a_mistake_are_refused(change, sentence):
+    events = dict(sample=[0, 2, 0], step=[3, 0, 1], channel=[1, 0, 2], labels=[1, 0, 4])
+    with pytest.raises(data.UserError, match=sentence):
+        data.from_events(**(events | change), inputs=3)
+
+
+@pytest.mark.parametrize(
+    "change, labels, sentence",
+    [
+        (
+            dict(classes=2),
+            [0, 1, 2],
+            r"little train: label 2 is 2: expected a whole number, 0\.\.1",
+        ),
+        (dict(), [1, 0, -1], "little train: label 2 is -1: expected a whole number"),
+        (dict(), [0.7, 1.2, 0.0], r"little train: label 0 is 0\.\d+: expected a whole number"),
+        (dict(inputs=4), [0, 1, 2], r"train has \[5, 6\] inputs, its row in DATASETS says 4"),
+        (dict(), [0, 1, 2], r"train has \[5, 6\] inputs, its row in DATASETS says 5"),
+    ],
+)
+def test_a_data_set_unlike_its_row_is_refused(little, monkeypatch, change, labels, sentence):
+    sizes = [5, 5, 6] if "inputs" in sentence else [5, 5, 5]
+    own = data.Spikes([np.ones((2, size)) for size in sizes], labels)
+    row = data.DATASETS["little"]._replace(**change, read=lambda *given: own)
+    monkeypatch.setitem(data.DATASETS, "little", row)
+    with pytest.raises(data.UserError, match=sentence):
+        data.load("little", "train", "")
+
+
+# ------------------------------------------------------------------ the download, the included data
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """Serve the files of tmp_path on this machine.  Returns the address."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self):
+            if self.path.startswith("/nonsense/"):
+                self.wfile.write(b"what?\r\n\r\n")
+            else:
+                super().do_GET()
+
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    handler = functools.partial(Handler, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_servers_and_checksums_are_the_published_ones():
+    table = json.dumps([data.SERVERS, data.MD5]).encode()
+    assert hashlib.md5(table).hexdigest() == "968cff27d3478fa55531470b7ea87fdc"
+
+
+def test_a_missing_file_is_fetched_once(served, tmp_path, monkeypatch, capfd):
+    write_shd(tmp_path)
+    want = data.load("shd", "test", tmp_path)
+    with zipfile.ZipFile(tmp_path / NAME, "w") as archive:
+        archive.write(tmp_path / "shd_test.h5", "shd_test.h5")
+        archive.writestr("more", bytes(3 << 20))  # the download takes several blocks
+    sound = (tmp_path / NAME).read_bytes()
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / NAME).write_bytes(sound[:-1000])
+    troubles = dict(absent="404", cut="sent a file of md5", nonsense="what?")
+    bad = [f"{served}/{kind}" for kind in troubles]
+    folder, asked, urlopen = tmp_path / "new/d", [], data.urlopen
+
+    def watched(url, timeout):
+        assert timeout == 30
+        # In a folder of its own, so that programs that download at once do not meet.
+        (own,) = os.listdir(folder)
+        assert os.listdir(folder / own) == [NAME]
+        asked.append(url)
+        return urlopen(url, timeout=timeout)
+
+    monkeypatch.setattr(data, "urlopen", watched)
+    monkeypatch.setitem(data.MD5, NAME, hashlib.md5(sound).hexdigest())
+    monkeypatch.setattr(data, "SERVERS", bad)
+    with pytest.raises(data.UserError) as caught:
+        data.load("shd", "test", str(folder))
+    for words in (*bad, *troubles.values(), "shd_test.h5 is not in", "by hand", "--dataset toy"):
+        assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert os.listdir(folder) == []
+
+    monkeypatch.setattr(data, "SERVERS", [*bad, served])
+    for _ in range(2):  # nothing is fetched that is already there
+        assert each_sample(data.load("shd", "test", str(folder))) == each_sample(want)
+    assert os.listdir(folder) == ["shd_test.h5"]
+    assert asked == [f"{server}/{NAME}" for server in (*bad, *bad, served)]
+    assert f"fetching {served}/{NAME}" in capfd.readouterr().err
+
+
+@pytest.mark.paper
+def test_the_included_data_are_those_that_their_page_lists(tmp_path, monkeypatch):
+    page = (FOLDER / "experiments/included/shd-regenerated/README.md").read_text()
+    listed = re.findall("[0-9a-f]{32}", page)  # of each array, in train and in test
+    for k, split in enumerate(("train", "test")):
+        spikes = data.load("shd-regenerated", split, "")
+        steps = spikes.steps.numpy().astype(np.int16)
+        arrays = [torch.cat(spikes.counts), steps, spikes.labels.byte(), spikes.speakers]
+        md5 = [hashlib.md5(np.asarray(array).tobytes()).hexdigest() for array in arrays]
+        assert md5 == listed[k::2]
+    monkeypatch.setattr(data, "__file__", str(tmp_path / "data.py"))
+    with pytest.raises(data.UserError, match=r"regenerated/test.npz could not be read .*No such"):
+        data.load("shd-regenerated", "test", "")
