@@ -1,6 +1,5 @@
 """The files that data.py reads and fetches, and the events of your own, offline, one thread."""
 
-import functools
 import hashlib
 import http.server
 import json
@@ -21,7 +20,6 @@ import test_delays as oracle
 from test_delays import each_sample
 
 FOLDER = Path(__file__).resolve().parents[2]
-NAME = "shd_test.h5.zip"
 little = oracle.little  # a fixture
 
 # ------------------------------------------------------------------------- reading files and events
@@ -38,22 +36,14 @@ def write_h5(path, times, units, labels, speakers):
         file["extra/speaker"] = speakers
 
 
-def write_words(folder, dataset, sizes, speakers):
-    """Write the files of splits of these sizes.  Label n is 60 spikes of channel 20 n.
-
-    speakers: they take turns.
-    """
-    for split, size in sizes.items():
+def write_shd(folder, speakers=(2, 12, 112)):
+    """Write files of SHD, of 24 and 9 samples.  The speakers take turns."""
+    for split, size in (("train", 24), ("test", 9)):
         labels = np.arange(size) % 20
         units = [[20 * label] * 60 for label in labels]
         times = [np.linspace(0.1, 0.4, 60)] * size
         names = np.resize(speakers, size).tolist()
-        write_h5(folder / f"{dataset}_{split}.h5", times, units, labels, names)
-
-
-def write_shd(folder, speakers=(2, 12, 112)):
-    """Write files of SHD.  Each of the three speakers has 8 of the 24 training samples."""
-    write_words(folder, "shd", {"train": 24, "test": 9}, speakers)
+        write_h5(folder / f"shd_{split}.h5", times, units, labels, names)
 
 
 def test_reading_is_the_loop_over_spikes_and_keeps_every_spike(tmp_path):
@@ -94,15 +84,8 @@ def test_events_are_counted_one_by_one(kind):
     assert each_sample(got) == list(zip(counts, labels, speakers, strict=True))
     assert got.counts[0].dtype == torch.uint8 and got.labels.dtype == torch.int64
     assert each_sample(got.select(np.arange(20) > 7)) == each_sample(got)[8:]
-
-
-def test_events_may_be_none_and_labels_may_be_values(little, monkeypatch):
-    silent = data.from_events([], [], [], [1, 0], inputs=3)
-    assert each_sample(silent) == [([[0, 0, 0]], 1, -1), ([[0, 0, 0]], 0, -1)]
-    values = data.Spikes([np.ones((2, 5))] * 2, [0.5, -1.25])
-    row = data.DATASETS["little"]._replace(classes=1, read=lambda *given: values)
-    monkeypatch.setitem(data.DATASETS, "little", row)
-    assert data.load("little", "train", "").labels.tolist() == [0.5, -1.25]
+    silent = data.from_events([], [], [], [1], inputs=3)
+    assert each_sample(silent) == [([[0, 0, 0]], 1, -1)]
 
 
 # ----------------------------------------------------------------------------------------- mistakes
@@ -148,19 +131,22 @@ def test_events_with_a_mistake_are_refused(change, sentence):
 
 
 @pytest.mark.parametrize(
-    "sizes, labels, sentence",
+    "labels, change, sentence",
     [
-        ([5, 5], [0, 3], r"little train: label 1 is 3: expected a whole number, 0\.\.2"),
-        ([5, 5], [0, -1], "little train: label 1 is -1: expected a whole number"),
-        ([5, 5], [0, 0.5], r"little train: label 1 is 0\.5: expected a whole number"),
-        ([5, 6], [0, 1], r"little train has \[5, 6\] inputs, its row in DATASETS says 5"),
-        ([4, 4], [0, 1], r"little train has \[4\] inputs, its row in DATASETS says 5"),
+        ([0, 1], dict(inputs=4), r"little train has \[5\] inputs, its row in DATASETS says 4"),
+        ([0, 3], {}, r"little train: label 1 is 3: expected a whole number, 0\.\.2"),
+        ([0, -1], {}, "little train: label 1 is -1: expected a whole number"),
+        ([0, 0.5], {}, r"little train: label 1 is 0\.5: expected a whole number"),
+        ([-1, 0.5], dict(classes=1), None),  # values to learn
     ],
 )
-def test_a_data_set_unlike_its_row_is_refused(little, monkeypatch, sizes, labels, sentence):
-    own = data.Spikes([np.ones((2, size)) for size in sizes], labels)
-    row = data.DATASETS["little"]._replace(read=lambda *given: own)
+def test_a_data_set_unlike_its_row_is_refused(little, monkeypatch, labels, change, sentence):
+    spikes = data.Spikes([np.ones((2, 5))] * 2, labels)
+    row = data.DATASETS["little"]._replace(**change, read=lambda *given: spikes)
     monkeypatch.setitem(data.DATASETS, "little", row)
+    if sentence is None:
+        assert data.load("little", "train", "").labels.tolist() == labels
+        return
     with pytest.raises(data.UserError, match=sentence):
         data.load("little", "train", "")
 
@@ -168,60 +154,53 @@ def test_a_data_set_unlike_its_row_is_refused(little, monkeypatch, sizes, labels
 # ------------------------------------------------------------------ the download, the included data
 
 
-@pytest.fixture
-def served(tmp_path, monkeypatch):
-    """Serve the files of tmp_path on this machine.  Returns the address."""
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def do_GET(self):
-            if self.path.startswith("/nonsense/"):
-                self.wfile.write(b"what?\r\n\r\n")
-            else:
-                super().do_GET()
-
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    handler = functools.partial(Handler, directory=tmp_path)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
 def test_servers_and_checksums_are_the_published_ones():
     table = json.dumps([data.SERVERS, data.MD5]).encode()
     assert hashlib.md5(table).hexdigest() == "968cff27d3478fa55531470b7ea87fdc"
 
 
-def test_a_missing_file_is_fetched_once(served, tmp_path, monkeypatch, capfd):
+def test_a_missing_file_is_fetched_once(tmp_path, monkeypatch, capfd):
     write_shd(tmp_path)
     want = each_sample(data.load("shd", "test", tmp_path))
-    with zipfile.ZipFile(tmp_path / NAME, "w") as archive:
+    with zipfile.ZipFile(tmp_path / "packed", "w") as archive:
         archive.write(tmp_path / "shd_test.h5", "shd_test.h5")
         archive.writestr("more", bytes(3 << 20))  # the download takes several blocks
-    sound = (tmp_path / NAME).read_bytes()
-    (tmp_path / "cut").mkdir()
-    (tmp_path / "cut" / NAME).write_bytes(sound[:-1000])
-    troubles = dict(absent="404", cut="sent a file of md5", nonsense="what?")
-    bad = [f"{served}/{kind}" for kind in troubles]
-    monkeypatch.setitem(data.MD5, NAME, hashlib.md5(sound).hexdigest())
-    monkeypatch.setattr(data, "SERVERS", bad)
-    folder = tmp_path / "new/d"
-    with pytest.raises(data.UserError, match="shd_test.h5 is not in .*--dataset toy") as caught:
-        data.load("shd", "test", str(folder))
-    for words in (*bad, *troubles.values()):
-        assert words in str(caught.value) and "\n" not in str(caught.value)
-    assert os.listdir(folder) == []
+    sound = (tmp_path / "packed").read_bytes()
+    monkeypatch.setitem(data.MD5, "shd_test.h5.zip", hashlib.md5(sound).hexdigest())
+    replies = dict(absent=b"HTTP/1.0 404 gone\r\n\r\n", nonsense=b"what?\r\n\r\n")
+    replies["cut"] = b"HTTP/1.0 200 fine\r\n\r\n" + sound[:-1000]
+    replies["mirror"] = b"HTTP/1.0 200 fine\r\n\r\n" + sound
 
-    monkeypatch.setattr(data, "SERVERS", [*bad, served])
-    for _ in range(2):  # nothing is fetched that is already there
-        assert each_sample(data.load("shd", "test", str(folder))) == want
-    assert os.listdir(folder) == ["shd_test.h5"]
-    assert capfd.readouterr().err.count(f"fetching {served}/{NAME}\n") == 1
-    for packing in (".zip", ".gz"):
-        (folder / "shd_test.h5").rename(folder / f"shd_test.h5{packing}")
-        with pytest.raises(data.UserError, match=rf"but \S*/shd_test.h5{packing} is there: unpack"):
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            _, server, name = self.path.split("/")
+            assert name == "shd_test.h5.zip"
+            self.wfile.write(replies[server])
+
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    folder = tmp_path / "new/d"
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(data, "SERVERS", [f"{address}/{kind}" for kind in list(replies)[:3]])
+        said = "shd_test.h5 is not in .*404.*what\\?.*sent a file of md5.* try --dataset toy"
+        with pytest.raises(data.UserError, match=said):  # in one line
             data.load("shd", "test", str(folder))
-        (folder / f"shd_test.h5{packing}").rename(folder / "shd_test.h5")
+        assert os.listdir(folder) == []
+        data.SERVERS.append(f"{address}/mirror")
+        for _ in range(2):  # nothing is fetched that is already there
+            assert each_sample(data.load("shd", "test", str(folder))) == want
+        server.shutdown()
+    assert os.listdir(folder) == ["shd_test.h5"]
+    assert capfd.readouterr().err.count(f"fetching {address}/mirror/shd_test.h5.zip\n") == 1
+
+
+@pytest.mark.parametrize("packing", [".zip", ".gz"])
+def test_a_file_that_is_only_there_packed_is_not_fetched_anew(packing, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "SERVERS", [])
+    (tmp_path / f"shd_test.h5{packing}").touch()
+    with pytest.raises(data.UserError, match=rf"but \S*/shd_test.h5{packing} is there: unpack it"):
+        data.load("shd", "test", tmp_path)
 
 
 @pytest.mark.paper
