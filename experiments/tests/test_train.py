@@ -157,7 +157,8 @@ def test_a_saved_run_keeps_its_options_and_is_loaded_without_a_gpu(little, tmp_p
     del config["options"]["weight_decay"]  # as if the option were newer than the run
     (run / "config.json").write_text(json.dumps(config))
     for name in train.OPTIONS.keys() - {"data_dir", "device", "out", "resume", "eval"}:
-        words = ["--" + name.replace("_", "-"), *([] if name == "no_test" else [77])]
+        value = dict(dataset="toy", delays="fixed").get(name, 77)
+        words = ["--" + name.replace("_", "-"), *([] if name == "no_test" else [value])]
         for saved in ("--resume", "--eval"):
             with pytest.raises(data.UserError, match=f"run used {name} .*: leave it out, or start"):
                 parsed(saved, run, *words)
@@ -264,25 +265,25 @@ def test_a_fork_has_the_command_line_and_is_not_taken_for_the_papers(little, tmp
     "argv, sentence",
     [
         ("--epoch 1", "unrecognized arguments: --epoch 1"),  # options are not abbreviated
-        ("--epochs 0", "epochs 0: expected at least 1"),
-        ("--layers 0", "layers 0: expected at least 1"),
-        ("--hidden 0", "hidden 0: expected at least 1"),
-        ("--taps 0", "taps 0: expected at least 1"),
-        ("--batch-size 0", "batch_size 0: expected at least 1"),
-        ("--tau nan", "tau nan: expected at least 10"),
-        ("--tau-readout 9.9", "tau_readout 9.9: expected at least 10"),
-        ("--dropout 1", "dropout 1.0: expected at least 0 and below 1"),
-        ("--valid-share nan", "valid_share nan: expected at least 0 and below 1"),
-        ("--delays learnt", "delays learnt: expected one of learned, constant-sigma, fixed, none"),
-        ("--dataset shd-opened", "dataset shd-opened: expected one of shd, "),
-        ("--device gpu", "device gpu: expected one of cpu, cuda"),
+        ("--epochs 0", r"epochs 0 \(.*\): expected at least 1"),
+        ("--layers 0", r"layers 0 \(.*\): expected at least 1"),
+        ("--hidden 0", r"hidden 0 \(.*\): expected at least 1"),
+        ("--taps 0", r"taps 0 \(.*\): expected at least 1"),
+        ("--batch-size 0", r"batch_size 0 \(.*\): expected at least 1"),
+        ("--tau nan", r"tau nan \(.*\): expected at least 10"),
+        ("--tau-readout 9.9", r"tau_readout 9.9 \(.*\): expected at least 10"),
+        ("--dropout 1", r"dropout 1.0 \(.*\): expected at least 0 and below 1"),
+        ("--valid-share nan", r"valid_share nan \(.*\): expected at least 0 and below 1"),
+        ("--delays learnt", "argument --delays: invalid choice: 'learnt'"),
+        ("--dataset shd-opened", "argument --dataset: invalid choice: 'shd-opened'"),
+        ("--device gpu", "argument --device: invalid choice: 'gpu'"),
         ("--device cuda", "device cuda: torch finds no GPU here"),
         ("--dataset toy --no-test", "no test and no validation set: hold out samples, as by --val"),
         ("--dataset toy --valid-share 0", "--valid-share 0.0 leaves no sample on one of the sides"),
         ("--dataset toy --seed -1 --valid-share 0.9999", "0.9999 leaves no sample on one of the"),
         ("--valid-share 0.2 --valid-speakers 2", "valid_speakers and valid_share: expected one of"),
-        ("--valid-speakers 2,x", "expected some, not all, of ['112', '12', '2']"),
-        ("--valid-speakers 2,12,112", "expected some, not all, of ['112', '12', "),
+        ("--valid-speakers 2,x", r"expected some, not all, of \['112', '12', '2'\]"),
+        ("--valid-speakers 2,12,112", r"expected some, not all, of \['112', '12', "),
         ("--resume text --eval text", "expected a folder, for one of --out, --resume and --eval"),
         ("--resume=", "expected a folder, for one of --out, --resume and --eval"),
         ("--resume none", "No such file or directory: 'none/config.json'"),
@@ -302,5 +303,5 @@ def test_a_mistake_gets_a_line_and_leaves_no_file(tmp_path, monkeypatch, capsys,
     said = stop.value.code
     if said == 2:  # argparse's
         said = f"train.py: {capsys.readouterr().err.splitlines()[-1]}"
-    assert said.startswith("train.py: ") and sentence in said and "\n" not in said
+    assert re.fullmatch(f"train.py: .*{sentence}.*", said)  # in one line
     assert set(os.listdir()) == before
