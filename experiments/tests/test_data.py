@@ -16,11 +16,9 @@ import pytest
 import torch
 
 import data
-import test_delays as oracle
 from test_delays import each_sample
 
 FOLDER = Path(__file__).resolve().parents[2]
-little = oracle.little  # a fixture
 
 # ------------------------------------------------------------------------- reading files and events
 
@@ -130,25 +128,22 @@ def test_events_with_a_mistake_are_refused(change, sentence):
         data.from_events(**(events | change), inputs=3)
 
 
-@pytest.mark.parametrize(
-    "labels, change, sentence",
-    [
-        ([0, 1], dict(inputs=4), r"little train has \[5\] inputs, its row in DATASETS says 4"),
-        ([0, 3], {}, r"little train: label 1 is 3: expected a whole number, 0\.\.2"),
-        ([0, -1], {}, "little train: label 1 is -1: expected a whole number"),
-        ([0, 0.5], {}, r"little train: label 1 is 0\.5: expected a whole number"),
-        ([-1, 0.5], dict(classes=1), None),  # values to learn
-    ],
-)
-def test_a_data_set_unlike_its_row_is_refused(little, monkeypatch, labels, change, sentence):
-    spikes = data.Spikes([np.ones((2, 5))] * 2, labels)
-    row = data.DATASETS["little"]._replace(**change, read=lambda *given: spikes)
-    monkeypatch.setitem(data.DATASETS, "little", row)
-    if sentence is None:
-        assert data.load("little", "train", "").labels.tolist() == labels
-        return
-    with pytest.raises(data.UserError, match=sentence):
-        data.load("little", "train", "")
+def test_a_data_set_unlike_its_row_is_refused_and_with_one_class_labels_are_values(monkeypatch):
+    spikes = data.Spikes([np.ones((2, 8))] * 2, [-1, 0.5])
+    row = data.DATASETS["toy"]._replace(read=lambda *given: spikes)
+    for change, sentence in (
+        (dict(inputs=4), r"toy test has \[8\] inputs, its row in DATASETS says 4"),
+        (dict(classes=3), r"toy test: label 0 is -1\.0: expected a whole number, 0\.\.2"),
+    ):
+        monkeypatch.setitem(data.DATASETS, "toy", row._replace(**change))
+        with pytest.raises(data.UserError, match=sentence):
+            data.load("toy", "test", "")
+    monkeypatch.setitem(data.DATASETS, "toy", row._replace(classes=1))
+    assert data.load("toy", "test", "").labels.tolist() == [-1, 0.5]
+    spikes.labels = torch.tensor([2, 3])
+    monkeypatch.setitem(data.DATASETS, "toy", row._replace(classes=3))
+    with pytest.raises(data.UserError, match="label 1 is 3: expected a whole number"):
+        data.load("toy", "test", "")
 
 
 # ------------------------------------------------------------------ the download, the included data
@@ -174,7 +169,7 @@ def test_a_missing_file_is_fetched_once(tmp_path, monkeypatch, capfd):
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             _, server, name = self.path.split("/")
-            assert name == "shd_test.h5.zip"
+            assert name == "shd_test.h5.zip" and os.listdir(folder)  # a file system of its own
             self.wfile.write(replies[server])
 
     monkeypatch.setenv("no_proxy", "127.0.0.1")
