@@ -109,11 +109,9 @@ def test_a_run_may_end_before_any_of_its_files_has_its_name(asked, tmp_path, mon
             go(*sizes.split(), "--out", cut)
         allowed = math.inf
         go("--resume", cut)
-        for name in ("last.pt", "net.pt"):
-            first, second = (torch.load(run / name) for run in (cut, whole))
-            assert first["sigma"] == second["sigma"]
-            for key, value in second["net"].items():
-                oracle.close(first["net"][key], value, rtol=0, atol=1e-9, name=key)
+        first, second = (torch.load(run / "last.pt")["net"] for run in (cut, whole))
+        for name, value in second.items():
+            oracle.close(first[name], value, rtol=0, atol=1e-9, name=name)
         for row, same in zip(log_of(cut), log_of(whole), strict=True):
             assert row["epoch"] == same["epoch"] and row["valid_accuracy"] == same["valid_accuracy"]
             assert float(row["moved_ms"]) == pytest.approx(float(same["moved_ms"]), rel=1e-9)
@@ -144,17 +142,14 @@ def test_a_saved_run_keeps_its_options_and_is_loaded_without_a_gpu(little, tmp_p
     run = run.rename(tmp_path / "moved")
     assert parsed("--resume", run).out == str(run)
 
-    load, flags = Mock(wraps=torch.load), (torch.backends.cudnn, torch.backends.cuda.matmul)
+    load = Mock(wraps=torch.load)
     monkeypatch.setattr(torch, "load", load)
-    for saved in ("--resume", "--eval"):
-        for flag in flags:
-            flag.allow_tf32 = True
-        torch.set_flush_denormal(False)
-        train.main([saved, str(run)])
-        assert [flag.allow_tf32 for flag in flags] == [False, False]
-        assert (torch.tensor([1e-30]) * 1e-10).item() == 0  # a denormal number is taken as 0
-    safe = dict(map_location="cpu", weights_only=True)  # and no code of a checkpoint runs
-    assert [call.kwargs for call in load.call_args_list] == [safe] * 3  # last.pt, net.pt twice
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    train.main(["--eval", str(run)])
+    assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
+    assert (torch.tensor([1e-30]) * 1e-10).item() == 0  # a denormal number is taken as 0
+    # No code of a checkpoint runs.
+    assert load.call_args.kwargs == dict(map_location="cpu", weights_only=True)
 
 
 # -------------------------------------------------------------------------------------------- forks
@@ -183,7 +178,8 @@ def test_every_parameter_of_a_network_is_trained_at_its_rate(little, tmp_path):
     result = train.train(options, net)
     for name, parameter in net.named_parameters():
         moved = (parameter - start[name]).abs().max()
-        assert moved > 1 if name.endswith("delay") else 0 < moved < 0.1, name
+        low, high = (1, 50) if name.endswith("delay") else (0, 0.1)
+        assert low < moved <= high, name
     for layer in (*net.layers, *net.echo):
         assert layer.sigma == shrinking_sigma(1, 2, 6) and not layer.training
         assert layer.delay.min() >= 0 and layer.delay.max() <= 5
@@ -201,7 +197,7 @@ def test_every_parameter_of_a_network_is_trained_at_its_rate(little, tmp_path):
 def test_a_fork_has_the_command_line_and_is_not_taken_for_the_papers(little, tmp_path, monkeypatch):
     run = str(tmp_path / "run")
     monkeypatch.setitem(train.OPTIONS, "strength", (0.0, "of the penalty"))
-    fork = FORK | dict(net_class=Own)
+    fork, rolled = FORK | dict(net_class=Own), partial(torch.roll, dims=1)
     words = ["--dataset", "little", "--device", "cpu", "--epochs", "1", "--strength", "0.5"]
     train.main([*words, "--out", run], **fork)
     with pytest.raises(SystemExit, match=f"has ended and cannot be resumed: --eval {run} prints"):
@@ -211,12 +207,7 @@ def test_a_fork_has_the_command_line_and_is_not_taken_for_the_papers(little, tmp
         ("--eval", "net_class", DelaySNN, "network is Own, not DelaySNN: use the"),
         ("--resume", "net_class", DelaySNN, "network is Own, not DelaySNN: use the"),
         ("--resume", "loss", None, "loss is quiet_loss, not cross_entropy: use the"),
-        (
-            "--resume",
-            "augment",
-            partial(torch.roll, dims=1),
-            "augment is delayed, not roll: use the",
-        ),
+        ("--resume", "augment", rolled, "augment is delayed, not roll: use the"),
         ("--resume", "before_epoch", None, "before_epoch is halve, not None: use the"),
     ):
         with pytest.raises(SystemExit, match=said):
