@@ -1,13 +1,12 @@
 """The whole method in one file: a spiking network that learns a delay for every synapse.
 
-    python experiments/one_file.py       trains the toy task
-    python experiments/one_file.py shd   trains SHD (regenerated), which the repository includes
+    python experiments/lesson/one_file.py       trains the toy task
+    python experiments/lesson/one_file.py shd   trains SHD (regenerated)
 
 Everything else in this repository is speed (on one core of AMD's Zen 5, a step on SHD takes this
 file 4 to 5 times as long), options, resuming and checks.  The losses are those of train.py, until
-float rounding moves a spike.  In delays.py, make_kernel is gaussian_kernel and rounded_kernel,
-delayed_sum is delay_conv, and lif is lif_loop.  Signals are [B, T, N]: batch, time, neurons.
-Delays and tau are in steps.
+rounding moves a spike.  In delays.py, make_kernel is gaussian_kernel and rounded_kernel, and
+delayed_sum is delay_conv.  Signals are [B, T, N]: batch, time, neurons.  Delays are in steps.
 """
 
 import math
@@ -150,9 +149,9 @@ def train(train_set, test_set, hidden, taps, tau, dropout, batch_size, epochs, s
             labels = train_labels[indices].to(device)  # [B]
             scores = net(counts, sigma).softmax(2).sum(1)  # [B, classes]; padding counts too
             # cross_entropy applies a second softmax, as in the authors' loss.  Scores are sums over
-            # time, not means, so those of a sample add up to T + tail: 112 on the toy task.  Of
-            # such numbers the softmax often nearly picks the largest: where a sample is wrong, the
-            # loss is nearly the lead of its strongest rival, and begins above ln(classes).
+            # time, not means, so those of a sample add up to T + tail: 112 on the toy task.  So the
+            # loss begins above ln(classes).  On SHD the second softmax nearly picks the largest:
+            # where a sample is wrong, the loss is about the lead of its strongest rival.
             loss = F.cross_entropy(scores, labels)
 
             net.zero_grad()
@@ -214,7 +213,8 @@ def toy(samples: int, seed: int) -> tuple[list[Tensor], Tensor]:
 
 def read_shd(split: str) -> tuple[list[Tensor], Tensor]:
     """Return a set of SHD (regenerated): counts in steps of 10 ms, with 5 channels an input."""
-    with np.load(Path(__file__).parent / "shd-regenerated" / f"{split}.npz") as file:
+    folder = Path(__file__).parents[1] / "included" / "shd-regenerated"
+    with np.load(folder / f"{split}.npz") as file:
         counts = torch.from_numpy(file["counts"])  # [steps of all samples, 140]
         labels = torch.from_numpy(file["labels"].astype(np.int64))
         return list(counts.split(file["steps"].tolist())), labels

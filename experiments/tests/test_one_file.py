@@ -6,7 +6,7 @@ import torch
 
 import data
 import train
-from experiments import one_file
+from experiments.lesson import one_file
 from test_delays import close, options_of
 
 pytestmark = pytest.mark.paper
@@ -69,7 +69,9 @@ def test_the_first_samples_have_the_numbers_of_train(
 
 def test_settings_are_the_defaults():
     for dataset, settings in (("toy", one_file.TOY), ("shd", one_file.SHD)):
-        want = dict(train.DEFAULTS[dataset], tau=pytest.approx(1.005))
-        want["hidden"] = [want["hidden"]] * want.pop("layers")
+        usual = train.defaults(dataset)
+        want = {name: usual[name] for name in settings}
+        want["hidden"] = [usual["hidden"]] * usual["layers"]
+        want["tau"] = pytest.approx(usual["tau"] / data.DATASETS[dataset].step_ms)
         assert settings == want
-    assert train.DEFAULTS["shd-regenerated"] == {}  # SHD's
+    assert train.defaults("shd-regenerated") == train.defaults("shd")
