@@ -145,7 +145,9 @@ def test_a_fork_with_an_option_and_layers_of_its_own_is_loaded():
     assert net.strength == 0.5
     assert len([*net.layers.parameters()]) == 3 * 3  # weights, delays of axons, residuals
     assert max(layer.residual_delay.abs().max() for layer in net.layers) == 2
-    look = pytest.importorskip("experiments.tools.look", exc_type=ImportError)
+    pytest.importorskip("matplotlib")
+    from experiments.tools import look
+
     run = "runs/little-2-spikes0.5-learned-0"
     loaded = block("load_run", train=train, run=run, Mine=mine, look=look)["net"]
     assert oracle.same_bits(loaded.state_dict(), net.state_dict())
