@@ -52,7 +52,7 @@ def draw(run: str, net=None, sample: int = 0, out: str = "") -> Figure:
 
     figure = Figure(figsize=(10, 4.4), layout="constrained")
     top, bottom = figure.subfigures(2, 1)
-    kind = f"{options.delays} delays, seed {options.seed}"
+    kind = f"delays: {options.delays}, seed {options.seed}"
     heading(top, f"{type(net).__name__}, {options.dataset}, {kind}")
     draw_log(top, run, dataset.step_ms)
     own = int(spikes.labels[sample])
@@ -106,7 +106,7 @@ def draw_log(panel, run: str, step_ms: float) -> None:
         "loss": ("loss", 1),
         "accuracy (%)": ("accuracy", 100),
         f"sigma (steps of {step_ms:g} ms)": ("sigma", 1),
-        "mean change of a delay (ms)": ("moved_ms", 1),
+        "delays have moved (ms)": ("moved_ms", 1),
         "spikes per neuron and s": ("rate_", 1000 / step_ms),
     }
     for axis, (title, (part, factor)) in zip(panel.subplots(1, 5), shown.items(), strict=True):
@@ -116,6 +116,7 @@ def draw_log(panel, run: str, step_ms: float) -> None:
             values = [float(row[name]) * factor for row in log]
             axis.plot(range(1, len(log) + 1), values, ".-", color=color, markersize=2, label=name)
         axis.set_yscale("log" if part == "loss" else "linear")
+        axis.tick_params(which="minor", labelsize=7)
         if len(names) > 1:
             axis.legend(fontsize=7, frameon=False)
 
@@ -135,8 +136,8 @@ def draw_sample(panel, net, counts: Tensor, own: int, names: list[str], step_ms:
     *axes, sums = panel.subplots(1, len(reached) + 1)
     for i, (axis, raster) in enumerate(zip(axes, reached, strict=True)):
         spikes = raster[0, :steps].T.numpy()  # [neurons, steps]
-        box = (0, steps * step_ms, 0, len(spikes))
-        axis.imshow(spikes > 0, "Greys", aspect="auto", origin="lower", extent=box)
+        look = dict(aspect="auto", origin="lower", interpolation="nearest")
+        axis.imshow(spikes > 0, "Greys", extent=(0, steps * step_ms, 0, len(spikes)), **look)
         name = f"hidden layer {i}" if i else "input"
         style(axis, f"{name}: {int(spikes.sum()):,} spikes", "time (ms)")
     time = np.arange(steps) * step_ms
