@@ -208,6 +208,7 @@ def test_a_fork_has_the_command_line_and_is_not_taken_for_the_papers(little, tmp
         ("--resume", "net_class", DelaySNN, "network is Own, not DelaySNN: use the"),
         ("--resume", "loss", None, "loss is quiet_loss, not cross_entropy: use the"),
         ("--resume", "augment", rolled, "augment is delayed, not roll: use the"),
+        ("--resume", "augment", torch.nn.Identity(), "augment is delayed, not Identity: use the"),
         ("--resume", "before_epoch", None, "before_epoch is halve, not None: use the"),
     ):
         with pytest.raises(SystemExit, match=said):
