@@ -156,16 +156,15 @@ def test_a_saved_run_keeps_its_options_and_is_loaded_without_a_gpu(little, tmp_p
 
 
 class Own(DelaySNN):
-    """Its neurons have a threshold to learn and hear their echo, from a layer within a layer."""
+    """Its neurons hear their echo, from a layer within a layer."""
 
     def __init__(self, *sizes, **options):
         super().__init__(*sizes, **options)
-        self.threshold = torch.nn.Parameter(torch.full((7,), 0.8))
         self.late_delay = torch.nn.Parameter(torch.ones(7))
         self.echo = torch.nn.Sequential(DelayedLinear(7, 7, 6))
 
     def neurons(self, i, current):
-        early = spike(current - self.threshold)
+        early = spike(current - 0.8)
         late = self.echo(early)[:, : current.shape[1]]
         return super().neurons(i, early + self.late_delay * late)
 
@@ -208,6 +207,7 @@ def test_a_fork_has_the_command_line_and_is_not_taken_for_the_papers(little, tmp
         ("--resume", "net_class", DelaySNN, "network is Own, not DelaySNN: use the"),
         ("--resume", "loss", None, "loss is quiet_loss, not cross_entropy: use the"),
         ("--resume", "augment", rolled, "augment is delayed, not roll: use the"),
+        ("--resume", "augment", torch.nn.Identity(), "augment is delayed, not Identity: use the"),
         ("--resume", "before_epoch", None, "before_epoch is halve, not None: use the"),
     ):
         with pytest.raises(SystemExit, match=said):
@@ -269,7 +269,7 @@ def test_a_mistake_gets_a_line_and_leaves_no_file(tmp_path, monkeypatch, capsys,
     Path("text/shd_train.h5").write_text("<html>gone</html>")
     before = set(os.listdir())
     with pytest.raises(SystemExit) as stop:
-        train.main(["--device", "cpu", "--data-dir", ".", *argv.split()])
+        train.main(["--epochs=1", "--device=cpu", "--data-dir=.", *argv.split()])
     said = stop.value.code
     if said == 2:  # argparse's
         said = f"train.py: {capsys.readouterr().err.splitlines()[-1]}"
