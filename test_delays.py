@@ -217,7 +217,6 @@ TOY = [(8, 40), (40, 10)]
 CHOICES = [  # batch, steps of the longest sample, layers, taps
     ("fourier", 256, 166, SHD, 25),
     ("fourier", 50, 112, TOY, 33),  # 80 steps, and the zeros for the tail
-    ("fourier", 16, 130, SHD, 25),
     ("direct", 1, 130, SHD, 25),
     ("direct", 256, 3000, SHD[:1], 25),
     ("linear", 256, 130, SHD, 1),
@@ -345,9 +344,11 @@ def test_networks_have_the_published_number_of_parameters(words, weights, parame
 
 
 def test_fixed_delays_are_whole_and_need_no_sigma():
+    torch.manual_seed(0)
     layer = DelayedLinear(30, 40, 5, learn_delays=False)
     assert [name for name, _ in layer.named_parameters()] == ["weight"]
-    assert np.unique(layer.delay).tolist() == [0, 1, 2, 3, 4]
+    torch.manual_seed(0)
+    assert torch.equal(layer.delay, DelayedLinear(30, 40, 5).delay.round())
     assert torch.equal(layer.kernel(), rounded_kernel(layer.weight, layer.delay, 5))
     with pytest.raises(ValueError, match="sigma is None: .* shrinking_sigma"):
         DelayedLinear(30, 40, 5).kernel()
@@ -393,7 +394,7 @@ def test_a_gpu_trains_and_predicts_with_the_same_numbers():
 
 
 def test_schedules_at_named_epochs():
-    assert delays.shrinking_sigma(0, 150, 1) == 0.5  # nor with one tap
+    assert delays.shrinking_sigma(0, 150, 1) == 0.5  # one tap is never wide
     assert train.one_cycle(0, 1, 5e-3) == pytest.approx((5e-3, 0.85), rel=1e-12, abs=0)
 
 
@@ -799,7 +800,6 @@ CHOSEN |= dict(unrounded_accuracy=0.55)
 UNTESTED = CHOSEN | dict(test_accuracy=None, unrounded_accuracy=0.65)  # on validation
 COMPARED = LAST | dict(test_accuracy=None, valid_accuracy=0.3)  # on speakers held out
 COMPARED |= dict(unrounded_accuracy=0.75)
-TESTED = dict(test_accuracy=0.4, unrounded_accuracy=0.5)
 
 HEADLINES = [  # and the number of validation samples
     ("--dataset little", 0, LAST),
@@ -807,7 +807,7 @@ HEADLINES = [  # and the number of validation samples
     ("--dataset validated", 27, CHOSEN),
     ("--dataset validated --valid-share 0.5 --no-test", 22, UNTESTED),
     ("--dataset validated --valid-speakers 1,3 --no-test", 22, COMPARED),
-    ("--dataset little --valid-speakers 1,3", 22, COMPARED | TESTED),
+    ("--dataset little --valid-speakers 1,3", 22, LAST | dict(valid_accuracy=0.3)),
 ]
 
 
