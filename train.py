@@ -22,13 +22,13 @@ import data
 from data import UserError
 from delays import DelayedLinear, DelaySNN, shrinking_sigma
 
-# Options and their defaults, which are the paper's for SHD.  A default of None is for a number; the
-# type of every other option is that of its default.  A script may add lines of its own.
+# Options and their defaults, which are the paper's for SHD.  The type of an option is that of its
+# default; None stands for a float.  A script may add lines of its own.
 OPTIONS = {
     "dataset": ("shd", "the data set"),
     "data_dir": ("data", "folder of the files; missing ones are fetched"),
     "valid_speakers": ("", "speakers to hold out for validation: 3,6"),
-    "valid_share": (None, "fraction to hold out for validation, from all speakers"),
+    "valid_share": (0.0, "fraction to hold out for validation, from all speakers"),
     "no_test": (False, "do not read the test set; needs a validation set"),
     "delays": ("learned", "with constant-sigma, sigma is always 0.5 steps"),
     "hidden": (256, "neurons in each hidden layer"),
@@ -374,7 +374,7 @@ def check(options: argparse.Namespace) -> None:
         if own[name] is not None and not low <= own[name] < high:  # also rejects nan
             found = f"{name} {own[name]} ({OPTIONS[name][1]})"
             raise UserError(f"{found}: expected at least {low} and below {high}")
-    if options.valid_speakers and options.valid_share is not None:
+    if options.valid_speakers and options.valid_share:
         raise UserError("valid_speakers and valid_share: expected one of them at most")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError("device cuda: torch finds no GPU here; use cpu or auto")
@@ -398,7 +398,7 @@ def set_backend() -> None:
 
 def load_sets(options: argparse.Namespace) -> dict[str, data.Spikes]:
     """Return the splits that a run needs, on its device."""
-    holds_out = options.valid_speakers or options.valid_share is not None
+    holds_out = options.valid_speakers or options.valid_share
     unread = ["test"] if options.no_test else []
     if options.eval and not holds_out:  # else train is read, since what it holds out is evaluated
         unread.append("train")
@@ -424,10 +424,7 @@ def held_out(spikes: data.Spikes, options: argparse.Namespace) -> np.ndarray:
         return np.isin(speakers, wanted)
     # With a generator of its own, a seed holds out the same samples for every variant.
     rank = np.random.default_rng([abs(options.seed), 1]).permutation(len(spikes.labels))
-    which = rank < options.valid_share * len(rank)
-    if which.all() or not which.any():
-        raise UserError(f"--valid-share {options.valid_share} leaves no sample on one of the sides")
-    return which
+    return rank < options.valid_share * len(rank)
 
 
 def moved_ms(layers: list[DelayedLinear], first_delays: list[Tensor], options) -> float:
