@@ -175,19 +175,14 @@ def gradient_figure() -> Figure:
     figure = Figure(figsize=(7.6, 7.6), layout="constrained")
     heading(figure, "How the loss moves a delay six steps too short (blue: right way, red: wrong)")
     columns = figure.subplots(5, 2, sharey="row", height_ratios=(3, 3, 3, 3, 4)).T
-    names = [
-        "current",
-        "asked (1e-2)",
-        "slope, over\nits largest",
-        "product (1e-4)",
-        "its sums (1e-4)",
-    ]
+    names = ["current", "asked (1e-2)", "slope / largest", "product (1e-4)", "its sums (1e-4)"]
     for column, sigma in zip(columns, (3.0, 0.5), strict=True):
         current, asked, slope = gradient_by_parts(sigma)
         moves = 1e4 * asked * slope  # [patterns, steps]
-        sums = [*moves.sum(1), moves.sum()]
-        panels = (current[0], 100 * asked[0], slope[0] / slope[0].abs().max(), moves[0], sums)
-        for row, (axis, values, name) in enumerate(zip(column, panels, names, strict=True)):
+        panels = [current[0], 100 * asked[0], slope[0] / slope[0].abs().max(), moves[0]]
+        panels.append(torch.stack([*moves.sum(1), moves.sum()]))
+        for row, (axis, panel, name) in enumerate(zip(column, panels, names, strict=True)):
+            values = panel.tolist()
             colors = [BLUE if value > 0 else RED for value in values]
             axis.bar(range(len(values)), values, color=INK if row < 3 else colors)
             axis.axhline(0, color=GREY, linewidth=0.8)

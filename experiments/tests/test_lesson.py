@@ -1,0 +1,73 @@
+"""The blocks of the exercises, what the tour and its pictures share, and README's rows as drawn."""
+
+import json
+import re
+from inspect import signature
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import delays
+import test_delays as oracle
+
+pictures = pytest.importorskip("experiments.lesson.pictures")  # it needs matplotlib
+LESSON = Path(pictures.__file__).parent
+BLOCKS = re.findall(r"```python\n(.*?)```", (LESSON / "EXERCISES.md").read_text(), re.S)
+CELLS = json.loads((LESSON / "tour.ipynb").read_text())["cells"]
+TOUR = {cell["id"]: "".join(cell["source"]) for cell in CELLS}
+LEARN = "\n".join([TOUR["c01"], TOUR["c14"], TOUR["c21"].partition("each =")[0]])  # its functions
+
+
+def block_with(words):
+    return next(block for block in BLOCKS if words in block)
+
+
+def test_the_file_of_the_first_exercises_replaces_what_the_named_tests_test():
+    replaced = SimpleNamespace()
+    exec(block_with("def gaussian_kernel").replace("import delays\n", ""), {"delays": replaced})
+    assert len(vars(replaced)) == 3
+    for name, own in vars(replaced).items():
+        assert signature(own).parameters.keys() == signature(vars(delays)[name]).parameters.keys()
+    commands = re.findall(r"-p exercise -k (\w+)`", (LESSON / "EXERCISES.md").read_text())
+    assert [word in " ".join(vars(oracle)) for word in commands] == [True] * 3
+
+
+def test_the_schedules_do_what_the_answer_says(capsys):
+    source = LEARN.replace("start=None", "rates=(0.3,) * 200, clamp=True, start=None")
+    source = source.replace("sigmas, start)", "sigmas, rates, clamp)")
+    source = source.replace("    for sigma in sigmas:\n", block_with("optimizer.param_groups"))
+    source = re.sub(r"( +)(\w+\.clamp_delays)", r"\1if clamp: \2", source)
+    exec(source, space := {})
+    with pytest.raises(RuntimeError, match="out of bounds"):  # in the last line, without clamping
+        exec(block_with("def total").replace("range(12)", "[9]"), space)
+    *wrong, falling, still = map(int, capsys.readouterr().out.split()[-7:])
+    assert falling == still == 4 and max(wrong) < 4
+
+
+def test_the_picture_of_a_gradient_has_the_products_of_its_exercise(capsys):
+    exec(block_with("products = ...").replace("= ...", "= 0\n" + block_with("rate = ")), own := {})
+    off, sums = map(json.loads, capsys.readouterr().out.splitlines())
+    assert abs(off) < 1e-7
+    current, asked = own["current"][0, :, 0].detach(), own["asked"][0]
+    slope = torch.nn.functional.pad(own["rate"], (int(own["sent"][0]), len(asked)))[: len(asked)]
+    sums = 1e4 * torch.tensor([*sums, sum(sums)])
+    wanted = (current, 100 * asked, slope / slope.abs().max(), 1e4 * asked * slope, sums)
+    for axis, want in zip(pictures.gradient_figure().axes[::2], wanted, strict=True):
+        oracle.close([bar.get_height() for bar in axis.patches], want, rtol=0, atol=1e-3)
+
+
+def test_the_tour_trains_as_the_pictures_do():
+    exec(LEARN, space := {})
+    _, delay, _, _, right = pictures.by_hand(pictures.shrinking())
+    *_, (_, _, hidden, _) = space["learn"](9, space["shrinking"])
+    oracle.close(delay[-1], hidden.delay, rtol=0, atol=1e-3)
+    assert right == space["patterns_right"](9, space["shrinking"])
+
+
+def test_results_are_those_of_the_readme():
+    pytest.importorskip("scipy")
+    drawn = pictures.results_figure().axes[0].texts
+    readme = Path(delays.__file__).with_name("README.md").read_text()
+    assert len(drawn) > 6 and all(text.get_text() in readme for text in drawn)
