@@ -20,7 +20,7 @@ import train
 from data import UserError
 
 PARTS = ("network", "loss", "augment", "before_epoch")  # of a run, which config.json names
-FREE = {"seed", "dataset", "data_dir", "device", "out", "resume", "eval"}  # may differ untold
+FREE = {"seed", "dataset", "data_dir", "device", "out", "resume", "eval"}  # not printed
 
 
 def spread(accuracies: pandas.Series) -> str:

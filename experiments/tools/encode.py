@@ -1,4 +1,4 @@
-"""Turn a recording into spikes of SHD's 700 channels (needs soundfile, numba and lauscher).
+"""Turn a recording into spikes of SHD's 700 channels (needs soundfile, numba, lauscher, scipy).
 
     python -m experiments.tools.encode SOUND SPIKES.npz
 
