@@ -36,12 +36,15 @@ def test_the_defaults_of_ssc_are_the_papers_and_a_gpu_is_used_if_there_is_one(mo
 
 
 @pytest.mark.paper
-def test_the_included_network_has_its_accuracy_anywhere(capfd):
+def test_the_included_network_has_its_accuracy_anywhere(capfd, monkeypatch):
+    load = Mock(wraps=data.load)
+    monkeypatch.setattr(data, "load", load)
     folder = FOLDER / "experiments/included/shd-learned"
     train.main(["--eval", str(folder), "--device", "cpu"])
     printed, errors = capfd.readouterr()
     accuracy = float(re.fullmatch(r"test accuracy (\S+)% .*\n", printed)[1])
     assert accuracy == pytest.approx(93.15, rel=0, abs=0.3) and errors == ""
+    assert load.call_count == 1  # train is not read
 
 
 # --------------------------------------------------------------------------------------------- runs
