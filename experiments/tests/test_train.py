@@ -129,7 +129,7 @@ def test_a_run_may_end_before_any_of_its_files_has_its_name(asked, tmp_path, mon
 
 def test_a_saved_run_keeps_its_options_and_is_loaded_without_a_gpu(little, tmp_path, monkeypatch):
     run = tmp_path / "run"
-    train.train(options_of(run, "--dataset", "little", "--epochs", 2, "--valid-speakers", "1,2"))
+    train.train(options_of(run, "--dataset", "little", "--seed", -1, "--valid-share", 0.2))
     (run / "result.json").unlink()  # or it could not be resumed
     config = json.loads((run / "config.json").read_text())
     del config["options"]["weight_decay"]  # as if the option were newer than the run
@@ -140,7 +140,7 @@ def test_a_saved_run_keeps_its_options_and_is_loaded_without_a_gpu(little, tmp_p
         for saved in ("--resume", "--eval"):
             with pytest.raises(data.UserError, match=f"run used {name} .*: leave it out, or start"):
                 parsed(saved, run, *words)
-    again = parsed("--resume", run, "--epochs", 2, "--data-dir", "elsewhere", "--device", "auto")
+    again = parsed("--resume", run, "--epochs", 9, "--data-dir", "elsewhere", "--device", "auto")
     assert (again.out, again.data_dir, again.weight_decay) == (str(run), "elsewhere", 1e-5)
     with pytest.raises(data.UserError, match=f"{run} exists: continue it by --resume, or choose"):
         train.train(options_of(run, "--dataset", "little"))
@@ -254,8 +254,6 @@ COUNTS = ["epochs", "layers", "hidden", "taps", "batch-size"]
         ("--device gpu", "argument --device: invalid choice: 'gpu'"),
         ("--device cuda", "device cuda: torch finds no GPU here"),
         ("--dataset toy --no-test", "no test and no validation set: hold out samples, as by --val"),
-        ("--dataset toy --valid-share 0", "--valid-share 0.0 leaves no sample on one of the sides"),
-        ("--dataset toy --seed -1 --valid-share 0.9999", "0.9999 leaves no sample on one of the"),
         ("--valid-share 0.2 --valid-speakers 2", "valid_speakers and valid_share: expected one of"),
         ("--valid-speakers 2,x", r"expected some, not all, of \['112', '12', '2'\]"),
         ("--valid-speakers 2,12,112", r"expected some, not all, of \['112', '12', "),
