@@ -161,15 +161,16 @@ def test_a_saved_run_keeps_its_options_and_is_loaded_without_a_gpu(little, tmp_p
 
 
 class Own(DelaySNN):
-    """Its neurons hear their echo, from a layer within a layer."""
+    """Its neurons have a threshold to learn and hear their echo, from a layer within a layer."""
 
     def __init__(self, *sizes, **options):
         super().__init__(*sizes, **options)
+        self.threshold = torch.nn.Parameter(torch.full((7,), 0.8))
         self.late_delay = torch.nn.Parameter(torch.ones(7))
         self.echo = torch.nn.Sequential(DelayedLinear(7, 7, 6))
 
     def neurons(self, i, current):
-        early = spike(current - 0.8)
+        early = spike(current - self.threshold)
         late = self.echo(early)[:, : current.shape[1]]
         return super().neurons(i, early + self.late_delay * late)
 
