@@ -189,6 +189,8 @@ def test_every_parameter_of_a_network_is_trained_at_its_rate(little, tmp_path):
         assert layer.sigma == shrinking_sigma(1, 2, 6) and not layer.training
         assert layer.delay.min() >= 0 and layer.delay.max() <= 5
     assert result["parameters"] == sum(parameter.numel() for parameter in net.parameters())
+    net.threshold.requires_grad_(False)  # frozen, so it is not counted
+    assert train.count(net.parameters()) == result["parameters"] - 7
     modes = []  # of the nested layer: True where it has the training kernel
     net.echo[0].register_forward_hook(lambda layer, *given: modes.append(layer.training))
     for rounded in (True, False):
