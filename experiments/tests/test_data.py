@@ -127,6 +127,7 @@ def test_a_data_set_unlike_its_row_is_refused_and_with_one_class_labels_are_valu
     row = data.DATASETS["toy"]._replace(classes=1, read=lambda *given: spikes)
     monkeypatch.setitem(data.DATASETS, "toy", row)
     assert data.load("toy", "test", "").labels.tolist() == [3, 0.5]
+    assert data.Spikes(spikes.counts, np.uint16([3, 0])).labels.dtype == torch.int64
     for change, sentence in (
         (dict(inputs=4), r"toy test has \[8\] inputs, its row in DATASETS says 4"),
         (dict(classes=3), r"toy test: label 0 is 3\.0: expected a whole number, 0\.\.2"),
