@@ -1,10 +1,8 @@
 """The tools for runs and recordings of one's own, each against a slow computation."""
 
 import json
-import sys
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -112,7 +110,7 @@ def test_a_run_is_drawn_and_its_errors_and_spikes_are_printed(
     config.write_text(config.read_text().replace('"device": "cpu"', '"device": "cuda"'))
     net = train.build(options).double()
     capsys.readouterr()
-    figure = look.draw(str(run), net, sample=7)
+    figure = look.draw(str(run), net)
 
     names, samples = ["class 0", "class 1", "class 2"], oracle.little_samples("test")
     if "--no-test" in words:
@@ -143,16 +141,13 @@ def test_a_run_is_drawn_and_its_errors_and_spikes_are_printed(
     lines = {line.get_label(): list(line.get_ydata()) for axis in top for line in axis.lines}
     for name, factor in dict(loss=1, train_accuracy=100, rate_2=1000 / 4, moved_ms=1).items():
         assert lines[name] == [factor * float(row[name]) for row in oracle.log_of(run)]
-    counts = samples[7][0]
+    counts = samples[0][0]
     x = torch.from_numpy(counts).double()
     scores, _ = oracle.plain_network(oracle.state_of(net), x, *oracle.plain_sizes(options))
     oracle.close([line.get_ydata()[-1] for line in bottom[3].lines[:3]], scores, rtol=0, atol=1e-9)
     raster = bottom[0].images[0].get_array()
     assert (raster[:, : len(counts)] == (counts.T > 0)).all()
     assert [axis.lines[-1].get_xdata()[0] for axis in bottom] == [4 * len(counts)] * 4
-    for sample in (len(samples), -1):
-        with pytest.raises(SystemExit, match=f"^look.py: sample {sample}: expected 0 to"):
-            look.main([str(run), f"--sample={sample}"])
     look.main([str(run), "--out", str(tmp_path / "drawn.png")])
     assert (tmp_path / "drawn.png").exists()
 
@@ -210,32 +205,3 @@ def test_channel_spikes_are_those_of_the_program_that_made_the_known_files():
     random = np.random.RandomState(7).random_sample(480)
     spikes = encode.channel_spikes(200 * np.sin(t / 4) * np.sin(t / 300), random)
     assert np.flatnonzero(spikes).tolist() == [111, 161, 216, 266, 318, 391, 469]
-
-
-def test_a_recording_fades_in_and_out_or_is_refused(monkeypatch, tmp_path):
-    pytest.importorskip("scipy")
-    tone = np.sin(2 * np.pi * 1000 * np.arange(0, 0.3, 1 / 48_000))
-    sounds = {"tone": (tone, 48_000), "phone": (tone, 8000), "silence": (0 * tone, 48_000)}
-    sounds |= {"click": (tone[:99], 48_000), "stereo": (np.tile(tone[:, None], 2), 48_000)}
-    read = SimpleNamespace(read=lambda path: sounds[path], SoundFileError=KeyError)
-    monkeypatch.setitem(sys.modules, "soundfile", read)
-    monkeypatch.setitem(sys.modules, "numba", SimpleNamespace(njit=lambda cache: lambda f: f))
-    monkeypatch.setattr(encode, "response", lambda samples: np.ones((1, samples // 2 + 1)))
-    motions = []
-
-    def channel_spikes(motion, random):
-        motions.append(motion)
-        return np.arange(len(motion)) == 2400
-
-    monkeypatch.setattr(encode, "channel_spikes", channel_spikes)
-    encode.main(["tone", str(tmp_path / "spikes.npz")])
-    spikes = np.load(tmp_path / "spikes.npz")
-    assert [spikes["times"], spikes["units"]] == [np.float16(0.1), 0]
-    for begin, height in ((0.0145, 0.5), (0.15, 1), (0.2845, 0.5)):  # a millisecond each
-        heard = motions[0][int(24_000 * begin) :][:24]
-        assert heard.max() == pytest.approx(height * 0.3 * 2**0.5, rel=0.1)
-    for path in ("phone", "stereo", "silence", "click"):
-        with pytest.raises(SystemExit, match=f"^encode.py: {path} has .* expected one channel"):
-            encode.main([path, "none.npz"])
-    with pytest.raises(SystemExit, match="^encode.py: absent cannot be read"):
-        encode.main(["absent", "none.npz"])

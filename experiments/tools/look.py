@@ -1,7 +1,7 @@
 """Look into a run: draw it as run.png, and print its errors and how much it spikes.
 
     python -m experiments.tools.look RUN
-    python -m experiments.tools.look RUN --sample 7 --out picture.png
+    python -m experiments.tools.look RUN --out picture.png
 
 Also works while RUN is still training.  It needs matplotlib.
 """
@@ -25,12 +25,11 @@ from experiments.tools.export import load
 from experiments.tools.style import BLUE, GREY, INK, RED, heading, style
 
 
-def draw(run: str, net=None, sample: int = 0, out: str = "") -> Figure:
+def draw(run: str, net=None, out: str = "") -> Figure:
     """Draw a run, print its errors and spikes, and save and return the picture.
 
     net: a network of your own, with .layers as DelaySNN has them, built like the one that was
         trained.  Default: see export.load.
-    sample: which one to draw, of the test set (with --no-test, of the validation set).
     out: the file of the picture.  Default: run.png in the folder of the run.
     """
     net, options = load(run, net)
@@ -39,8 +38,6 @@ def draw(run: str, net=None, sample: int = 0, out: str = "") -> Figure:
     sets = train.load_sets(options)
     split = "test" if "test" in sets else "valid"
     spikes = sets[split]
-    if not 0 <= sample < len(spikes.labels):
-        raise UserError(f"sample {sample}: expected 0 to {len(spikes.labels) - 1}")
     dataset = data.DATASETS[options.dataset]
     names = [f"class {label}" for label in range(dataset.classes)]
     if options.dataset in ("shd", "shd-regenerated"):
@@ -55,9 +52,9 @@ def draw(run: str, net=None, sample: int = 0, out: str = "") -> Figure:
     kind = f"delays: {options.delays}, seed {options.seed}"
     heading(top, f"{type(net).__name__}, {options.dataset}, {kind}")
     draw_log(top, run, dataset.step_ms)
-    own = int(spikes.labels[sample])
-    heading(bottom, f"sample {sample} of the {split} set: {names[own]} (dotted: the sample ends)")
-    draw_sample(bottom, net, spikes.counts[sample], own, names, dataset.step_ms)
+    own = int(spikes.labels[0])
+    heading(bottom, f"first sample of the {split} set: {names[own]} (dotted: the sample ends)")
+    draw_sample(bottom, net, spikes.counts[0], own, names, dataset.step_ms)
     path = out or os.path.join(run, "run.png")
     figure.savefig(path, dpi=130, facecolor="white")
     print(path)
@@ -155,11 +152,10 @@ def draw_sample(panel, net, counts: Tensor, own: int, names: list[str], step_ms:
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser("look.py", description=__doc__.partition("\n")[0])
     parser.add_argument("run", help="folder of a run of train.py or ideas.py")
-    parser.add_argument("--sample", type=int, default=0, help="which one to draw; default: 0")
     parser.add_argument("--out", default="", help="file of the picture; default: run.png in RUN")
     options = parser.parse_args(argv)
     try:
-        draw(options.run, None, options.sample, options.out)
+        draw(options.run, None, options.out)
     except (UserError, OSError) as problem:
         sys.exit(f"look.py: {problem}")
 
