@@ -5,10 +5,8 @@ import http.server
 import json
 import math
 import os
-import re
 import threading
 import zipfile
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -17,8 +15,6 @@ import torch
 
 import data
 from test_delays import each_sample
-
-FOLDER = Path(__file__).resolve().parents[2]
 
 # ------------------------------------------------------------------------- reading files and events
 
@@ -137,7 +133,7 @@ def test_a_data_set_unlike_its_row_is_refused_and_with_one_class_labels_are_valu
             data.load("toy", "test", "")
 
 
-# ------------------------------------------------------------------ the download, the included data
+# ------------------------------------------------------------------------------------- the download
 
 
 def test_servers_and_checksums_are_the_published_ones():
@@ -181,15 +177,3 @@ def test_a_missing_file_is_fetched(tmp_path, monkeypatch):
         next(folder.iterdir()).rename(folder / f"shd_test.h5{packing}")
         with pytest.raises(data.UserError, match=rf"shd_test.h5{packing} is there: unpack it"):
             data.load("shd", "test", str(folder))
-
-
-@pytest.mark.paper
-def test_the_included_data_are_those_that_their_page_lists():
-    page = (FOLDER / "experiments/included/shd-regenerated/README.md").read_text()
-    listed = re.findall(r"\| ([0-9a-f]{32})", page)  # of each array, in train and in test
-    for k, split in enumerate(("train", "test")):
-        spikes = data.load("shd-regenerated", split, "")
-        steps = spikes.steps.numpy().astype(np.int16)
-        arrays = [torch.cat(spikes.counts), steps, spikes.labels.byte(), spikes.speakers]
-        md5 = [hashlib.md5(np.asarray(array).tobytes()).hexdigest() for array in arrays]
-        assert md5 == listed[k::2]

@@ -47,6 +47,21 @@ def test_the_included_network_has_its_accuracy_anywhere(capfd, monkeypatch):
     assert load.call_count == 1  # train is not read
 
 
+@pytest.mark.paper
+def test_the_programs_of_the_readme_print_what_it_says(tmp_path, monkeypatch, capsys):
+    classify, script = re.findall(r"```python\n(.*?)```", (FOLDER / "README.md").read_text(), re.S)
+    monkeypatch.chdir(FOLDER)
+    exec(classify, {})
+    assert capsys.readouterr().out == classify.rpartition("# ")[2]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(data, "DATASETS", dict(data.DATASETS))
+    monkeypatch.setattr(train, "DEFAULTS", dict(train.DEFAULTS))
+    command = "mine.py --dataset mine --epochs 60 --device cpu --out run"
+    monkeypatch.setattr(sys, "argv", command.split())
+    exec(script, {"__name__": "__main__"})
+    assert capsys.readouterr().out.endswith(" (last epoch; 100.00% with the training kernels)\n")
+
+
 # --------------------------------------------------------------------------------------------- runs
 
 
