@@ -15,9 +15,8 @@ import test_delays as oracle
 pictures = pytest.importorskip("experiments.lesson.pictures")  # it needs matplotlib
 LESSON = Path(pictures.__file__).parent
 BLOCKS = re.findall(r"```python\n(.*?)```", (LESSON / "EXERCISES.md").read_text(), re.S)
-CELLS = json.loads((LESSON / "tour.ipynb").read_text())["cells"]
-TOUR = {cell["id"]: "".join(cell["source"]) for cell in CELLS}
-LEARN = "\n".join([TOUR["c01"], TOUR["c14"], TOUR["c21"].partition("each =")[0]])  # its functions
+TOUR = {x["id"]: x["source"] for x in json.loads((LESSON / "tour.ipynb").read_text())["cells"]}
+LEARN = "\n".join("".join(TOUR[name]) for name in ("c01", "c14", "c21")).partition("each =")[0]
 
 
 def block_with(words):
