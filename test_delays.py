@@ -176,7 +176,7 @@ KERNELS = [  # the shapes of weights, delays and sigma: delays and sigma may be 
 @pytest.mark.parametrize("weights, shape, sigmas", KERNELS)
 def test_kernels_are_their_equations_and_so_are_their_gradients(weights, shape, sigmas, width):
     weight = random(*weights).requires_grad_()
-    delay = uniform(*shape, high=6, seed=1).requires_grad_()
+    delay = (uniform(*shape, high=24, seed=1).round() / 4).requires_grad_()  # and half steps
     sigma = (width + uniform(*sigmas, high=width, seed=2)).requires_grad_()
     kernel = delays.gaussian_kernel(weight, delay, sigma, 7)
     assert_same(kernel, plain_kernel(weight, delay, 7, sigma), (weight, delay, sigma))
