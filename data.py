@@ -129,8 +129,7 @@ def count_spikes(step: np.ndarray, channel: np.ndarray, inputs: int) -> np.ndarr
     A sample without spikes is one empty step.
     """
     length = int(step.max(initial=0)) + 1
-    # Count into [steps, inputs], flattened.
-    counts = np.bincount(step * inputs + channel, minlength=length * inputs)
+    counts = np.bincount(step * inputs + channel, minlength=length * inputs)  # flattened
     if counts.max() > 255:
         raise UserError(f"{counts.max()} spikes of one input in one step: expected at most 255")
     return counts.astype(np.uint8).reshape(length, inputs)

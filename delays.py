@@ -135,9 +135,8 @@ def lif_loop(current: Tensor, tau: float | Tensor, *, alpha: float = 5.0) -> Ten
     current: I, [B, T, N].
     tau: time constant of the membrane in steps, at least 1: a number, or a tensor to learn it,
         such as [N], one per neuron.
-    v is 0 at first.  A spike resets its neuron, so the steps have to be computed one after the
-    other.  Networks use `lif`, at the end of this file, which is the same thing, computed faster.
-    Read this one, and copy it to build other neurons.
+    v is 0 at first.  Networks use `lif`, at the end of this file, which is the same thing, computed
+    faster.  Read this one, and copy it to build other neurons.
     """
     decay = decay_of(tau)
     v = torch.zeros_like(current[:, 0])  # [B, N]

@@ -281,12 +281,9 @@ def train(options, net=None, loss=None, augment=None, before_epoch=None, after_e
 
 
 def reported_epoch(rows: list[dict], options: argparse.Namespace) -> int:
-    """Return the reported epoch: the first of the best on validation, or else the last.
-
-    Held-out speakers are for comparing ideas and do not choose the epoch: it is the last one too.
-    """
+    """Return the reported epoch: the first of the best on validation, or else the last."""
     accuracy = [row["valid_accuracy"] for row in rows]
-    if None in accuracy or options.valid_speakers:
+    if None in accuracy or options.valid_speakers:  # which are held out to compare ideas
         return len(rows)
     return accuracy.index(max(accuracy)) + 1
 
@@ -543,9 +540,8 @@ def print_row(row: dict) -> None:
 
 
 def main(argv=None, net_class=DelaySNN, **hooks) -> None:
-    """Run the command line, for networks of the class net_class.
+    """Run the command line, for networks of the class net_class, with the hooks of train.
 
-    hooks: loss, augment, before_epoch and after_epoch of train.
     A UserError or OSError is printed as one line; any other error keeps its traceback.
     """
     try:
