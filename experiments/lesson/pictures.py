@@ -214,7 +214,7 @@ def why_figure() -> Figure:
     for (paths, summed), (name, (pattern, own, sums)) in zip(axes.T, panels.items(), strict=True):
         for step, i in patterns[pattern].nonzero().tolist():
             paths.plot([step, step + own[i].item()], [i, -2], color=BLUE, linewidth=2)
-            paths.plot(step, i, "|", color=INK, markersize=5)
+            paths.plot(step, i, "o", color=INK, markersize=4)
         summed.bar(range(len(sums)), sums.tolist(), 1, color=INK)
         summed.axhline(1, color=RED, linewidth=0.8, linestyle="--")
         style(paths, name, y="input")

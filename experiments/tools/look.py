@@ -104,7 +104,7 @@ def draw_log(panel, run: str, step_ms: float) -> None:
         "accuracy (%)": ("accuracy", 100),
         f"sigma (steps of {step_ms:g} ms)": ("sigma", 1),
         "delays have moved (ms)": ("moved_ms", 1),
-        "spikes per neuron and s": ("rate_", 1000 / step_ms),
+        "spikes per second": ("rate_", 1000 / step_ms),
     }
     for axis, (title, (part, factor)) in zip(panel.subplots(1, 5), shown.items(), strict=True):
         style(axis, title, "epoch")
