@@ -232,6 +232,7 @@ SHD_SIDES = {
     "none": "no delays, tau 10.05 ms",
     "none --tau 400.0 --tau-readout 10.05": "no delays, tau 400 ms",
     "shift": "learned, shifted samples",
+    "shift --delays fixed --hidden 388": "fixed, 388, shifted samples",
 }
 TOY_SIDES = {
     "learned": "learned delays",
