@@ -15,7 +15,8 @@ rows at 1756d9e: 0.04 [-1.23, 1.14] 1.67 [-0.62, 3.96] 0.72 [-1.35, 2.79] 0.34 [
 93.18 0.53
 page at a21f1c8: 1.02; by best epochs: 1.18; without rows: 1.73
 from 30 to 150 epochs: 6.92 [-9.39, -4.45] 0.92 [-2.27, 0.43]
-gain of fixed less that of learned: 0.47 [-1.58, 0.64] 0.82 [-1.17, 2.82] 1.40 [-0.36, 3.16] 1.86 [0.48, 3.23]
+gain of fixed less that of learned: 0.47 [-1.58, 0.64] 0.82 [-1.17, 2.82] 1.40 [-0.36, 3.16]
+1.86 [0.48, 3.23]
 found with five or ten seeds: 1.10 1.37 0.67 0.84
 """
 
