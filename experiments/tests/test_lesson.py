@@ -67,4 +67,4 @@ def test_results_are_those_of_the_readme():
     pytest.importorskip("experiments.evidence.tables")  # it needs pandas and scipy
     readme = (LESSON.parents[1] / "README.md").read_text()
     drawn = [text.get_text() for text in pictures.results_figure().axes[0].texts]
-    assert [text in readme for text in drawn] == [True] * 7
+    assert [text in readme for text in drawn] == [True] * 8
