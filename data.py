@@ -106,10 +106,10 @@ WORDS = "zero one two three four five six seven eight nine"  # of SHD, by label
 WORDS = (WORDS + " null eins zwei drei vier fuenf sechs sieben acht neun").split()
 
 
-def bin_sample(times: np.ndarray, units: np.ndarray) -> np.ndarray:
+def bin_sample(times: np.ndarray, units: np.ndarray, step_ms: float = STEP_MS) -> np.ndarray:
     """Return the counts of one sample of SHD or SSC, uint8 [steps, INPUTS].
 
-    times: float16 [spikes], in seconds.  units: channels 0..699.
+    times: float16 [spikes], in seconds.  units: channels 0..699.  step_ms: the length of a step.
     Time starts at the first spike, as in SpikingJelly's reader, which the authors used.
     """
     units = whole_numbers("unit", units, CHANNELS)
@@ -120,7 +120,7 @@ def bin_sample(times: np.ndarray, units: np.ndarray) -> np.ndarray:
     longest = ms.max(initial=0)
     if not longest <= 10_000:  # published samples last up to 1.4 s; nan fails too
         raise UserError(f"a sample lasts {longest / 1000:.0f} s: expected times in seconds, not ms")
-    return count_spikes((ms / STEP_MS).astype(np.int64), units // GROUP, INPUTS)
+    return count_spikes((ms / step_ms).astype(np.int64), units // GROUP, INPUTS)
 
 
 def count_spikes(step: np.ndarray, channel: np.ndarray, inputs: int) -> np.ndarray:
@@ -130,9 +130,14 @@ def count_spikes(step: np.ndarray, channel: np.ndarray, inputs: int) -> np.ndarr
     """
     length = int(step.max(initial=0)) + 1
     counts = np.bincount(step * inputs + channel, minlength=length * inputs)  # flattened
+    return as_uint8(counts.reshape(length, inputs))
+
+
+def as_uint8(counts: np.ndarray) -> np.ndarray:
+    """Return counts as uint8.  Raises a UserError if one of them is above 255."""
     if counts.max() > 255:
         raise UserError(f"{counts.max()} spikes of one input in one step: expected at most 255")
-    return counts.astype(np.uint8).reshape(length, inputs)
+    return counts.astype(np.uint8)
 
 
 def whole_numbers(name: str, values, limit: int = 2**31) -> np.ndarray:
@@ -145,19 +150,19 @@ def whole_numbers(name: str, values, limit: int = 2**31) -> np.ndarray:
     return array.astype(np.int64)
 
 
-def read_published(dataset: str, split: str, data_dir: str) -> Spikes:
+def read_published(dataset: str, split: str, data_dir: str, step_ms: float = STEP_MS) -> Spikes:
     """Read the file of a split of SHD or SSC, after fetching it if it is missing."""
     path = os.path.join(data_dir, f"{dataset}_{split}.h5")
     if not os.path.exists(path):
         fetch(path)
     try:
-        return read_h5(path)
+        return read_h5(path, step_ms)
     except Exception as problem:  # h5py raises many kinds
         raise UserError(f"{path} could not be read: {problem}") from problem
 
 
-def read_h5(path: str) -> Spikes:
-    """Return the Spikes of an .h5 file in the layout of SHD and SSC.
+def read_h5(path: str, step_ms: float = STEP_MS) -> Spikes:
+    """Return the Spikes of an .h5 file in the layout of SHD and SSC, in steps of step_ms.
 
     Sample n has the arrays spikes/times[n] and spikes/units[n], labels[n] and extra/speaker[n].
     """
@@ -168,17 +173,27 @@ def read_h5(path: str) -> Spikes:
             speakers = speakers.asstr()
         speakers = speakers[:]
         samples = zip(h5["spikes/times"], h5["spikes/units"], strict=True)
-        counts = [bin_sample(times, units) for times, units in samples]
+        counts = [bin_sample(times, units, step_ms) for times, units in samples]
     return Spikes(counts, labels, speakers)
 
 
-def read_included(split: str, data_dir: str = "") -> Spikes:
-    """Read a split of SHD (regenerated), which the repository includes.  data_dir is not used."""
+def read_included(split: str, data_dir: str = "", merge: int = 1) -> Spikes:
+    """Read a split of SHD (regenerated), which the repository includes.  data_dir is not used.
+
+    merge: how many neighbouring steps of 10 ms are summed to one.
+    """
     folder = os.path.join(os.path.dirname(__file__), "experiments/included/shd-regenerated")
     with np.load(os.path.join(folder, f"{split}.npz")) as file:
         ends = file["steps"].cumsum(dtype=np.int64)  # where each sample ends
         counts = np.split(file["counts"], ends[:-1])
+        counts = [merge_steps(sample, merge) for sample in counts]
         return Spikes(counts, file["labels"], file["speakers"])
+
+
+def merge_steps(counts: np.ndarray, merge: int) -> np.ndarray:
+    """Sum each `merge` neighbouring steps of a sample, uint8 [steps, inputs], into one."""
+    begins = np.arange(0, len(counts), merge)  # the last step may have fewer of them
+    return as_uint8(np.add.reduceat(counts, begins, dtype=np.int64))
 
 
 # --------------------------------------------------------------------------------- your own events
@@ -227,6 +242,12 @@ class Dataset(NamedTuple):
 DATASETS = {
     "shd": Dataset(partial(read_published, "shd"), ("train", "test"), INPUTS, 20, STEP_MS),
     "shd-regenerated": Dataset(read_included, ("train", "test"), INPUTS, 20, STEP_MS),
+    "shd-20ms": Dataset(
+        partial(read_published, "shd", step_ms=20), ("train", "test"), INPUTS, 20, 20
+    ),
+    "shd-regenerated-20ms": Dataset(
+        partial(read_included, merge=2), ("train", "test"), INPUTS, 20, 20
+    ),
     "ssc": Dataset(partial(read_published, "ssc"), ("train", "valid", "test"), INPUTS, 35, STEP_MS),
     "toy": Dataset(toy, ("train", "test"), 8, 10, STEP_MS),
 }

@@ -48,8 +48,11 @@ OPTIONS = {
     "resume": ("", "continue the run in this folder"),
     "eval": ("", "only print the accuracy of the run in this folder"),
 }
-# What a data set has instead.  SSC's are the paper's.
+# What a data set has instead.  SSC's are the paper's.  SHD in steps of 20 ms is the quick way.
+STEPS_20_MS = dict(taps=13, tau=20.1, batch_size=128, epochs=20)
 DEFAULTS = {
+    "shd-20ms": STEPS_20_MS,
+    "shd-regenerated-20ms": STEPS_20_MS,
     "ssc": dict(hidden=512, layers=3, taps=31, tau=15.0, dropout=0.25, batch_size=128, epochs=60),
     "toy": dict(hidden=40, layers=1, taps=33, dropout=0.0, batch_size=50, epochs=20),
 }
